@@ -1,0 +1,85 @@
+"""Randomness as pure functions: what is drawn depends on what it is for, not on when or where it is drawn.
+
+The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), counter-based:
+every block of four 32-bit words is a function of a key and a counter, without state. The seed is the key; what the
+numbers are for is the counter. Only integer operations and one exact conversion are used, so every device gives the
+same bits.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+_VIEWS, _ORDER = 0, 1  # what a counter is for, in the top byte of its last word, so that uses never share numbers
+
+
+def philox(counter: Tensor, seed: int, rounds: int = 10) -> Tensor:
+    """Philox 4x32: four random 32-bit words for each counter.
+
+    Args:
+        counter: (..., 4) int64, each entry in [0, 2^32).
+        seed: the key, in [0, 2^64).
+        rounds: rounds of the bijection; 10 is the published generator.
+    Returns:
+        (..., 4) int64, each entry in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = seed & _MASK32, seed >> 32 & _MASK32
+    for _ in range(rounds):
+        # The 64-bit products wrap around as signed integers; shift and mask still read off the right halves.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (p1 >> 32 & _MASK32) ^ c1 ^ k0, p1 & _MASK32, (p0 >> 32 & _MASK32) ^ c3 ^ k1, p0 & _MASK32
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is not an integer in [0, 2^64)."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed!r} is not an integer from 0 to 2^64 - 1.")
+
+
+def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int) -> Tensor:
+    """Uniform random numbers for one view of each image: a pure function of (seed, epoch, image index, view number).
+
+    Args:
+        seed: the run's seed, in [0, 2^64).
+        epoch: the epoch, in [0, 2^32).
+        index: (N,) integer, the images' numbers in the data set, each >= 0; its device is the result's.
+        view: the view's number, in [0, 2^16).
+        count: how many numbers each view takes, up to 1024.
+    Returns:
+        (N, count) float32 in [0, 1), multiples of 2^-24.
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    check_seed(seed)
+    blocks = -(-count // 4)
+    if not (0 <= epoch < 2**32 and 0 <= view < 2**16 and 1 <= blocks <= 256):
+        raise ValueError(f"epoch={epoch}, view={view} or count={count} is out of range (2^32, 2^16, 1 to 1024).")
+    index = index.to(torch.int64)
+    low, high = index & _MASK32, index >> 32
+    block = torch.arange(blocks, device=index.device)
+    last = (_VIEWS << 24) | (view << 8) | block  # (blocks,)
+    counter = torch.empty(len(index), blocks, 4, dtype=torch.int64, device=index.device)
+    counter[..., 0], counter[..., 1], counter[..., 2], counter[..., 3] = low[:, None], high[:, None], epoch, last
+    words = philox(counter, seed).flatten(1)[:, :count]  # (N, count)
+    return (words >> 8).to(torch.float32) * 2.0**-24
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
+    """The order in which an epoch visits a data set: a pure function of (seed, epoch), whatever the ranks and workers.
+
+    Args:
+        seed: the run's seed, in [0, 2^64).
+        epoch: the epoch, in [0, 2^32).
+        size: how many images there are.
+    Returns:
+        (size,) int64 on the CPU, a permutation of 0 .. size - 1.
+    """
+    check_seed(seed)
+    counter = torch.zeros(size, 4, dtype=torch.int64)
+    counter[:, 0], counter[:, 2], counter[:, 3] = torch.arange(size), epoch, _ORDER << 24
+    words = philox(counter, seed)
+    keys = words[:, 0] << 31 | words[:, 1] >> 1  # 63 random bits each: a tie is a chance of size^2 / 2^64
+    return keys.argsort(stable=True)
