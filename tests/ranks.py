@@ -1,0 +1,65 @@
+"""Several CPU ranks (gloo) for a test: each runs a function of a test module in its own process."""
+
+import socket
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from queue import Empty
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, args: tuple) -> None:
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        )
+        result = function(*args)
+        dist.barrier()
+        queue.put((rank, result, None))
+        dist.destroy_process_group()
+    except BaseException:
+        queue.put((rank, None, traceback.format_exc()))
+        raise
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 90) -> list[Any]:
+    """What `function(*args)`, defined at the top of a module, returns on each rank. A rank that dies or hangs is an error.
+
+    Results travel as plain Python numbers, lists and NumPy arrays.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_rank, args=(function, rank, world_size, port, queue, args))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    results: dict[int, Any] = {}
+    try:
+        for _ in processes:
+            try:
+                rank, result, error = queue.get(timeout=timeout)
+            except Empty:
+                raise RuntimeError(f"only ranks {sorted(results)} of {world_size} answered in {timeout} s") from None
+            if error:
+                raise RuntimeError(f"rank {rank} failed:\n{error}")
+            results[rank] = result
+        for process in processes:
+            process.join(timeout=20)
+            if process.exitcode != 0:
+                raise RuntimeError(f"a rank ended with exit code {process.exitcode}")
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+    return [results[rank] for rank in range(world_size)]

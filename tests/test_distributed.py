@@ -1,0 +1,44 @@
+"""The gather's order and its gradient, and the rank helpers with and without a process group."""
+
+import numpy as np
+import torch
+
+from ranks import run_ranks
+from simclr import distributed
+
+
+def gather_blocks() -> tuple[np.ndarray, np.ndarray, float]:
+    rank = distributed.rank()
+    x = torch.arange(4.0).reshape(2, 2).add(10 * rank).requires_grad_()
+    gathered = distributed.gather(x)
+    # Rank r weighs row i of the gathered tensor by (r + 1) * i.
+    weights = (rank + 1) * torch.arange(len(gathered), dtype=torch.float32)[:, None]
+    (gathered * weights).sum().backward()
+    return gathered.detach().numpy(), x.grad.numpy(), distributed.mean_over_ranks(torch.tensor(float(rank))).item()
+
+
+def test_gather_keeps_rank_order_and_sums_the_gradient_over_ranks():
+    results = run_ranks(gather_blocks, 3)
+    blocks = np.concatenate([np.arange(4.0).reshape(2, 2) + 10 * rank for rank in range(3)])
+    for rank, (gathered, grad, mean) in enumerate(results):
+        np.testing.assert_array_equal(gathered, blocks)
+        rows = np.arange(2 * rank, 2 * rank + 2)[:, None]
+        np.testing.assert_array_equal(grad, np.broadcast_to((1 + 2 + 3) * rows, (2, 2)))
+        assert mean == 1.0
+
+
+def test_one_process_gathers_nothing():
+    x = torch.randn(3, 2)
+    assert distributed.gather(x) is x
+    assert (distributed.world_size(), distributed.rank(), distributed.is_distributed()) == (1, 0, False)
+    assert distributed.mean_over_ranks(x).equal(x)
+
+
+def test_launched_rank_is_read_from_the_launcher(monkeypatch):
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.launched_rank() == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.launched_rank() == 1
+    monkeypatch.setenv("RANK", "5")
+    assert distributed.launched_rank() == 5
