@@ -1,0 +1,211 @@
+"""The residual networks of He et al. 2015 (arXiv:1512.03385), without their classifier.
+
+Two families share one class: the ImageNet networks (table 1; four stages) and the CIFAR networks (section 4.2; 6n + 2
+layers, three stages). Modules are named as in torchvision, so a state_dict of the one loads in the other (minus `fc`).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shortcut = Literal["A", "B", "C", "none"]
+Norm = Literal["batch", "none"]
+
+# Kernel size and stride of the first convolution; whether a 3 x 3 max-pool of stride 2 follows.
+STEMS = {
+    "small": (3, 1, False),
+    "small_stride2": (3, 2, False),
+    "imagenet": (7, 2, True),
+}
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+
+
+def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm) -> nn.Conv2d:
+    """A convolution from (H, W) to (ceil(H / stride), ceil(W / stride))."""
+    # BN subtracts any constant, so a bias before it would be dead weight.
+    bias = norm == "none"
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=bias)
+
+
+class ZeroPadShortcut(nn.Module):
+    """Option A: every `stride`-th pixel, with zeros for the channels that x lacks. No parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.extra_channels = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Pooling over one pixel is x[:, :, ::stride, ::stride], but the slice of an odd-sized map loses channels_last.
+        return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.extra_channels))
+
+
+def make_shortcut(shortcut: Shortcut, in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Module | None:
+    """What is added to a block's residual branch; None for a plain block, to which nothing is added."""
+    if shortcut == "none":
+        return None
+    same_shape = stride == 1 and in_channels == out_channels
+    if same_shape and shortcut != "C":
+        return nn.Identity()
+    if shortcut == "A":
+        return ZeroPadShortcut(in_channels, out_channels, stride)
+    return nn.Sequential(make_conv(in_channels, out_channels, 1, stride, norm), make_norm(norm, out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions: (N, in_channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut, norm: Norm):
+        super().__init__()
+        self.conv1 = make_conv(in_channels, channels, 3, stride, norm)
+        self.bn1 = make_norm(norm, channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = make_conv(channels, channels, 3, 1, norm)
+        self.bn2 = make_norm(norm, channels)
+        self.downsample = make_shortcut(shortcut, in_channels, channels, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            out += self.downsample(x)
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions: (N, in_channels, H, W) -> (N, 4 * channels, ceil(H / stride), ...).
+
+    The stride is in the 3 x 3 convolution, as in torchvision and google-research/simclr; the paper has it in the first
+    1 x 1, which throws three of four activations away unseen.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut, norm: Norm):
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = make_conv(in_channels, channels, 1, 1, norm)
+        self.bn1 = make_norm(norm, channels)
+        self.conv2 = make_conv(channels, channels, 3, stride, norm)
+        self.bn2 = make_norm(norm, channels)
+        self.conv3 = make_conv(channels, out_channels, 1, 1, norm)
+        self.bn3 = make_norm(norm, out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = make_shortcut(shortcut, in_channels, out_channels, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        if self.downsample is not None:
+            out += self.downsample(x)
+        return self.relu(out)
+
+
+# Depth: block, blocks in each stage, channels of the first stage (at width 1; each later stage doubles them).
+DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], int]] = {
+    18: (BasicBlock, (2, 2, 2, 2), 64),
+    34: (BasicBlock, (3, 4, 6, 3), 64),
+    50: (Bottleneck, (3, 4, 6, 3), 64),
+    101: (Bottleneck, (3, 4, 23, 3), 64),
+    152: (Bottleneck, (3, 8, 36, 3), 64),
+    **{6 * n + 2: (BasicBlock, (n, n, n), 16) for n in (1, 3, 5, 7, 9, 18)},
+}
+
+
+class ResNet(nn.Module):
+    """Residual network: images (N, 3, H, W) -> representations h (N, feature_dim), the mean over the last stage's map.
+
+    Args:
+        depth: number of weighted layers, the classifier included: 18, 34, 50, 101, 152 (ImageNet networks) or 8, 20,
+            32, 44, 56, 110 (CIFAR networks).
+        width: multiplies the channels of the stem and of every stage, the inner ones of a bottleneck too, as in
+            google-research/simclr: its ResNet-50 (4x) is depth 50, width 4. Fractions of whole channels are refused.
+        stem: "small", 3 x 3 convolution; "small_stride2", the same with stride 2 (a quarter of the work);
+            "imagenet", 7 x 7 with stride 2 and a max-pool.
+        shortcut: where a block changes the shape, "A" pads with zeros and "B" projects; "C" projects in every block;
+            "none" leaves shortcuts out: the plain network of the paper's degradation experiment.
+        zero_init: start every block's residual branch at zero, so that the block begins as its shortcut
+            (Goyal et al. 2017, section 5.1): the scale of its last BN or, without BN, its last convolution.
+        norm: "batch", or "none" for convolutions with a bias and no BN: then no image influences another's h.
+    Raises:
+        ValueError: if depth, stem, shortcut or norm is not one of the above, if a width leaves a fraction of a channel,
+            or if zero_init meets shortcut "none".
+    """
+
+    def __init__(self, depth: int, *, width: float, stem: str, shortcut: Shortcut, zero_init: bool, norm: Norm):
+        super().__init__()
+        for option, value, allowed in (
+            ("depth", depth, sorted(DEPTHS)),
+            ("stem", stem, list(STEMS)),
+            ("shortcut", shortcut, ["A", "B", "C", "none"]),
+            ("norm", norm, ["batch", "none"]),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{option}={value!r} is not one of {allowed}.")
+        if zero_init and shortcut == "none":
+            # relu(0) passes no gradient, so nothing would ever move.
+            raise ValueError(
+                "zero_init=True with shortcut='none' makes every block output zero for good. Set zero_init=False."
+            )
+        block, blocks_per_stage, base_channels = DEPTHS[depth]
+        channels = base_channels * width
+        if channels < 1 or channels != int(channels):
+            raise ValueError(
+                f"width={width} gives {channels:g} channels in the first stage; they must be a whole number from 1 on. "
+                f"Use a multiple of 1/{base_channels}."
+            )
+        channels = int(channels)
+        kernel_size, stride, pool = STEMS[stem]
+
+        self.conv1 = make_conv(3, channels, kernel_size, stride, norm)
+        self.bn1 = make_norm(norm, channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pool else nn.Identity()
+        in_channels = channels
+        for stage, blocks in enumerate(blocks_per_stage):
+            layer = nn.Sequential()
+            for i in range(blocks):
+                stride = 2 if stage > 0 and i == 0 else 1
+                layer.append(block(in_channels, channels * 2**stage, stride, shortcut, norm))
+                in_channels = channels * 2**stage * block.expansion
+            self.add_module(f"layer{stage + 1}", layer)
+        if len(blocks_per_stage) == 3:
+            self.layer4 = nn.Identity()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.feature_dim = in_channels
+        self.init_weights(zero_init)
+
+    @torch.no_grad()
+    def init_weights(self, zero_init: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        blocks = [module for module in self.modules() if isinstance(module, BasicBlock | Bottleneck)]
+        for block in blocks:
+            last_conv, last_norm = (
+                (block.conv2, block.bn2) if isinstance(block, BasicBlock) else (block.conv3, block.bn3)
+            )
+            has_norm = isinstance(last_norm, nn.BatchNorm2d)
+            if zero_init:
+                nn.init.zeros_(last_norm.weight if has_norm else last_conv.weight)
+            elif not has_norm and block.downsample is not None:
+                # Without BN every added branch would double the variance; scaled, L blocks multiply it by at most e.
+                last_conv.weight /= len(blocks) ** 0.5
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        x = self.layer4(x)
+        return torch.flatten(self.avgpool(x), 1)  # (N, feature_dim)
