@@ -1,0 +1,177 @@
+"""Encoders f by name: images -> representations h. The only place that chooses a stem."""
+
+import difflib
+import inspect
+import warnings
+from typing import Literal
+
+import torchvision.models
+from torch import nn
+
+from simclr.resnet import DEPTHS, Norm, ResNet, Shortcut
+
+Stem = Literal["auto", "small", "small_stride2", "imagenet"]
+
+RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
+
+# ResNets of the ImageNet family were published for 224 px; everyone who trains them at 32 px (CIFAR) or 64 px
+# (Tiny ImageNet) takes the 7 x 7 stem and the max-pool out, which otherwise leave 2 x 2 pixels to the last stage.
+LARGEST_SMALL_IMAGE = 64
+
+
+def build_encoder(
+    name: str,
+    *,
+    stem: Stem = "auto",
+    image_size: int | None = None,
+    width: float = 1.0,
+    shortcut: Shortcut = "B",
+    zero_init: bool = True,
+    norm: Norm = "batch",
+) -> nn.Module:
+    """An encoder with random weights, images (N, 3, H, W) -> h (N, F). Nothing is ever downloaded.
+
+    Args:
+        name: "resnet18" ... "resnet152" (state_dict keys of torchvision, minus `fc`), "resnet8" ... "resnet110" (the
+            CIFAR networks), any other classification model of torchvision, or any model of timm if it is installed;
+            the first that knows the name builds it. The classifier is taken off.
+        stem: "small" (3 x 3 convolution), "small_stride2" (with stride 2), "imagenet" (7 x 7, stride 2, max-pool), or
+            "auto": small for images up to 64 px, ImageNet's above, as published where image_size is None.
+        image_size: side of the images in pixels. Decides "auto", and sizes models that are made for one size
+            (vision transformers); None leaves those at the size they were published with.
+        width: multiplies the channels of every stage: SimCLR's ResNet-50 (2x) and (4x) are resnet50 with width 2, 4.
+        shortcut: "A", "B", "C" of He et al. 2015, or "none" for a plain network. The CIFAR networks were published
+            with "A", those for ImageNet with "B".
+        zero_init: start every residual branch at zero, as google-research/simclr does.
+        norm: "batch", or "none" for convolutions with a bias and no BN.
+        The last four and stem are for the ResNets named above; other models take the default only.
+    Returns:
+        The module, on the default device, in training mode; its attribute `feature_dim` is F.
+    Raises:
+        ValueError: for a name that nobody knows (with the nearest that are known), an option that the model does not
+            have, or a value out of its range.
+    Warns:
+        UserWarning: if an explicit stem does not suit image_size.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1 pixel.")
+    resnet_options = {"stem": stem, "width": width, "shortcut": shortcut, "zero_init": zero_init, "norm": norm}
+    if name in RESNETS:
+        if stem == "auto":
+            resnet_options["stem"] = choose_stem(RESNETS[name], image_size)
+        elif image_size is not None:
+            warn_of_unsuitable_stem(stem, image_size)
+        return ResNet(RESNETS[name], **resnet_options)
+
+    if name in torchvision_names():
+        refuse_resnet_options(name, resnet_options)
+        return build_torchvision(name, image_size)
+    if timm_knows(name):
+        refuse_resnet_options(name, resnet_options)
+        return build_timm(name, image_size)
+    raise ValueError(unknown_name(name))
+
+
+def encoder_names() -> list[str]:
+    """The names that build_encoder knows without timm: the ResNets by depth, then torchvision's other models."""
+    resnets = sorted(RESNETS, key=RESNETS.get)
+    return resnets + [name for name in torchvision_names() if name not in RESNETS]
+
+
+def choose_stem(depth: int, image_size: int | None) -> str:
+    if image_size is None:
+        return "imagenet" if len(DEPTHS[depth][1]) == 4 else "small"
+    return "small" if image_size <= LARGEST_SMALL_IMAGE else "imagenet"
+
+
+def warn_of_unsuitable_stem(stem: Stem, image_size: int) -> None:
+    # Both stems are in honest use from 64 to 127 px (Tiny ImageNet, STL-10).
+    if stem == "imagenet" and image_size < 64:
+        effect = f"leaves {-(-image_size // 4)} of {image_size} px to the first block; 'small' keeps them all"
+    elif stem == "small" and image_size >= 128:
+        effect = f"runs the first blocks on all {image_size} px, 16 times the work of 'imagenet'"
+    else:
+        return
+    warnings.warn(f"stem={stem!r} at image_size={image_size} {effect}.", UserWarning, stacklevel=3)
+
+
+def refuse_resnet_options(name: str, options: dict[str, object]) -> None:
+    # A default may simply not have been touched, so only other values are a wish that goes unheard.
+    parameters = inspect.signature(build_encoder).parameters
+    unheard = [f"{option}={value!r}" for option, value in options.items() if value != parameters[option].default]
+    if unheard:
+        raise ValueError(
+            f"{name} has no {', '.join(unheard)}. These options are for {', '.join(sorted(RESNETS, key=RESNETS.get))}."
+        )
+
+
+def torchvision_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def build_torchvision(name: str, image_size: int | None) -> nn.Module:
+    options = {}
+    if name in ("googlenet", "inception_v3"):
+        # The auxiliary classifiers would turn the output in training mode into a tuple.
+        options = {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_") and image_size is not None:
+        patch_size = int(name.rsplit("_", 1)[1])
+        if image_size % patch_size:
+            raise ValueError(f"{name} needs an image_size that is a multiple of {patch_size}, not {image_size}.")
+        options = {"image_size": image_size}
+    elif name == "maxvit_t" and image_size is not None:
+        options = {"input_size": (image_size, image_size)}
+    encoder = torchvision.models.get_model(name, weights=None, **options)
+    encoder.feature_dim = remove_classifier(encoder)
+    return encoder
+
+
+def remove_classifier(model: nn.Module) -> int:
+    """Replace the last weighted layer, and a dropout before it, by nn.Identity; returns the size of that layer's input.
+
+    Every classification model of torchvision ends in a Linear (SqueezeNet: in a 1 x 1 convolution). What else is part
+    of the last module stays: the LayerNorm of ConvNeXt, the hidden layers of VGG and MobileNetV3.
+    """
+    layers = list(model.named_modules())
+    last = max(i for i, (_, layer) in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d))
+    removed = [layers[last][0]]
+    if isinstance(layers[last - 1][1], nn.Dropout):
+        removed.append(layers[last - 1][0])
+    for path in removed:
+        model.set_submodule(path, nn.Identity())
+    classifier = layers[last][1]
+    return classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
+
+
+def timm_knows(name: str) -> bool:
+    try:
+        import timm
+    except ImportError:
+        return False
+    return timm.is_model(name)
+
+
+def build_timm(name: str, image_size: int | None) -> nn.Module:
+    import timm
+
+    options = {}
+    if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
+        options = {"img_size": image_size}
+    encoder = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    # Models with a layer between pooling and classifier (MobileNetV3) keep it: h has that layer's size.
+    encoder.feature_dim = getattr(encoder, "head_hidden_size", None) or encoder.num_features
+    return encoder
+
+
+def unknown_name(name: str) -> str:
+    known = encoder_names()
+    try:
+        import timm
+    except ImportError:
+        advice = " If it is one of timm's, install timm: pip install 'simclr[timm]'."
+    else:
+        known = known + timm.list_models()
+        advice = ""
+    nearest = difflib.get_close_matches(name, known, n=3)
+    question = f" Did you mean {' or '.join(nearest)}?" if nearest else " simclr.encoders.encoder_names() lists them."
+    return f"Unknown encoder {name!r}.{question}{advice}"

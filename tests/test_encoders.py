@@ -1,0 +1,209 @@
+import importlib.util
+import socket
+import sys
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from simclr.encoders import build_encoder, encoder_names
+
+needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
+
+
+def stem_of(encoder):
+    pool = not isinstance(encoder.maxpool, nn.Identity)
+    return encoder.conv1.kernel_size[0], encoder.conv1.stride[0], pool
+
+
+SMALL, SMALL_STRIDE2, IMAGENET = (3, 1, False), (3, 2, False), (7, 2, True)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("build_encoder opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+def test_standard_names_have_torchvision_keys(name):
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, weights=None).state_dict()
+        ours = build_encoder(name).state_dict()
+    shapes = {key: value.shape for key, value in theirs.items() if not key.startswith("fc.")}
+    assert {key: value.shape for key, value in ours.items()} == shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "stem"),
+    [
+        ("resnet18", {}, IMAGENET),
+        ("resnet20", {}, SMALL),
+        ("resnet18", {"image_size": 32}, SMALL),
+        ("resnet18", {"image_size": 64}, SMALL),
+        ("resnet18", {"image_size": 65}, IMAGENET),
+        ("resnet50", {"image_size": 224}, IMAGENET),
+        ("resnet20", {"image_size": 32}, SMALL),
+        ("resnet20", {"image_size": 96}, IMAGENET),
+        ("resnet18", {"stem": "small"}, SMALL),
+        ("resnet20", {"stem": "imagenet"}, IMAGENET),
+        ("resnet18", {"stem": "imagenet", "image_size": 64}, IMAGENET),
+        ("resnet18", {"stem": "small", "image_size": 96}, SMALL),
+        ("resnet8", {"stem": "small_stride2", "image_size": 32}, SMALL_STRIDE2),
+        ("resnet8", {"stem": "small_stride2", "image_size": 224}, SMALL_STRIDE2),
+    ],
+)
+def test_stem(name, options, stem):
+    with torch.device("meta"):
+        assert stem_of(build_encoder(name, **options)) == stem
+
+
+@pytest.mark.parametrize(
+    ("stem", "image_size", "message"),
+    [
+        ("imagenet", 32, "stem='imagenet' at image_size=32 leaves 8 of 32 px"),
+        ("small", 224, "stem='small' at image_size=224 .*16 times the work"),
+    ],
+)
+def test_a_stem_that_does_not_suit_the_images_is_built_with_a_warning(stem, image_size, message):
+    with torch.device("meta"), pytest.warns(UserWarning, match=message) as caught:
+        encoder = build_encoder("resnet18", stem=stem, image_size=image_size)
+    assert stem_of(encoder) == (SMALL if stem == "small" else IMAGENET)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_options_reach_the_resnet():
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet8", width=2, shortcut="A", norm="none", zero_init=False)
+    assert encoder.feature_dim == 128
+    assert not any("downsample" in key or "bn" in key for key in encoder.state_dict())
+    assert encoder.layer1[0].conv2.weight.abs().sum() > 0
+    encoder = build_encoder("resnet8", zero_init=True)
+    assert encoder.layer1[0].bn2.weight.abs().sum() == 0
+
+
+# One of each way in which torchvision writes a classifier.
+TORCHVISION = {
+    "alexnet": 4096,
+    "convnext_tiny": 768,
+    "densenet121": 1024,
+    "efficientnet_b0": 1280,
+    "maxvit_t": 512,
+    "mnasnet0_5": 1280,
+    "mobilenet_v2": 1280,
+    "mobilenet_v3_small": 1024,
+    "resnext50_32x4d": 2048,
+    "shufflenet_v2_x0_5": 1024,
+    "squeezenet1_1": 512,
+    "swin_t": 768,
+    "vgg11": 4096,
+    "vit_b_16": 768,
+    "googlenet": 1024,
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_models_lose_their_classifier(name):
+    with torch.device("meta"):
+        encoder = build_encoder(name).train()
+        h = encoder(torch.empty(2, 3, 224, 224))
+        with_classifier = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+        theirs = torchvision.models.get_model(name, weights=None, **with_classifier).state_dict()
+    assert h.shape == (2, encoder.feature_dim)
+    assert encoder.feature_dim == TORCHVISION[name]
+    missing = theirs.keys() - encoder.state_dict().keys()
+    assert encoder.state_dict().keys() < theirs.keys()
+    assert {theirs[key].shape[0] for key in missing} == {1000}  # the classifier's weight and bias and nothing else
+    assert len(missing) == (1 if name == "maxvit_t" else 2)
+
+
+def test_torchvision_features_are_what_its_classifier_takes(no_network):
+    # regnet does not build on the meta device; two others have a dropout that is part of the classifier.
+    for name in ("regnet_y_400mf", "mobilenet_v3_small", "squeezenet1_1"):
+        torch.manual_seed(0)
+        encoder = build_encoder(name).eval()
+        torch.manual_seed(0)
+        theirs = torchvision.models.get_model(name, weights=None).eval()
+        taken = []
+        layers = [m for m in theirs.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        layers[-1].register_forward_hook(lambda module, args, out, taken=taken: taken.append(args[0]))
+        images = torch.randn(2, 3, 64, 64)
+        theirs(images)
+        expected = taken[0] if taken[0].ndim == 2 else taken[0].relu().mean(dim=(2, 3))
+        torch.testing.assert_close(encoder(images), expected)
+
+
+def test_dropout_of_the_classifier_does_not_blur_h():
+    for name in ("efficientnet_b0", "mobilenet_v3_small", "mobilenet_v2"):
+        with torch.device("meta"):
+            classifier = build_encoder(name).classifier
+        assert not any(isinstance(m, nn.Dropout) for m in classifier.modules())
+
+
+def test_vision_transformers_take_the_size_of_the_images():
+    with torch.device("meta"):
+        assert build_encoder("vit_b_16", image_size=32)(torch.empty(2, 3, 32, 32)).shape == (2, 768)
+        assert build_encoder("maxvit_t", image_size=448)(torch.empty(2, 3, 448, 448)).shape == (2, 512)
+    with pytest.raises(ValueError, match="vit_b_16 needs an image_size that is a multiple of 16, not 40"):
+        build_encoder("vit_b_16", image_size=40)
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "image_size", "feature_dim"),
+    [("vit_tiny_patch16_224", 64, 192), ("mobilenetv3_small_050", 64, 1024), ("resnet10t", None, 512)],
+)
+def test_timm_models(name, image_size, feature_dim, no_network):
+    encoder = build_encoder(name, image_size=image_size)
+    assert encoder.feature_dim == feature_dim
+    assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, feature_dim)
+
+
+@needs_timm
+def test_timm_names_of_the_hub_are_not_followed(no_network):
+    with pytest.raises(ValueError, match="Unknown encoder 'hf_hub:timm/resnet18'"):
+        build_encoder("hf_hub:timm/resnet18")
+
+
+def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # what an import of a missing package finds
+    with pytest.raises(ValueError, match=r"Unknown encoder 'vit_tiny_patch16_224'.*pip install 'simclr\[timm\]'"):
+        build_encoder("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("with_timm", [pytest.param(True, marks=needs_timm), False])
+@pytest.mark.parametrize(("name", "nearest"), [("resnet_18", "resnet18"), ("efficientnetb0", "efficientnet_b0")])
+def test_an_unknown_name_is_answered_with_the_nearest(name, nearest, with_timm, monkeypatch):
+    if not with_timm:
+        monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=rf"Unknown encoder '{name}'. Did you mean .*\b{nearest}\b"):
+        build_encoder(name)
+
+
+def test_a_name_like_no_other_is_answered_with_where_to_look():
+    with pytest.raises(ValueError, match=r"Unknown encoder '!!!'. simclr.encoders.encoder_names\(\) lists them"):
+        build_encoder("!!!")
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "efficientnet_b0", pytest.param("resnet10t", marks=needs_timm)])
+def test_resnet_options_are_refused_by_other_models_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} has no width=2, shortcut='A', norm='none'. .* resnet8, resnet18"):
+        build_encoder(name, width=2, shortcut="A", norm="none")
+    with pytest.raises(ValueError, match=f"{name} has no stem='small', zero_init=False"):
+        build_encoder(name, stem="small", zero_init=False)
+
+
+def test_image_size_must_be_positive():
+    with pytest.raises(ValueError, match="image_size=0 must be at least 1"):
+        build_encoder("resnet18", image_size=0)
+
+
+def test_encoder_names_are_in_order_and_known():
+    names = encoder_names()
+    assert names[:3] == ["resnet8", "resnet18", "resnet20"]
+    assert len(names) == len(set(names))
+    assert {"resnet110", "resnet152", "vit_b_16"} < set(names)
