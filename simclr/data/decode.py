@@ -1,0 +1,122 @@
+"""Image files to uint8 RGB squares.
+
+JPEG and PNG go through torchvision's C++ decoders, which release the interpreter's lock. Everything else (WebP, BMP,
+GIF, TIFF ...) and what those decoders refuse goes through Pillow. Both honour the EXIF orientation; alpha is dropped.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+# The operator itself: torchvision 0.29 deprecates its Python wrapper (a warning per call), not what stands behind it.
+# A torchvision without it leaves Pillow, which is slower and gives the same images.
+_DECODE = torch.ops.image.decode_image if torchvision.extension._has_ops() else None
+_RGB = torchvision.io.ImageReadMode.RGB.value
+_NATIVE = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # the first bytes of JPEG and PNG
+
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+)
+
+
+def decode(content: bytes) -> Tensor:
+    """Decode one image file's content: any size, any colour type, the first frame of an animation.
+
+    Returns:
+        (3, H, W) uint8 RGB, upright by its EXIF orientation. 16-bit channels keep their high byte.
+    Raises:
+        ValueError: if neither decoder can read it to its end.
+    """
+    if not content:
+        raise ValueError("the file is empty")
+    if _DECODE is not None and content.startswith(_NATIVE):
+        try:
+            image = _DECODE(torch.frombuffer(bytearray(content), dtype=torch.uint8), _RGB, True)
+        except RuntimeError:
+            pass  # Pillow reads some that libjpeg and libpng refuse, and names what is wrong with the rest
+        else:
+            return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            return torch.from_numpy(_rgb(picture)).permute(2, 0, 1).contiguous()
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        # Pillow's text for unknown content names a memory buffer, which tells the reader nothing.
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        raise ValueError("not an image in a known format" if unknown else str(error)) from error
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a Pillow image, where Image.convert alone would clip or warn."""
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if picture.mode.startswith("I"):  # 16 bits: convert("RGB") would clip at 255
+        return np.repeat((np.array(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # as Pillow asks for
+    return np.array(picture.convert("RGB"))
+
+
+def to_square(image: Tensor, side: int) -> Tensor:
+    """The central square of an image, resized (antialiased bilinear); an image that is side x side is left bit for bit.
+
+    Args:
+        image: (3, H, W) uint8.
+    Returns:
+        (3, side, side) uint8.
+    """
+    height, width = image.shape[-2:]
+    if height == width == side:
+        return image
+    short = min(height, width)
+    image = F.center_crop(image, [short, short])
+    return image if short == side else F.resize(image, [side, side], antialias=True)
+
+
+def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | None = None, threads: int = 1) -> Tensor:
+    """Read image files, each as the central square of the picture.
+
+    Args:
+        paths: N files.
+        side: the side of the squares in pixels.
+        out: (N, 3, side, side) uint8 to write into; made here if not given.
+        threads: how many decode at once.
+    Returns:
+        (N, 3, side, side) uint8.
+    Raises:
+        ValueError: naming the files that cannot be read, after all have been tried. None is skipped.
+    """
+    if out is None:
+        out = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
+
+    def read(first: int, last: int) -> list[str]:
+        bad = []
+        for i in range(first, last):
+            try:
+                with open(paths[i], "rb") as file:
+                    content = file.read()
+                out[i] = to_square(decode(content), side)
+            except (OSError, ValueError) as error:
+                bad.append(f"{paths[i]} ({error})")
+        return bad
+
+    if threads > 1:
+        # Runs of files, because one task per 32-pixel image costs as much as decoding it.
+        starts = range(0, len(paths), 64)
+        with ThreadPoolExecutor(threads) as pool:
+            bad = [line for lines in pool.map(lambda i: read(i, min(i + 64, len(paths))), starts) for line in lines]
+    else:
+        bad = read(0, len(paths))
+    if bad:
+        others = f", and {len(bad) - 3} others" if len(bad) > 3 else ""
+        many = "1 image file" if len(bad) == 1 else f"{len(bad)} image files"
+        raise ValueError(f"cannot read {many}: {'; '.join(bad[:3])}{others}. Repair or remove them.")
+    return out

@@ -1,0 +1,232 @@
+"""Batches in an order that is a pure function of (seed, epoch): from any image set, for any rank, resumable."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from simclr.data.sources import ImageSet, MemoryImages
+from simclr.seeding import epoch_order
+
+
+class GlobalBatchSampler:
+    """Which images each step trains on: this rank's share of one global batch per step.
+
+    Step k of epoch e trains on epoch_order(seed, e, size)[k * B : (k + 1) * B], whatever the number of ranks and
+    workers; rank r of W takes the r-th of W equal runs of it. What is left over at the end of an epoch is dropped:
+    another part of the images in each epoch.
+
+    Args:
+        size: how many images there are.
+        batch_size: B, the global batch.
+        seed: the run's seed.
+        rank, world_size: r and W.
+    Raises:
+        ValueError: if the batch does not divide over the ranks or is larger than the set.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+        if batch_size % world_size:
+            raise ValueError(undivided(batch_size, world_size))
+        if not 1 <= batch_size <= size:
+            raise ValueError(f"data.batch_size={batch_size} is not between 1 and the {size} images there are.")
+        self.size, self.batch_size, self.seed, self.rank, self.world_size = size, batch_size, seed, rank, world_size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        return self.size // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order `from_step` follows; Lightning calls this as each epoch starts."""
+        self.epoch = epoch
+
+    def from_step(self, step: int) -> Tensor:
+        """(steps left, B / W) int64: the image numbers of this rank's batches from this step of the epoch on."""
+        order = epoch_order(self.seed, self.epoch, self.size)[: len(self) * self.batch_size]
+        share = self.batch_size // self.world_size
+        return order.view(len(self), self.world_size, share)[step:, self.rank]
+
+
+def undivided(batch_size: int, world_size: int) -> str:
+    """The error line for a batch that does not divide over the ranks."""
+    below = batch_size // world_size * world_size
+    near = " or ".join(str(n) for n in (below, below + world_size) if n)
+    return (
+        f"data.batch_size={batch_size} does not divide over {world_size} devices. "
+        f"Use a multiple of {world_size}, for example {near}."
+    )
+
+
+class TrainLoader:
+    """The batches of an epoch, (images (n, 3, S, S) uint8, index (n,) int64), in the form that Lightning resumes.
+
+    An epoch starts at the number of batches already trained on. With `trained_batches` that number is the Trainer's
+    own count, asked for when the first batch is needed, so that a run resumes right wherever it was stopped: in a
+    checkpoint of any callback, in the middle of a step, with batches prefetched or not. Without it (a plain loop), the
+    loader counts what it hands out.
+
+    Args:
+        source: the images.
+        sampler: which of them, step by step.
+        workers: processes that decode; 0 decodes here. A set in memory needs none.
+        trained_batches: () -> how many batches of the current epoch have been trained on.
+    """
+
+    def __init__(
+        self,
+        source: ImageSet,
+        sampler: GlobalBatchSampler,
+        workers: int = 0,
+        trained_batches: Callable[[], int] | None = None,
+    ):
+        self.source, self.sampler, self.trained_batches = source, sampler, trained_batches
+        self._batches = Batches(source, workers)
+        self._resume_at = 0
+        self._handed_out = 0
+
+    def __len__(self) -> int:
+        """Steps in a whole epoch, also when resumed in the middle of one."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator: nothing below runs before the first next(). Lightning calls iter() before it has restored its
+        # counters and set the sampler's epoch, and next() after.
+        start = self.trained_batches() if self.trained_batches else self._resume_at
+        self._resume_at = 0
+        self._handed_out = start
+        for batch in self._batches(self.sampler.from_step(start)):
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what it is a position in."""
+        batches = self.trained_batches() if self.trained_batches else self._handed_out
+        return {"epoch": self.sampler.epoch, "batches": batches, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position.
+
+        Raises:
+            ValueError: if it is inside an epoch of another order: other images, another batch size or another seed.
+        """
+        inside = 0 < state["batches"] < state["size"] // state["batch_size"]
+        names = {"size": "number of training images", "batch_size": "data.batch_size", "seed": "data.seed"}
+        changed = [
+            f"{names[key]} was {state[key]}, is {value}"
+            for key, value in self._identity().items()
+            if state[key] != value
+        ]
+        if inside and changed:
+            raise ValueError(
+                f"the checkpoint stands at batch {state['batches']} of an epoch with another order: "
+                f"{'; '.join(changed)}. Restore the setting, or resume from the end of an epoch."
+            )
+        self.sampler.set_epoch(state["epoch"])
+        self._resume_at = state["batches"] if inside else 0
+
+    def _identity(self) -> dict[str, int]:
+        return {"size": self.sampler.size, "batch_size": self.sampler.batch_size, "seed": self.sampler.seed}
+
+
+class EvalLoader:
+    """Images and labels in a fixed order, (images (n, 3, S, S) uint8, labels (n,) int64); the last batch may be small.
+
+    Args:
+        source: the images; `source.labels` must not be None.
+        index: (M,) int64, which images, in which order.
+        batch_size: images per batch.
+        workers: as in TrainLoader.
+    """
+
+    def __init__(self, source: ImageSet, index: Tensor, batch_size: int, workers: int = 0):
+        if source.labels is None:
+            raise ValueError(f"{source.name} has no labels: evaluation needs class folders.")
+        self.source, self.index, self.batch_size = source, index, batch_size
+        self._batches = Batches(source, workers)
+
+    @property
+    def labels(self) -> Tensor:
+        """(M,) int64, in the order of the batches."""
+        return self.source.labels[self.index]
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, index in self._batches(self.index.split(self.batch_size)):
+            yield images, self.source.labels[index.cpu()].to(images.device)
+
+
+class Batches:
+    """Turns batches of image numbers into (images, index): from memory at once, from files through worker processes.
+
+    Args:
+        source: the images.
+        workers: processes that decode, started at the first batch and kept; 0 decodes in this process.
+    """
+
+    def __init__(self, source: ImageSet, workers: int = 0):
+        self.source = source
+        self._order = _Order()
+        self._loader = None
+        if not isinstance(source, MemoryImages):
+            self._loader = DataLoader(
+                _Decode(source),
+                batch_sampler=self._order,
+                collate_fn=_as_it_is,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=torch.cuda.is_available(),
+                # Forking a process that runs threads (decoding, OpenMP, loggers) can deadlock; these start clean.
+                multiprocessing_context=_start_method() if workers else None,
+            )
+
+    def __call__(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (n, 3, S, S) uint8, index (n,) int64) for each (n,) int64 of `batches`, in order."""
+        if self._loader is not None:
+            self._order.batches = batches
+            yield from self._loader
+            return
+        device = self.source.pixels.device
+        if isinstance(batches, Tensor):
+            batches = batches.to(device)  # the epoch's order in one transfer
+        for index in batches:
+            yield self.source.images(index), index
+
+
+def _start_method() -> str:
+    methods = multiprocessing.get_all_start_methods()
+    return "forkserver" if "forkserver" in methods else "spawn"
+
+
+class _Order:
+    """The batch sampler of a DataLoader that outlives an epoch: iterates whatever batches it was given last."""
+
+    batches: Iterable[Tensor] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (index.tolist() for index in self.batches)
+
+
+class _Decode:
+    """A map-style data set that is asked for whole batches, as torch's loader does of one with __getitems__."""
+
+    def __init__(self, source: ImageSet):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, index: list[int]) -> tuple[Tensor, Tensor]:
+        return self.source.images(index), torch.tensor(index)
+
+
+def _as_it_is(batch):
+    return batch

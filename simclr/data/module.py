@@ -1,0 +1,333 @@
+"""ImageData: the images of a run, as a LightningDataModule."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torchvision
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from simclr.data.decode import to_square
+from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, undivided
+from simclr.data.shapes import CLASSES, draw_shapes
+from simclr.data.sources import FileImages, Folder, ImageSet, MemoryImages, list_folder, match_classes
+from simclr.seeding import check_seed, epoch_order
+
+Source = Literal["auto", "shapes", "folder", "cifar10", "cifar100", "stl10", "imagenet"]
+
+_SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
+# The sets torchvision reads: the folder it keeps below data_dir, the images' side, how many are for training.
+_NAMED = {
+    "cifar10": ("cifar-10-batches-py", 32, 50_000),
+    "cifar100": ("cifar-100-python", 32, 50_000),
+    "stl10": ("stl10_binary", 96, 100_000),
+}
+
+
+class ImageData(LightningDataModule):
+    """The images of a run: a folder, a named set, or the built-in shapes.
+
+    After `setup`, `train` and `test` are image sets (`len`, `.images(index)`, `.labels`, `.classes`, `.name`); `test`
+    is None if there is none; `labelled_train` is `train` except for STL-10, which pretrains on its unlabeled images.
+
+    Args:
+        source: where the images are from. "auto": a folder if `train_dir` is given, else the built-in shapes.
+        train_dir: a folder of images, nested or flat. If all of them lie in two or more first-level folders, these are
+            the classes, for evaluation only.
+        test_dir: a folder of test images, with the same class folders or some of them.
+        data_dir: where the named sets are kept.
+        batch_size: the global batch: images per step over all devices.
+        image_size: the side of a view in pixels.
+        load_size: the side in pixels at which images are held, ready to be cropped. If not given: `image_size` up to
+            64, 8/7 of it above (256 for 224), and never more than a named set has. Other images have their central
+            square resized to it.
+        workers: processes that decode files which memory cannot hold, and threads that fill the memory. If not given:
+            one per available core, up to 16.
+        memory_limit_gb: images that take no more (in 1e9 bytes, per process) are decoded once and held in memory, on
+            the GPU if there is one with room.
+        download: fetch a named set that is not in `data_dir`.
+        seed: the seed of the order in which images are visited.
+        shapes_train, shapes_test: how many of the built-in images to draw.
+        holdout: the fraction of the labelled images that serves as test where there is no labelled test set.
+    """
+
+    def __init__(
+        self,
+        source: Source = "auto",
+        train_dir: str | None = None,
+        test_dir: str | None = None,
+        data_dir: str | None = None,
+        batch_size: int = 256,
+        image_size: int = 32,
+        load_size: int | None = None,
+        workers: int | None = None,
+        memory_limit_gb: float = 4.0,
+        download: bool = False,
+        seed: int = 0,
+        shapes_train: int = 8192,
+        shapes_test: int = 2048,
+        holdout: float = 0.2,
+    ):
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # a checkpoint tells what the encoder was trained on
+        self.source = source if source != "auto" else ("folder" if train_dir else "shapes")
+        self.train_dir, self.test_dir, self.data_dir, self.download = train_dir, test_dir, data_dir, download
+        self.batch_size, self.image_size, self.seed, self.holdout = batch_size, image_size, seed, holdout
+        self.load_size = load_size if load_size is not None else self._default_load_size()
+        self.workers = workers if workers is not None else min(16, _cores())
+        self.memory_limit_gb = memory_limit_gb
+        self.shapes_train, self.shapes_test = shapes_train, shapes_test
+        self.train: ImageSet | None = None
+        self.test: ImageSet | None = None
+        self.labelled_train: ImageSet | None = None
+        self._folders: dict[str, Folder] = {}
+
+    def _default_load_size(self) -> int:
+        side = self.image_size if self.image_size <= 64 else round(self.image_size * 8 / 7)
+        return min(side, _NAMED[self.source][1]) if self.source in _NAMED else side
+
+    # Checking
+
+    def problems(self, world_size: int = 1) -> list[str]:
+        """What stands in the way of a run on this many devices, one line each; reads no image. Empty if all is well."""
+        found = self._setting_problems()
+        size = None
+        try:
+            size = self._count()
+        except ValueError as error:
+            found.append(str(error))
+        if self.batch_size % world_size:
+            found.append(undivided(self.batch_size, world_size))
+        if size is not None and self.batch_size > size:
+            found.append(
+                f"data.batch_size={self.batch_size} is more than the {size} training images in {self._where()}. "
+                f"Use at most {size // world_size * world_size}."
+            )
+        return found
+
+    def validate(self, world_size: int = 1) -> None:
+        """Raise one ValueError with all problems, a line each, before anything is decoded or written."""
+        if found := self.problems(world_size):
+            raise ValueError("\n".join(found))
+
+    def _setting_problems(self) -> list[str]:
+        found = []
+        for name in ("batch_size", "image_size", "load_size", "shapes_train", "shapes_test"):
+            if getattr(self, name) < 1:
+                found.append(f"data.{name}={getattr(self, name)} is not a positive number.")
+        if self.workers < 0:
+            found.append(f"data.workers={self.workers} is negative. Use 0 to decode in the training process.")
+        if not 0 < self.holdout < 1:
+            found.append(f"data.holdout={self.holdout} is not a fraction between 0 and 1.")
+        try:
+            check_seed(self.seed)
+        except ValueError as error:
+            found.append(f"data.{error}")
+        if self.source == "folder" and not self.train_dir:
+            found.append("data.source=folder needs data.train_dir, a folder of images.")
+        if self.source != "folder":
+            for name in ("train_dir", "test_dir"):
+                if value := getattr(self, name):
+                    found.append(
+                        f"data.{name}={value} is not used with data.source={self.source}. "
+                        f"Use data.source=folder with data.train_dir, or leave data.{name} out."
+                    )
+        return found
+
+    def _count(self) -> int:
+        """How many images there are to train on, by the names of files only; refuses what `setup` could not find."""
+        if self.source == "shapes":
+            return self.shapes_train
+        if self.source in _NAMED:
+            self._find_named()
+            return _NAMED[self.source][2]
+        if self.source == "imagenet":
+            match_classes(self._imagenet("train"), self._imagenet("val"))
+            return len(self._imagenet("train").paths)
+        if not self.train_dir:
+            return self.batch_size  # already reported
+        train = self._folder(self.train_dir, "data.train_dir")
+        if self.test_dir:
+            match_classes(train, self._folder(self.test_dir, "data.test_dir"))
+        return len(train.paths)
+
+    def _where(self) -> str:
+        return {"folder": self.train_dir, "shapes": "the built-in shapes"}.get(self.source, self.source)
+
+    # Reading
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the images and, where memory allows, decode them. Does nothing the second time.
+
+        Raises:
+            ValueError: with every problem of the settings, or naming the files that cannot be read.
+        """
+        if self.train is not None:
+            return
+        self.validate()
+        read = {"shapes": self._read_shapes, "folder": self._read_folders, "imagenet": self._read_imagenet}
+        train, self.test, labelled = read.get(self.source, self._read_named)()
+        self.labelled_train = labelled or train
+        self.train = train
+
+    def _read_shapes(self):
+        sets = []
+        for part, (name, count) in enumerate((("train", self.shapes_train), ("test", self.shapes_test))):
+            sets.append(MemoryImages(f"shapes ({name})", *draw_shapes(count, self.load_size, part), CLASSES))
+        return *sets, None
+
+    def _read_folders(self):
+        train = self._folder(self.train_dir, "data.train_dir")
+        test = self._folder(self.test_dir, "data.test_dir") if self.test_dir else None
+        return self._files(train, train.classes, train.labels), self._test_files(train, test), None
+
+    def _read_imagenet(self):
+        train, val = self._imagenet("train"), self._imagenet("val")
+        return self._files(train, train.classes, train.labels), self._test_files(train, val), None
+
+    def _test_files(self, train: Folder, test: Folder | None) -> ImageSet | None:
+        if test is None:
+            return None
+        # Matched labels are numbers of the training classes.
+        classes = train.classes if train.classes and test.classes else test.classes
+        return self._files(test, classes, match_classes(train, test))
+
+    def _files(self, folder: Folder, classes: list[str] | None, labels: Tensor | None) -> ImageSet:
+        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes)
+        return files.in_memory(max(1, self.workers)) if files.nbytes <= self.memory_limit_gb * 1e9 else files
+
+    def _folder(self, path: str, option: str) -> Folder:
+        if path not in self._folders:
+            self._folders[path] = list_folder(path, option)
+        return self._folders[path]
+
+    def _imagenet(self, split: str) -> Folder:
+        """ImageNet as its archives unpack: data_dir/train/WNID/*.JPEG and data_dir/val/WNID/*.JPEG."""
+        if not self.data_dir:
+            raise ValueError("data.source=imagenet needs data.data_dir, the folder that holds train/ and val/.")
+        return self._folder(str(Path(self.data_dir).expanduser() / split), "data.data_dir")
+
+    def _find_named(self) -> Path:
+        if not self.data_dir:
+            raise ValueError(f"data.source={self.source} needs data.data_dir, the folder where it is kept.")
+        top = Path(self.data_dir).expanduser()
+        if not self.download and not (top / _NAMED[self.source][0]).is_dir():
+            raise ValueError(
+                f"data.source={self.source} looked for {top / _NAMED[self.source][0]}, which does not exist. "
+                f"Set data.data_dir to the folder that holds it, or data.download=true to fetch it, "
+                f"or use data.train_dir with any folder of images."
+            )
+        return top
+
+    def _read_named(self):
+        top, sets = self._find_named(), torchvision.datasets
+        try:
+            if self.source == "stl10":
+                parts = {
+                    split: sets.STL10(top, split, download=self.download) for split in ("unlabeled", "train", "test")
+                }
+            else:
+                reader = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[self.source]
+                parts = {split: reader(top, split == "train", download=self.download) for split in ("train", "test")}
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"data.source={self.source} in {top}: {error}") from error
+        held = {split: self._named_part(split, part) for split, part in parts.items()}
+        if self.source == "stl10":
+            return held["unlabeled"], held["test"], held["train"]
+        return held["train"], held["test"], None
+
+    def _named_part(self, split: str, part) -> MemoryImages:
+        pixels = torch.as_tensor(part.data)
+        if self.source == "stl10":
+            labels = None if split == "unlabeled" else torch.as_tensor(part.labels).to(torch.int64)
+        else:
+            pixels, labels = pixels.permute(0, 3, 1, 2), torch.tensor(part.targets)
+        if pixels.shape[-1] != self.load_size:
+            pixels = torch.cat([to_square(block, self.load_size) for block in pixels.split(1024)])
+        name = f"{self.source} ({split})"
+        return MemoryImages(name, pixels.contiguous(), labels, None if labels is None else part.classes)
+
+    # Batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch: whole global batches."""
+        return len(self.train) // self.batch_size
+
+    def train_dataloader(self) -> TrainLoader:
+        """This rank's batches, (images (n, 3, S, S) uint8, index (n,) int64) with n = batch_size / world size.
+
+        Step k of epoch e trains on the global batch epoch_order(seed, e, len(train))[k * B : (k + 1) * B].
+        """
+        self.setup()
+        trainer = self.trainer
+        if trainer is None:
+            return TrainLoader(
+                self.train, GlobalBatchSampler(len(self.train), self.batch_size, self.seed), self.workers
+            )
+        sampler = GlobalBatchSampler(
+            len(self.train), self.batch_size, self.seed, trainer.global_rank, trainer.world_size
+        )
+        if isinstance(self.train, MemoryImages):
+            self.train.hold_on(trainer.strategy.root_device)
+        # `ready` counts the batches the loop has begun; when the next one is asked for, those are the ones trained on.
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return TrainLoader(self.train, sampler, self.workers, lambda: progress.current.ready)
+
+    def eval_loader(
+        self, split: Literal["train", "test"], batch_size: int = 512, limit: int | None = None
+    ) -> EvalLoader:
+        """Labelled images for evaluation, (images (n, 3, S, S) uint8, labels (n,) int64), always in the same order.
+
+        Where there is no labelled test set, `holdout` of the labelled images serve as test and the others as train, and
+        `evaluation_note` says so.
+
+        Args:
+            split: which.
+            batch_size: images per batch; the last may be smaller.
+            limit: at most this many images, a fixed pseudo-random choice; all if None.
+        Raises:
+            ValueError: if there are no labels.
+        """
+        self.setup()
+        images, index, _ = self._evaluation()[split]
+        if limit is not None and limit < len(index):
+            index = index[epoch_order(_SUBSETS, 0, len(index))[:limit].sort().values]
+        return EvalLoader(images, index, batch_size, self.workers)
+
+    @property
+    def evaluation_note(self) -> str | None:
+        """What a reader of the result must know about its test images; None for a test set of its own."""
+        self.setup()
+        return self._evaluation()["test"][2]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        self.setup()
+        return any(part is not None and part.labels is not None for part in (self.labelled_train, self.test))
+
+    def _evaluation(self) -> dict[str, tuple[ImageSet, Tensor, str | None]]:
+        train, test = self.labelled_train, self.test
+        if not self.has_labels:
+            raise ValueError(
+                f"{train.name} has no labels: evaluation needs an image set with two or more class folders, "
+                f"in data.train_dir or data.test_dir."
+            )
+        if train.labels is not None and test is not None and test.labels is not None:
+            return {"train": (train, torch.arange(len(train)), None), "test": (test, torch.arange(len(test)), None)}
+        pool, seen = (train, True) if train.labels is not None else (test, False)
+        order = epoch_order(_HOLDOUT, 0, len(pool))
+        count = max(1, round(self.holdout * len(pool)))
+        note = (
+            f"no labelled test set: {count} of the {len(pool)} images of {pool.name}, kept from the probe, are the test"
+        )
+        note += "; pretraining saw them, without labels" if seen else ""
+        return {"train": (pool, order[count:].sort().values, note), "test": (pool, order[:count].sort().values, note)}
+
+
+def _cores() -> int:
+    """Cores this process may use, as far as the platform tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,196 @@
+"""Where images come from: sets in memory, sets of files, and what a folder of images holds."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from simclr.data.decode import EXTENSIONS, read_images
+
+_SPLITS = frozenset(("train", "training", "test", "val", "valid", "validation", "unlabeled"))
+
+
+class ImageSet(Protocol):
+    """A numbered set of square uint8 images of one size.
+
+    Attributes:
+        name: what to call it in messages.
+        side: the images' side in pixels.
+        labels: (N,) int64 into `classes`, or None.
+        classes: the classes' names, or None.
+    """
+
+    name: str
+    side: int
+    labels: Tensor | None
+    classes: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def images(self, index: Tensor | Sequence[int]) -> Tensor:
+        """The images of these numbers: (n,) integer -> (n, 3, side, side) uint8."""
+        ...
+
+
+class MemoryImages:
+    """Images held in one tensor, in memory or on the training device.
+
+    Args:
+        name, labels, classes: as in ImageSet.
+        pixels: (N, 3, S, S) uint8.
+    """
+
+    def __init__(self, name: str, pixels: Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None):
+        self.name, self.pixels, self.labels = name, pixels, labels
+        self.classes = None if classes is None else list(classes)
+        self.side = pixels.shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, index: Tensor | Sequence[int]) -> Tensor:
+        index = torch.as_tensor(index, dtype=torch.int64)
+        return self.pixels.index_select(0, index.to(self.pixels.device))
+
+    def hold_on(self, device: torch.device, share: float = 0.25) -> None:
+        """Move the pixels to a CUDA device if they take at most this share of its free memory."""
+        if device.type != "cuda" or self.pixels.device == device:
+            return
+        free, _ = torch.cuda.mem_get_info(device)
+        if self.pixels.nbytes <= share * free:
+            self.pixels = self.pixels.to(device)
+
+
+class FileImages:
+    """Images in files, decoded when asked for.
+
+    Args:
+        name, side, labels, classes: as in ImageSet.
+        paths: N image files; each is cropped to its central square and resized to `side`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        side: int,
+        labels: Tensor | None = None,
+        classes: Sequence[str] | None = None,
+    ):
+        self.name, self.paths, self.side, self.labels = name, list(paths), side, labels
+        self.classes = None if classes is None else list(classes)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the decoded images take."""
+        return len(self) * 3 * self.side**2
+
+    def images(self, index: Tensor | Sequence[int]) -> Tensor:
+        return read_images([self.paths[int(i)] for i in index], self.side)
+
+    def in_memory(self, threads: int) -> MemoryImages:
+        """All images, decoded once."""
+        return MemoryImages(self.name, read_images(self.paths, self.side, threads=threads), self.labels, self.classes)
+
+
+@dataclass
+class Folder:
+    """What a folder of images holds.
+
+    Attributes:
+        root: the folder.
+        paths: its image files at any depth, sorted by their path below `root`, whatever the operating system.
+        classes: the names of its first-level folders, if every image lies in one and there are two or more; else None.
+        labels: (N,) int64 into `classes`, or None.
+    """
+
+    root: str
+    paths: list[str]
+    classes: list[str] | None
+    labels: Tensor | None
+
+
+def list_folder(root: str, option: str) -> Folder:
+    """Find the images in a folder: nested or flat, with or without class folders.
+
+    Hidden files and folders and files without an image's extension are passed over; links to folders are followed.
+
+    Args:
+        root: the folder.
+        option: the setting that named it, for messages.
+    Raises:
+        ValueError: if it is missing, not a folder, without images, or holds splits (train/, test/) instead of classes.
+    """
+    top = Path(root).expanduser()
+    if top.is_file():
+        raise ValueError(f"{option}={root} is a file. Give the folder that holds the images.")
+    if not top.is_dir():
+        raise ValueError(f"{option}={root} does not exist. {_nearest(top)}")
+    found = sorted(_walk(top, (), frozenset((os.path.realpath(top),))))
+    if not found:
+        kinds = ", ".join(sorted(kind[1:] for kind in EXTENSIONS))
+        raise ValueError(f"{option}={root} holds no images. Looked at every depth for {kinds}.")
+    paths = [str(top.joinpath(*parts)) for parts in found]
+    if any(len(parts) == 1 for parts in found) or len({parts[0] for parts in found}) < 2:
+        return Folder(str(top), paths, None, None)
+    classes = sorted({parts[0] for parts in found})
+    if {name.lower() for name in classes} <= _SPLITS:
+        first = next((name for name in classes if name.lower().startswith("train")), classes[0])
+        raise ValueError(
+            f"{option}={root} holds the folders {', '.join(classes)}, which look like splits, not classes. "
+            f"Give each to its own setting, for example data.train_dir={top / first}."
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    return Folder(str(top), paths, classes, torch.tensor([number[parts[0]] for parts in found]))
+
+
+def _walk(folder: Path, parts: tuple[str, ...], seen: frozenset[str]):
+    """Yield the path below the root, as a tuple of names, of every image file; `seen` breaks circles of links."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                inside = seen
+                if entry.is_symlink():
+                    real = os.path.realpath(entry.path)
+                    if real in seen:
+                        continue
+                    inside = seen | {real}
+                yield from _walk(Path(entry.path), (*parts, entry.name), inside)
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                yield (*parts, entry.name)
+
+
+def _nearest(path: Path) -> str:
+    """Where a missing path stops to exist, and what lies there with a similar name."""
+    path = path.absolute()
+    while not path.parent.is_dir():
+        path = path.parent
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    close = difflib.get_close_matches(path.name, names, n=3)
+    hint = f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
+    return f"{path.parent} exists and has no {path.name}.{hint}"
+
+
+def match_classes(train: Folder, test: Folder) -> Tensor | None:
+    """The test labels as numbers of the training classes, matched by name; unchanged where one side has no labels.
+
+    Raises:
+        ValueError: listing the test classes that the training folder does not have.
+    """
+    if train.classes is None or test.classes is None:
+        return test.labels
+    unknown = [name for name in test.classes if name not in train.classes]
+    if unknown:
+        listed = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+        raise ValueError(f"data.test_dir={test.root} has classes that data.train_dir={train.root} lacks: {listed}.")
+    return torch.tensor([train.classes.index(name) for name in test.classes])[test.labels]
