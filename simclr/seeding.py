@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
-_VIEWS, _ORDER = 0, 1  # what a counter is for, in the top byte of its last word, so that uses never share numbers
+# What a counter is for, in the top byte of its last word, so that uses never share numbers.
+_VIEWS, _ORDER, _STREAM, _IN_STREAM = 0, 1, 2, 3
 
 
 def philox(counter: Tensor, seed: int, rounds: int = 10) -> Tensor:
@@ -64,6 +65,39 @@ def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int) -> Ten
     counter = torch.empty(len(index), blocks, 4, dtype=torch.int64, device=index.device)
     counter[..., 0], counter[..., 1], counter[..., 2], counter[..., 3] = low[:, None], high[:, None], epoch, last
     words = philox(counter, seed).flatten(1)[:, :count]  # (N, count)
+    return (words >> 8).to(torch.float32) * 2.0**-24
+
+
+def view_stream(seed: int, epoch: int, index: Tensor, view: int) -> Tensor:
+    """The key of a long random stream for one view of each image, for draws per pixel: see `stream_uniforms`.
+
+    Args:
+        seed, epoch, index, view: as for `uniforms`.
+    Returns:
+        (N, 2) int64, 64 random bits: a pure function of (seed, epoch, image index, view number).
+    """
+    check_seed(seed)
+    index = index.to(torch.int64)
+    counter = torch.empty(len(index), 4, dtype=torch.int64, device=index.device)
+    counter[:, 0], counter[:, 1], counter[:, 2] = index & _MASK32, index >> 32, epoch
+    counter[:, 3] = _STREAM << 24 | view << 8
+    return philox(counter, seed)[:, :2]
+
+
+def stream_uniforms(stream: Tensor, count: int) -> Tensor:
+    """The first numbers of each stream.
+
+    Args:
+        stream: (N, 2) int64 from `view_stream`; its device is the result's.
+        count: how many numbers each stream gives, up to 2^34.
+    Returns:
+        (N, count) float32 in [0, 1), multiples of 2^-24.
+    """
+    blocks = -(-count // 4)
+    counter = torch.empty(len(stream), blocks, 4, dtype=torch.int64, device=stream.device)
+    counter[..., 0] = torch.arange(blocks, device=stream.device)
+    counter[..., 1:3], counter[..., 3] = stream[:, None], _IN_STREAM << 24
+    words = philox(counter, seed=0).flatten(1)[:, :count]  # (N, count)
     return (words >> 8).to(torch.float32) * 2.0**-24
 
 

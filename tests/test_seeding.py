@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simclr.seeding import epoch_order, philox, uniforms
+from simclr.seeding import epoch_order, philox, stream_uniforms, uniforms, view_stream
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,24 @@ def test_uniforms_leave_the_global_generator_alone():
     uniforms(0, 0, torch.arange(4), 0, 4)
     epoch_order(0, 0, 10)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_streams_depend_on_each_image_alone_and_on_what_they_are_for():
+    index = torch.tensor([5, 0, 2**40 + 3, 17])
+    streams = view_stream(1, 2, index, 0)
+    assert torch.equal(streams[2:], view_stream(1, 2, index[2:], 0))
+    others = [view_stream(2, 2, index, 0), view_stream(1, 3, index, 0), view_stream(1, 2, index, 1), streams.flip(0)]
+    for other in others:
+        assert not (stream_uniforms(streams, 40) == stream_uniforms(other, 40)).any()
+
+
+def test_a_longer_stream_begins_with_the_shorter_one_and_is_uniform():
+    streams = view_stream(0, 0, torch.arange(4), 0)
+    u = stream_uniforms(streams, 20_001)
+    assert torch.equal(u[1:2, :7], stream_uniforms(streams[1:2], 7))
+    assert u.unique().numel() > 0.99 * u.numel()
+    assert (u.double().mean(1) - 0.5).abs().max() < 5 / (12 * 20_001) ** 0.5
+    assert (torch.corrcoef(u.double()) - torch.eye(4)).abs().max() < 5 / 20_001**0.5
 
 
 def test_epoch_order_is_a_permutation_that_changes_with_seed_and_epoch():

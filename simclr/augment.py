@@ -1,0 +1,551 @@
+"""Images to views: the SimCLR augmentation as a Kornia pipeline whose parameters are drawn by a pure function.
+
+Read it in the order it runs: `SimCLRAugmentation.draw` draws what happens to each image, a table on the CPU that
+depends on (seed, epoch, image index, view number) alone; `SimCLRAugmentation.view` injects that table into a Kornia
+`AugmentationSequential` through Kornia's own `params=` replay. The operations are Kornia operations with kernels that
+do their work on the chosen images only, and follow torchvision's float semantics.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from kornia.augmentation import (
+    AugmentationSequential,
+    GeometricAugmentationBase2D,
+    IntensityAugmentationBase2D,
+    Normalize,
+)
+from kornia.augmentation.container.params import ParamItem
+from kornia.filters import sobel
+from torch import Tensor, nn
+
+from simclr.seeding import stream_uniforms, uniforms, view_stream
+
+_CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
+_CHUNK_VALUES = (
+    2**18
+)  # On a CPU, views are made in parts of about 1 MB: what one operation leaves is in cache for the next.
+
+_ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4): of brightness, contrast, saturation, hue
+
+
+# The kernels. Images x are (n, 3, H, W) float32 in [0, 1], one factor per image.
+
+
+def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crop, resize and mirror each image: torchvision's `resized_crop` (bilinear, antialias) and `hflip`.
+
+    Args:
+        images: (N, 3, H, W), uint8 or floating point, on any device.
+        box: (N, 4) integer on the CPU: top, left, height, width.
+        flip: (N,) bool on the CPU: mirror left and right.
+        size: side of the square result, in pixels.
+    Returns:
+        (N, 3, size, size) float32, in the images' range.
+    """
+    views = images.new_empty(len(images), 3, size, size, dtype=torch.float32)
+    shrinks = (box[:, 2:] > size).any(1)
+    # Antialiasing widens the filter only where a box shrinks; all others are plain bilinear sampling, which is faster.
+    for resample, chosen in ((_sample, ~shrinks), (_resize_by_matrices, shrinks)):
+        rows = chosen.nonzero().flatten()
+        if len(rows):
+            on_device = rows.to(images.device)
+            part = images if len(rows) == len(images) else images[on_device]
+            views[on_device] = resample(part, box[rows].to(images.device), flip[rows].to(images.device), size)
+    return views
+
+
+def _sample(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Bilinear samples at the box's pixel centres, clamped to the box: what resizing does when nothing shrinks."""
+
+    def centres(start: Tensor, length: Tensor, source: int) -> Tensor:
+        at = _centres(length, size) - 0.5  # (n, size), in pixels from the box's first
+        at = at.clamp(min=0).minimum(length[:, None] - 1.0) + start[:, None]
+        return (
+            at * (2 / max(source - 1, 1)) - 1
+        )  # grid_sample's coordinates: -1 is the first pixel's centre, 1 the last's
+
+    top, left, height, width = box.unbind(1)
+    y, x = centres(top, height, images.shape[2]), centres(left, width, images.shape[3])
+    x = torch.where(flip[:, None], x.flip(1), x)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)  # (n, size, size, 2)
+    return F.grid_sample(images.float(), grid.float(), align_corners=True, padding_mode="border")
+
+
+def _resize_by_matrices(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Antialiased bilinear resizing as two matrix products: rows @ image @ columns."""
+
+    def matrix(start: Tensor, length: Tensor, source: int) -> Tensor:
+        reach = (length / size).clamp(min=1)[:, None, None]  # half the triangle filter's base, in source pixels
+        pixel = torch.arange(source, device=images.device) - start[:, None]  # (n, source), from the box's first
+        distance = (pixel[:, None] + 0.5 - _centres(length, size)[..., None]).abs()  # (n, size, source)
+        inside = (pixel >= 0) & (pixel < length[:, None])
+        weight = (1 - distance / reach).clamp(min=0) * inside[:, None]
+        return weight / weight.sum(2, keepdim=True)
+
+    top, left, height, width = box.unbind(1)
+    rows = matrix(top, height, images.shape[2])
+    columns = matrix(left, width, images.shape[3])
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    return rows.float()[:, None] @ (images.float() @ columns.float()[:, None].mT)
+
+
+def _centres(length: Tensor, size: int) -> Tensor:
+    """Centres of `size` output pixels over boxes of the given lengths, in box pixels from the edge: (n, size)."""
+    return (torch.arange(size, device=length.device, dtype=torch.float64) + 0.5) * (length[:, None] / size)
+
+
+def to_gray(x: Tensor) -> Tensor:
+    """Luma (ITU-R 601, rounded as in torchvision), (n, 1, H, W)."""
+    red, green, blue = x.unbind(1)
+    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp_(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).add_((1 - factor) * to_gray(x).mean((1, 2, 3), keepdim=True)).clamp_(0, 1)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).add_((1 - factor) * to_gray(x)).clamp_(0, 1)
+
+
+def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Shift the hue by a part of a full turn, without a gather or a round trip through HSV.
+
+    With V the largest channel, C the spread and h the hue, the channels of an HSV colour are
+    V - C * clamp(2 - |k - 2|, 0, 1) with k = (n + 6h) mod 6 and n = 5, 3, 1 for red, green, blue.
+    """
+    red, green, blue = x.unbind(1)
+    largest = torch.maximum(torch.maximum(red, green), blue)  # (n, H, W)
+    spread = largest - torch.minimum(torch.minimum(red, green), blue)
+    sixth = (1 / 6) / spread.clamp(min=1e-12)  # A gray pixel has spread 0, hence any hue will do.
+    hue = torch.where(
+        largest == red,
+        (green - blue) * sixth,
+        torch.where(largest == green, (blue - red) * sixth + 1 / 3, (red - green) * sixth + 2 / 3),
+    )
+    start = torch.tensor((5 / 6, 3 / 6, 1 / 6), device=x.device).view(3, 1, 1)
+    k = hue[:, None] + (turn + start)  # (n, 3, H, W), in turns
+    k.sub_(k.floor()).sub_(2 / 6).abs_().mul_(-6).add_(2).clamp_(0, 1)
+    return k.mul_(spread[:, None]).neg_().add_(largest[:, None])
+
+
+def blur(x: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """Gaussian blur of the mirrored image with one sigma (n,) per image, as two matrix products like the resizing."""
+
+    def matrix(size: int) -> Tensor:
+        offset = torch.arange(kernel_size, device=x.device) - kernel_size // 2
+        weight = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # (n, kernel_size)
+        source = (torch.arange(size, device=x.device)[:, None] + offset).abs()  # (size, kernel_size): mirrored at 0,
+        source = (size - 1) - (size - 1 - source).abs()  # and at the last pixel
+        matrix = x.new_zeros(len(x), size, size)
+        return matrix.scatter_add_(2, source.expand(len(x), -1, -1), weight[:, None].expand(-1, size, -1))
+
+    rows = matrix(x.shape[2])
+    columns = rows if x.shape[2] == x.shape[3] else matrix(x.shape[3])
+    return rows[:, None] @ (x @ columns[:, None].mT)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products of float32 in float32, also where the training has allowed TF32 or bf16 for them.
+
+    Those cost a picture up to 0.05. The settings are PyTorch's, for the process; they are put back.
+    """
+    settings = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
+# The operations: Kornia's interface around the kernels. Each reads its columns of the one table of parameters.
+
+
+class _Described:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.flags.items())})"
+
+
+class ResizedCrop(_Described, GeometricAugmentationBase2D):
+    """Crop, resize and mirror every image: takes uint8 or floating point, returns float32 in [0, 1]."""
+
+    def __init__(self, size: int):
+        super().__init__(p=1.0)
+        self.flags = {"size": size}
+
+    def transform_tensor(self, input, **_):
+        return input  # Kornia's own would refuse uint8.
+
+    def apply_func(self, input, params, flags):
+        scale = 1 / 255 if input.dtype == torch.uint8 else 1.0
+        return crop_resize(input, params["box"], params["flip"], flags["size"]).mul_(scale)
+
+
+class _OnChosen(_Described, IntensityAugmentationBase2D):
+    """A Kornia operation that changes, in place, the images for which the parameter `chosen_by` is true.
+
+    Kornia's own gate (its `p`) stays open, because it computes every image and then blends. The rows are looked up in
+    the table on the CPU, so no device is waited for.
+    """
+
+    chosen_by = ""
+    reads: tuple[str, ...] = ()  # parameters that `change` takes after x, one entry per image
+
+    def __init__(self, **flags: float | tuple[float, ...]):
+        super().__init__(p=1.0)
+        self.flags = flags
+
+    def apply_transform(self, input, params, flags, transform=None):
+        rows = params[self.chosen_by].nonzero().flatten()
+        if len(rows):
+            on_device = rows.to(input.device)
+            input[on_device] = self.change(input[on_device], *(params[name][rows] for name in self.reads))
+        return input
+
+    def change(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Rotate(_OnChosen):
+    chosen_by, reads = "rotation", ("quarter_turns",)
+
+    def change(self, x, quarter_turns):
+        for turns in (1, 2, 3):
+            rows = (quarter_turns == turns).nonzero().flatten().to(x.device)
+            x[rows] = x[rows].rot90(turns, (2, 3))
+        return x
+
+
+class ColorJitter(_OnChosen):
+    chosen_by, reads = "jitter", ("order", "brightness", "contrast", "saturation", "hue")
+
+    def change(self, x, order, *factors):
+        adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+        for step in range(4):
+            for which, adjust in enumerate(adjustments):
+                rows = (order[:, step] == which).nonzero().flatten()
+                if len(rows):
+                    on_device = rows.to(x.device)
+                    x[on_device] = adjust(x[on_device], factors[which][rows].to(x.device).view(-1, 1, 1, 1))
+        return x
+
+
+class Grayscale(_OnChosen):
+    chosen_by = "gray"
+
+    def change(self, x):
+        return to_gray(x).expand_as(x)
+
+
+class GaussianBlur(_OnChosen):
+    chosen_by, reads = "blur", ("sigma",)
+
+    def change(self, x, sigma):
+        return blur(x, sigma.to(x.device), self.flags["kernel_size"])
+
+
+class Sobel(_OnChosen):
+    chosen_by = "sobel"
+
+    def change(self, x):
+        return sobel(x)
+
+
+class GaussianNoise(_OnChosen):
+    chosen_by, reads = "noise", ("noise_stream",)
+
+    def change(self, x, noise_stream):
+        u = stream_uniforms(noise_stream.to(x.device), 2 * x[0].numel()).view(len(x), 2, *x.shape[1:])
+        normal = (-2 * (1 - u[:, 0]).log()).sqrt() * (2 * math.pi * u[:, 1]).cos()  # Box-Muller
+        return (x + self.flags["std"] * normal).clamp_(0, 1)
+
+
+class Cutout(_OnChosen):
+    chosen_by, reads = "cutout", ("hole",)
+
+    def change(self, x, hole):
+        top, left, bottom, right = hole.to(x.device).T[..., None]  # (n, 1) each
+        y, x_ = torch.arange(x.shape[2], device=x.device), torch.arange(x.shape[3], device=x.device)
+        inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x_ >= left) & (x_ < right))[:, None, None, :]
+        return torch.where(inside, torch.tensor(self.flags["fill"], device=x.device).view(3, 1, 1), x)
+
+
+class SimCLRAugmentation(nn.Module):
+    """Two random views of each image: the augmentation of SimCLR (Chen et al. 2020, appendix A) on the images' device.
+
+    A view is a pure function of (seed, epoch, image index, view number): it does not depend on the batch around the
+    image, on the number of devices or workers, or on any random number drawn elsewhere. On a CPU that holds to the last
+    bit; on other devices the parameters are the same bits (they are drawn on the CPU) and the pixels agree to rounding.
+
+    The operations run in this order: crop and resize, flip, rotation, color jitter, gray, blur, Sobel, noise, cutout,
+    normalisation. Each is applied to an image with its own probability; 0 leaves it out. An image's random numbers
+    are the same whatever is switched on, so two configurations differ in nothing but what they say.
+
+    Keep `index` on the CPU where a device must never be waited for; elsewhere it is copied there, once a view.
+
+    Args:
+        image_size: side of the views, in pixels.
+        strength: of the color jitter, s in the paper: brightness, contrast and saturation are changed by up to 0.8 s,
+            the hue by up to 0.2 s of a full turn, in an order drawn for each image.
+        crop_scale: smallest and largest part of the image's area that a crop takes.
+        crop_ratio: smallest and largest ratio of a crop's width to its height, drawn evenly in its logarithm.
+        flip_prob: probability of mirroring left and right.
+        jitter_prob: probability of color jitter.
+        gray_prob: probability of dropping the color.
+        blur_prob: probability of Gaussian blur, with a kernel of a tenth of `image_size`.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels.
+        rotation_prob: probability of rotation, by 0, 90, 180 or 270 degrees with equal chances.
+        cutout_prob: probability of covering a square with the mean color (DeVries & Taylor 2017). Its centre is
+            anywhere in the view, so that part of it may lie outside.
+        cutout_size: side of that square, as a part of `image_size`.
+        noise_prob: probability of adding Gaussian noise to every pixel.
+        noise_std: standard deviation of that noise, for pixels in [0, 1].
+        sobel_prob: probability of replacing each channel by its gradient's magnitude (Sobel filter).
+        augment_second_view: False leaves every view but the first at crop and resize, as in Figure 5 of the paper.
+        mean: of each channel, for pixels in [0, 1]; subtracted from the views.
+        std: of each channel, for pixels in [0, 1]; divides the views.
+    Raises:
+        ValueError: if an argument is out of its range, with every such argument listed.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        strength: float = 1.0,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip_prob: float = 0.5,
+        jitter_prob: float = 0.8,
+        gray_prob: float = 0.2,
+        blur_prob: float = 0.5,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        rotation_prob: float = 0.0,
+        cutout_prob: float = 0.0,
+        cutout_size: float = 0.5,
+        noise_prob: float = 0.0,
+        noise_std: float = 0.1,
+        sobel_prob: float = 0.0,
+        augment_second_view: bool = True,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.25, 0.25, 0.25),
+    ):
+        super().__init__()
+        self.image_size, self.strength = image_size, strength
+        self.crop_scale, self.crop_ratio, self.blur_sigma = tuple(crop_scale), tuple(crop_ratio), tuple(blur_sigma)
+        self.probs = {
+            "flip": flip_prob,
+            "rotation": rotation_prob,
+            "jitter": jitter_prob,
+            "gray": gray_prob,
+            "blur": blur_prob,
+            "sobel": sobel_prob,
+            "noise": noise_prob,
+            "cutout": cutout_prob,
+        }
+        self.cutout_size, self.noise_std = cutout_size, noise_std
+        self.augment_second_view = augment_second_view
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._refuse_bad_arguments()
+
+        # The paper's kernel is a tenth of the side, made odd: 23 at 224 pixels, 3 at 32.
+        kernel_size = max(3, 2 * (image_size // 20) + 1)
+        operations = {
+            "rotation": Rotate(),
+            "jitter": ColorJitter(strength=strength),
+            "gray": Grayscale(),
+            "blur": GaussianBlur(kernel_size=kernel_size, sigma=self.blur_sigma),
+            "sobel": Sobel(),
+            "noise": GaussianNoise(std=noise_std),
+            "cutout": Cutout(size=cutout_size, fill=self.mean),
+        }
+        self.pipeline = AugmentationSequential(
+            ResizedCrop(image_size),
+            *(operations[name] for name in operations if self.probs[name] > 0 and (name, strength) != ("jitter", 0)),
+            Normalize(self.mean, self.std),
+            data_keys=["input"],
+        )
+
+    def forward(self, images: Tensor, index: Tensor, epoch: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Views 0 and 1 of each image; see `view`."""
+        return self.view(images, index, epoch, seed, 0), self.view(images, index, epoch, seed, 1)
+
+    @torch.no_grad()
+    def view(self, images: Tensor, index: Tensor, epoch: int = 0, seed: int = 0, view: int = 0) -> Tensor:
+        """One view of each image.
+
+        Args:
+            images: (N, 3, H, W), uint8, or floating point in [0, 1], on any device.
+            index: (N,) integer, the images' numbers in the data set, each >= 0.
+            epoch: the epoch, in [0, 2^32).
+            seed: the run's seed, in [0, 2^64).
+            view: the view's number, in [0, 2^16).
+        Returns:
+            (N, 3, image_size, image_size) float32, normalised, whatever the autocast or the module's own dtype.
+        Raises:
+            ValueError: if the images or the index are not of these shapes and types, or a number is out of its range.
+        """
+        _refuse_bad_batch(images, index)
+        table = self.draw(index, images.shape[2], images.shape[3], epoch, seed, view)
+        part = max(1, _CHUNK_VALUES // (3 * self.image_size**2)) if images.device.type == "cpu" else max(1, len(images))
+        # Half precision would shift the crop by parts of a pixel and bend the colors.
+        with torch.autocast(images.device.type, enabled=False), exact_products():
+            return torch.cat(
+                [
+                    self._replay(images[start : start + part], {k: v[start : start + part] for k, v in table.items()})
+                    for start in range(0, max(1, len(images)), part)
+                ]
+            )
+
+    def _replay(self, images: Tensor, table: dict[str, Tensor]) -> Tensor:
+        """The Kornia pipeline with the parameters of the table."""
+        return self.pipeline(
+            images, params=[ParamItem(name, dict(table)) for name, _ in self.pipeline.named_children()]
+        )
+
+    def extra_repr(self) -> str:
+        shown = {"image_size": self.image_size, "strength": self.strength, "crop_scale": self.crop_scale}
+        shown |= {f"{name}_prob": prob for name, prob in self.probs.items() if prob}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    def draw(
+        self, index: Tensor, height: int, width: int, epoch: int = 0, seed: int = 0, view: int = 0
+    ) -> dict[str, Tensor]:
+        """What happens to each image in one view: a pure function, drawn on the CPU so that every device agrees.
+
+        Args:
+            index: (N,) integer, the images' numbers in the data set.
+            height, width: of the images, in pixels.
+            epoch, seed, view: as for `view`.
+        Returns:
+            One row per image, on the CPU. Whether: "flip", "rotation", "jitter", "gray", "blur", "sobel", "noise",
+            "cutout" (N,) bool. How: "box" (N, 4) top, left, height, width in source pixels; "quarter_turns" (N,)
+            counter-clockwise; "order" (N, 4), a permutation of brightness 0, contrast 1, saturation 2, hue 3;
+            "brightness", "contrast", "saturation" (N,) factors; "hue" (N,) in turns; "sigma" (N,) in pixels;
+            "noise_stream" (N, 2); "hole" (N, 4) top, left, bottom, right in view pixels.
+        """
+        index = index.cpu()
+        if (index < 0).any():
+            raise ValueError(
+                f"index={index.min().item()} is negative. Pass the images' numbers in the data set, from 0."
+            )
+        # One column of numbers per use, at a fixed place, in double so that no rounding decides between two boxes.
+        u = uniforms(seed, epoch, index, view, 2 * _CROP_TRIES + 19).double().T.contiguous()  # (39, N)
+        gates, values = u[2 * _CROP_TRIES + 2 :][:8], u[2 * _CROP_TRIES + 10 :]  # (8, N), (9, N)
+        augmented = view == 0 or self.augment_second_view
+        table = {name: (gate < prob) & augmented for gate, (name, prob) in zip(gates, self.probs.items(), strict=True)}
+
+        change = 0.8 * self.strength
+        low, high = max(0.0, 1 - change), 1 + change
+        side = round(self.cutout_size * self.image_size)
+        hole_start = (values[7:9] * self.image_size).long() - side // 2  # (2, N): top, left
+        table |= {
+            "box": self._boxes(u, height, width),
+            "order": _ORDERS[(values[0] * len(_ORDERS)).long()],
+            "brightness": (low + (high - low) * values[1]).float(),
+            "contrast": (low + (high - low) * values[2]).float(),
+            "saturation": (low + (high - low) * values[3]).float(),
+            "hue": (0.2 * self.strength * (2 * values[4] - 1)).float(),
+            "sigma": (self.blur_sigma[0] + (self.blur_sigma[1] - self.blur_sigma[0]) * values[5]).float(),
+            "quarter_turns": (4 * values[6]).long(),
+            "hole": torch.cat((hole_start, hole_start + side)).T,
+            "noise_stream": view_stream(seed, epoch, index, view),
+        }
+        return table
+
+    def _boxes(self, u: Tensor, height: int, width: int) -> Tensor:
+        """Crop boxes (N, 4) as torchvision's RandomResizedCrop draws them: the first of ten tries that fits."""
+        area, log_ratio, place = u.split((_CROP_TRIES, _CROP_TRIES, 2, len(u) - 2 * _CROP_TRIES - 2))[:3]
+        (small, large), (narrow, wide) = self.crop_scale, self.crop_ratio
+        area = height * width * (small + (large - small) * area)
+        ratio = (math.log(narrow) + (math.log(wide) - math.log(narrow)) * log_ratio).exp()
+        h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()  # (10, N)
+        fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+
+        # If none fits: the largest central box with a permitted ratio.
+        ratio = min(max(width / height, narrow), wide)
+        central = min(height, round(width / ratio)), min(width, round(height * ratio))
+        first = torch.where(fits, torch.arange(_CROP_TRIES)[:, None], _CROP_TRIES).amin(0)  # (N,)
+        found = first < _CROP_TRIES
+        first = first.clamp(max=_CROP_TRIES - 1)[None]
+        h = torch.where(found, h.gather(0, first)[0], central[0]).long()
+        w = torch.where(found, w.gather(0, first)[0], central[1]).long()
+        top = torch.where(found, place[0] * (height - h + 1), (height - h) // 2).long()
+        left = torch.where(found, place[1] * (width - w + 1), (width - w) // 2).long()
+        return torch.stack((top, left, h, w), dim=1)
+
+    def _refuse_bad_arguments(self) -> None:
+        problems = [
+            f"{name}_prob={prob} is not a probability. Use a number from 0 to 1."
+            for name, prob in self.probs.items()
+            if not 0 <= prob <= 1
+        ]
+        for fine, problem in (
+            (self.image_size >= 1, f"image_size={self.image_size} is not a size in pixels. Use 1 or more."),
+            (
+                self.image_size != 1 or not self.probs["blur"],
+                "image_size=1 leaves nothing to blur. Set blur_prob=0.",
+            ),
+            (
+                0 <= self.strength <= 2.5,
+                f"strength={self.strength} is not from 0 to 2.5, where the hue has turned by half.",
+            ),
+            (
+                _is_range(self.crop_scale, 1),
+                f"crop_scale={self.crop_scale} is not a range of area. Use 0 < low <= high <= 1.",
+            ),
+            (
+                _is_range(self.crop_ratio),
+                f"crop_ratio={self.crop_ratio} is not a range of ratios. Use 0 < low <= high.",
+            ),
+            (
+                _is_range(self.blur_sigma),
+                f"blur_sigma={self.blur_sigma} is not a range of pixels. Use 0 < low <= high.",
+            ),
+            (
+                0 < self.cutout_size <= 1,
+                f"cutout_size={self.cutout_size} is not a part of the side. Use 0 < size <= 1.",
+            ),
+            (self.noise_std >= 0, f"noise_std={self.noise_std} is negative. Use 0 or more."),
+            (len(self.mean) == 3, f"mean={self.mean} does not have one number for each of 3 channels."),
+            (
+                len(self.std) == 3 and min(self.std) > 0,
+                f"std={self.std} does not have one positive number for each of 3 channels.",
+            ),
+        ):
+            if not fine:
+                problems.append(problem)
+        if problems:
+            raise ValueError("SimCLRAugmentation: " + " ".join(problems))
+
+
+def _is_range(ends: tuple[float, ...], largest: float = math.inf) -> bool:
+    return len(ends) == 2 and 0 < ends[0] <= ends[1] <= largest and ends[1] < math.inf
+
+
+def _refuse_bad_batch(images: Tensor, index: Tensor) -> None:
+    # Values are not looked at: on a GPU that would wait for the images.
+    problems = []
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        problems.append(f"images of shape {tuple(images.shape)} are not (N, 3, H, W).")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        problems.append(f"images are {images.dtype}. Pass uint8, or floating point in [0, 1].")
+    if index.shape != images.shape[:1]:
+        problems.append(f"index of shape {tuple(index.shape)} does not number {len(images)} images. Pass one each.")
+    if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+        problems.append(f"index is {index.dtype}. Pass the images' numbers in the data set as integers.")
+    if problems:
+        raise ValueError("SimCLRAugmentation: " + " ".join(problems))
