@@ -1,0 +1,28 @@
+"""What an encoder is worth: kNN and linear evaluation of its frozen features, with yardsticks and intervals."""
+
+from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
+from simclr.eval.knn import knn_accuracy, knn_predict
+from simclr.eval.linear import (
+    REGULARIZATION_GRID,
+    ProbeResult,
+    linear_evaluation_sgd,
+    linear_probe,
+    train_linear_sgd,
+)
+from simclr.eval.metrics import confusion_matrix, top_k_accuracy, wilson_interval
+
+__all__ = [
+    "REGULARIZATION_GRID",
+    "ProbeResult",
+    "confusion_matrix",
+    "encoder_sha256",
+    "extract_features",
+    "knn_accuracy",
+    "knn_predict",
+    "linear_evaluation_sgd",
+    "linear_probe",
+    "raw_pixels",
+    "top_k_accuracy",
+    "train_linear_sgd",
+    "wilson_interval",
+]

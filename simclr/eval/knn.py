@@ -1,0 +1,104 @@
+"""Weighted kNN classification of frozen features (Wu et al. 2018, "Unsupervised feature learning via non-parametric
+instance discrimination", section 3.4): no training, so it says what the features are worth as they are."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simclr.eval.features import check_split
+
+# Votes are counted in units of 2^-40 of the nearest neighbour's: integer sums do not depend on their order, so the
+# result is the same on every device, and a tie is a tie.
+_VOTE_UNIT = 2.0**40
+_SIMILARITY_UNIT = 2.0**22  # similarities that float32 can barely tell apart are ties
+
+
+def knn_predict(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    k: int = 200,
+    temperature: float = 0.1,
+    *,
+    num_classes: int | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Class of each test image by the weighted vote of its k nearest training images.
+
+    Nearness is cosine similarity s, a neighbour's vote weighs exp(s / temperature). Of equally near training images
+    the one with the lower number is taken, of classes with equal votes the lower.
+
+    Args:
+        train_features: (N, F) float, any scale: normalised here. It says on which device to compute.
+        train_labels: (N,) integer.
+        test_features: (M, F) float.
+        k: number of neighbours, 1 .. N. More than N is refused, not capped: the result would carry the name of
+            another protocol.
+        temperature: > 0.
+        num_classes: C; by default one more than the largest training label.
+        chunk_size: test images compared at once; by default as many as keep the similarities at 2^24 numbers. The
+            result does not depend on it.
+    Returns:
+        (M,) int64 on the CPU.
+    Raises:
+        ValueError: if features and labels do not belong together, k or temperature is out of range.
+    """
+    # The test labels play no part; the first training label stands in to be checked.
+    num_classes = check_split(
+        train_features, train_labels, test_features, train_labels[:1].expand(len(test_features)), num_classes
+    )
+    _check_vote(k, temperature, len(train_features))
+    device = train_features.device
+    size = len(train_features)
+    bank = F.normalize(train_features.float(), dim=1)  # (N, F)
+    bank_labels = train_labels.to(device, torch.int64)
+    later = size - 1 - torch.arange(size, device=device)  # (N,): larger for lower numbers, so that these win
+    predictions = []
+    for chunk in test_features.split(chunk_size or max(1, 2**24 // size)):
+        similarity = F.normalize(chunk.to(device).float(), dim=1) @ bank.T  # (m, N)
+        # One integer per pair that orders by similarity, then by number: topk alone breaks ties as it likes.
+        key = (similarity * _SIMILARITY_UNIT).round().to(torch.int64) * size + later
+        key = key.topk(k, dim=1).values  # (m, k), descending
+        nearest = size - 1 - key % size
+        similarity = (key // size).double() / _SIMILARITY_UNIT
+        votes = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes = (votes * _VOTE_UNIT).round().to(torch.int64)
+        tally = torch.zeros(len(chunk), num_classes, dtype=torch.int64, device=device)
+        tally.scatter_add_(1, bank_labels[nearest], votes)  # (m, C)
+        predictions.append(tally.argmax(1).cpu())
+    return torch.cat(predictions)
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    k: int = 200,
+    temperature: float = 0.1,
+    *,
+    num_classes: int | None = None,
+    chunk_size: int | None = None,
+) -> float:
+    """Fraction of test images that `knn_predict` classifies correctly.
+
+    Args:
+        test_labels: (M,) integer; a class that training lacks is refused.
+        The others as for `knn_predict`.
+    Returns:
+        A fraction in [0, 1].
+    Raises:
+        ValueError: if features and labels do not belong together, k or temperature is out of range.
+    """
+    check_split(train_features, train_labels, test_features, test_labels, num_classes)
+    predictions = knn_predict(
+        train_features, train_labels, test_features, k, temperature, num_classes=num_classes, chunk_size=chunk_size
+    )
+    return int((predictions == test_labels.cpu()).sum()) / len(test_labels)
+
+
+def _check_vote(k: int, temperature: float, size: int) -> None:
+    if not 1 <= k <= size:
+        raise ValueError(f"k={k} with {size} training images: needed 1 to {size}, for example k={min(200, size)}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: needed > 0.")
