@@ -44,7 +44,7 @@ class ImageData(LightningDataModule):
             64, 8/7 of it above (256 for 224), and never more than a named set has. Other images have their central
             square resized to it.
         workers: processes that decode files which memory cannot hold, and threads that fill the memory. If not given:
-            one per available core, up to 16.
+            the available cores, shared by the processes here, up to 16.
         memory_limit_gb: images that take no more (in 1e9 bytes, per process) are decoded once and held in memory, on
             the GPU if there is one with room.
         download: fetch a named set that is not in `data_dir`.
@@ -76,7 +76,7 @@ class ImageData(LightningDataModule):
         self.train_dir, self.test_dir, self.data_dir, self.download = train_dir, test_dir, data_dir, download
         self.batch_size, self.image_size, self.seed, self.holdout = batch_size, image_size, seed, holdout
         self.load_size = load_size if load_size is not None else self._default_load_size()
-        self.workers = workers if workers is not None else min(16, _cores())
+        self.workers = workers
         self.memory_limit_gb = memory_limit_gb
         self.shapes_train, self.shapes_test = shapes_train, shapes_test
         self.train: ImageSet | None = None
@@ -91,14 +91,11 @@ class ImageData(LightningDataModule):
     # Checking
 
     def problems(self, world_size: int = 1) -> list[str]:
-        """What stands in the way of a run on this many devices, one line each; reads no image. Empty if all is well."""
-        found = self._setting_problems()
-        size = None
-        try:
-            size = self._count()
-        except ValueError as error:
-            found.append(str(error))
-        if self.batch_size % world_size:
+        """What stands in the way of training on this many devices, one line each; empty if nothing. Reads no image."""
+        found, size = self._source_problems()
+        if self.batch_size < 1:
+            found.append(f"data.batch_size={self.batch_size} is not a positive number.")
+        elif self.batch_size % world_size:
             found.append(undivided(self.batch_size, world_size))
         if size is not None and self.batch_size > size:
             found.append(
@@ -112,12 +109,38 @@ class ImageData(LightningDataModule):
         if found := self.problems(world_size):
             raise ValueError("\n".join(found))
 
+    def _source_problems(self) -> tuple[list[str], int | None]:
+        """What `setup` would fail on, by settings and names of files only; and how many training images there are."""
+        found = self._setting_problems()
+        if self.source == "shapes":
+            return found, self.shapes_train
+        if self.source in _NAMED:
+            try:
+                self._find_named()
+            except ValueError as error:
+                found.append(str(error))
+            return found, _NAMED[self.source][2]
+        listed = []
+        for path, option in self._folder_paths():
+            try:
+                listed.append(self._folder(path, option))
+            except ValueError as error:
+                found.append(str(error))
+        if len(listed) == 2:
+            try:
+                match_classes(*listed)
+            except ValueError as error:
+                found.append(str(error))
+        return found, len(listed[0].paths) if listed and not found else None
+
     def _setting_problems(self) -> list[str]:
         found = []
-        for name in ("batch_size", "image_size", "load_size", "shapes_train", "shapes_test"):
+        for name in ("image_size", "shapes_train", "shapes_test"):
             if getattr(self, name) < 1:
                 found.append(f"data.{name}={getattr(self, name)} is not a positive number.")
-        if self.workers < 0:
+        if self.load_size < 1 <= self.image_size:
+            found.append(f"data.load_size={self.load_size} is not a positive number.")
+        if self.workers is not None and self.workers < 0:
             found.append(f"data.workers={self.workers} is negative. Use 0 to decode in the training process.")
         if not 0 < self.holdout < 1:
             found.append(f"data.holdout={self.holdout} is not a fraction between 0 and 1.")
@@ -127,6 +150,8 @@ class ImageData(LightningDataModule):
             found.append(f"data.{error}")
         if self.source == "folder" and not self.train_dir:
             found.append("data.source=folder needs data.train_dir, a folder of images.")
+        if self.source == "imagenet" and not self.data_dir:
+            found.append("data.source=imagenet needs data.data_dir, the folder that holds train/ and val/.")
         if self.source != "folder":
             for name in ("train_dir", "test_dir"):
                 if value := getattr(self, name):
@@ -135,23 +160,6 @@ class ImageData(LightningDataModule):
                         f"Use data.source=folder with data.train_dir, or leave data.{name} out."
                     )
         return found
-
-    def _count(self) -> int:
-        """How many images there are to train on, by the names of files only; refuses what `setup` could not find."""
-        if self.source == "shapes":
-            return self.shapes_train
-        if self.source in _NAMED:
-            self._find_named()
-            return _NAMED[self.source][2]
-        if self.source == "imagenet":
-            match_classes(self._imagenet("train"), self._imagenet("val"))
-            return len(self._imagenet("train").paths)
-        if not self.train_dir:
-            return self.batch_size  # already reported
-        train = self._folder(self.train_dir, "data.train_dir")
-        if self.test_dir:
-            match_classes(train, self._folder(self.test_dir, "data.test_dir"))
-        return len(train.paths)
 
     def _where(self) -> str:
         return {"folder": self.train_dir, "shapes": "the built-in shapes"}.get(self.source, self.source)
@@ -166,8 +174,10 @@ class ImageData(LightningDataModule):
         """
         if self.train is not None:
             return
-        self.validate()
-        read = {"shapes": self._read_shapes, "folder": self._read_folders, "imagenet": self._read_imagenet}
+        # Whether the batch fits is asked where batches are made: evaluation reads images too, and trains on none.
+        if found := self._source_problems()[0]:
+            raise ValueError("\n".join(found))
+        read = {"shapes": self._read_shapes, "folder": self._read_folders, "imagenet": self._read_folders}
         train, self.test, labelled = read.get(self.source, self._read_named)()
         self.labelled_train = labelled or train
         self.train = train
@@ -178,36 +188,30 @@ class ImageData(LightningDataModule):
             sets.append(MemoryImages(f"shapes ({name})", *draw_shapes(count, self.load_size, part), CLASSES))
         return *sets, None
 
-    def _read_folders(self):
-        train = self._folder(self.train_dir, "data.train_dir")
-        test = self._folder(self.test_dir, "data.test_dir") if self.test_dir else None
-        return self._files(train, train.classes, train.labels), self._test_files(train, test), None
-
-    def _read_imagenet(self):
-        train, val = self._imagenet("train"), self._imagenet("val")
-        return self._files(train, train.classes, train.labels), self._test_files(train, val), None
-
-    def _test_files(self, train: Folder, test: Folder | None) -> ImageSet | None:
-        if test is None:
-            return None
-        # Matched labels are numbers of the training classes.
-        classes = train.classes if train.classes and test.classes else test.classes
-        return self._files(test, classes, match_classes(train, test))
-
-    def _files(self, folder: Folder, classes: list[str] | None, labels: Tensor | None) -> ImageSet:
-        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes)
-        return files.in_memory(max(1, self.workers)) if files.nbytes <= self.memory_limit_gb * 1e9 else files
+    def _folder_paths(self) -> list[tuple[str, str]]:
+        """The training folder and, if there is one, the test folder, each with the setting that named it."""
+        if self.source == "imagenet":  # as its archives unpack: data_dir/train/WNID/*.JPEG and data_dir/val/WNID/*.JPEG
+            parts = ("train", "val") if self.data_dir else ()
+            return [(str(Path(self.data_dir).expanduser() / part), "data.data_dir") for part in parts]
+        named = ((self.train_dir, "data.train_dir"), (self.test_dir, "data.test_dir"))
+        return [(path, option) for path, option in named if path]
 
     def _folder(self, path: str, option: str) -> Folder:
         if path not in self._folders:
             self._folders[path] = list_folder(path, option)
         return self._folders[path]
 
-    def _imagenet(self, split: str) -> Folder:
-        """ImageNet as its archives unpack: data_dir/train/WNID/*.JPEG and data_dir/val/WNID/*.JPEG."""
-        if not self.data_dir:
-            raise ValueError("data.source=imagenet needs data.data_dir, the folder that holds train/ and val/.")
-        return self._folder(str(Path(self.data_dir).expanduser() / split), "data.data_dir")
+    def _read_folders(self):
+        train, *tests = (self._folder(path, option) for path, option in self._folder_paths())
+        test = None
+        for folder in tests:
+            classes = train.classes if train.classes and folder.classes else folder.classes
+            test = self._files(folder, classes, match_classes(train, folder))
+        return self._files(train, train.classes, train.labels), test, None
+
+    def _files(self, folder: Folder, classes: list[str] | None, labels: Tensor | None) -> ImageSet:
+        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes)
+        return files.in_memory(max(1, self._processes())) if files.nbytes <= self.memory_limit_gb * 1e9 else files
 
     def _find_named(self) -> Path:
         if not self.data_dir:
@@ -251,6 +255,11 @@ class ImageData(LightningDataModule):
 
     # Batches
 
+    def _processes(self) -> int:
+        """Worker processes or threads for this rank."""
+        ranks_here = self.trainer.num_devices if self.trainer is not None else 1
+        return self.workers if self.workers is not None else max(1, min(16, _cores() // ranks_here))
+
     @property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch: whole global batches."""
@@ -274,7 +283,7 @@ class ImageData(LightningDataModule):
             self.train.hold_on(trainer.strategy.root_device)
         # `ready` counts the batches the loop has begun; when the next one is asked for, those are the ones trained on.
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        return TrainLoader(self.train, sampler, self.workers, lambda: progress.current.ready)
+        return TrainLoader(self.train, sampler, self._processes(), lambda: progress.current.ready)
 
     def eval_loader(
         self, split: Literal["train", "test"], batch_size: int = 512, limit: int | None = None
@@ -295,7 +304,7 @@ class ImageData(LightningDataModule):
         images, index, _ = self._evaluation()[split]
         if limit is not None and limit < len(index):
             index = index[epoch_order(_SUBSETS, 0, len(index))[:limit].sort().values]
-        return EvalLoader(images, index, batch_size, self.workers)
+        return EvalLoader(images, index, batch_size, self._processes())
 
     @property
     def evaluation_note(self) -> str | None:
