@@ -28,7 +28,7 @@ def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, q
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 90) -> list[Any]:
-    """What `function(*args)`, defined at the top of a module, returns on each rank. A rank that dies or hangs is an error.
+    """What `function(*args)`, from the top of a module, returns on each rank. A rank that dies or hangs is an error.
 
     Results travel as plain Python numbers, lists and NumPy arrays.
     """

@@ -1,0 +1,140 @@
+"""What watches a pretraining run: online kNN, a picture of the views, a line per epoch. None of it changes the run."""
+
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from simclr.eval import extract_features, knn_accuracy
+from simclr.seeding import epoch_order
+
+
+class OnlineKNN(Callback):
+    """Logs `knn_top1`, the accuracy of a kNN classifier on the representations, while the encoder learns.
+
+    Both the bank and the queries are *training* images (four fifths and one fifth of a fixed sample), so that choices
+    made by this number never touch the test set. Without labels it does nothing.
+
+    Args:
+        every_n_epochs: how often; 0 for never. The last epoch is always measured.
+        images: the size of the sample, or fewer if there are fewer.
+        k: neighbours that vote.
+        temperature: of the votes, exp(similarity / temperature).
+    """
+
+    def __init__(self, every_n_epochs: int = 5, images: int = 10_000, k: int = 20, temperature: float = 0.1):
+        if every_n_epochs < 0 or images < 10 or k < 1 or temperature <= 0:
+            raise ValueError(
+                f"knn needs every_n_epochs >= 0, images >= 10, k >= 1 and temperature > 0; "
+                f"got {every_n_epochs}, {images}, {k} and {temperature}."
+            )
+        self.every_n_epochs = every_n_epochs
+        self.images = images
+        self.k = k
+        self.temperature = temperature
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure on rank 0; the others wait at the next step's gather."""
+        epoch = trainer.current_epoch + 1
+        data = trainer.datamodule
+        if self.every_n_epochs == 0 or data is None or data.labelled_train.labels is None:
+            return
+        if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
+            return
+        if trainer.is_global_zero:
+            accuracy = self.measure(pl_module.encoder, data.eval_loader("train", limit=self.images), pl_module.device)
+            pl_module.log("knn_top1", accuracy, rank_zero_only=True)
+
+    def measure(self, encoder: torch.nn.Module, loader: object, device: torch.device) -> float:
+        """kNN accuracy (a fraction) of the last fifth of a loader's images among the first four."""
+        features, labels = extract_features(encoder, loader, device=device)
+        bank = len(labels) * 4 // 5
+        k = min(self.k, bank)
+        return knn_accuracy(
+            features[:bank], labels[:bank], features[bank:], labels[bank:], k=k, temperature=self.temperature
+        )
+
+
+class ViewGrid(Callback):
+    """Writes `views.png` when training starts: images of the first batches and exactly the views the network sees.
+
+    Args:
+        run_dir: the folder to write to.
+        images: how many images.
+        epochs: how many epochs' pairs of views of each.
+    """
+
+    def __init__(self, run_dir: Path, images: int = 10, epochs: int = 3):
+        self.run_dir = Path(run_dir)
+        self.images = images
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw on rank 0, once a run."""
+        path = self.run_dir / "views.png"
+        if not trainer.is_global_zero or trainer.datamodule is None or path.exists():
+            return
+        data = trainer.datamodule
+        index = epoch_order(data.seed, 0, len(data.train))[: self.images]
+        picture = view_grid(pl_module, data.train.images(index), index, epochs=self.epochs)
+        picture.save(path)
+
+
+def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: int = 3) -> Image.Image:
+    """A picture: one column an image; the image on top, below it view 1 and view 2 of each epoch.
+
+    Args:
+        module: whose `augment` makes the views.
+        images: (N, 3, H, W) uint8.
+        index: (N,), the images' numbers in the data set.
+        epochs: how many epochs to show.
+    """
+    device = module.device
+    mean, std = (torch.tensor(module.hparams[name]).view(3, 1, 1) for name in ("mean", "std"))
+    size = module.hparams.image_size
+    rows = [("image", torch.nn.functional.interpolate(images.cpu().float() / 255, size, mode="area"))]
+    for epoch in range(epochs):
+        views = module.augment(images.to(device), index.to(device), epoch=epoch, seed=module.hparams.seed)
+        rows += [(f"epoch {epoch}\nview {i + 1}", (v.cpu() * std + mean).clamp(0, 1)) for i, v in enumerate(views)]
+    scale = max(1, 96 // size)
+    cell, margin, gap = size * scale, 72, 2
+    height = len(rows) * (cell + gap) + (epochs) * 8 + gap
+    picture = Image.new("RGB", (margin + len(images) * (cell + gap) + gap, height), "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=13)
+    y = 0
+    for number, (label, tiles) in enumerate(rows):
+        y += 8 if number % 2 else 0  # a little air above each pair of views
+        strip = make_grid(tiles, nrow=len(tiles), padding=0)
+        strip = Image.fromarray((strip * 255).round().byte().permute(1, 2, 0).numpy())
+        for column in range(len(tiles)):
+            tile = strip.crop((column * size, 0, (column + 1) * size, size))
+            picture.paste(tile.resize((cell, cell), Image.Resampling.NEAREST), (margin + column * (cell + gap), y))
+        draw.multiline_text((margin - 8, y + cell / 2), label, "black", font, anchor="rm", align="right", spacing=3)
+        y += cell + gap
+    return picture
+
+
+class EpochLines(Callback):
+    """Prints one line per epoch: loss, online kNN where measured, seconds. Stands after OnlineKNN in the list."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the line, above the progress bar if there is one."""
+        if not trainer.is_global_zero:
+            return
+        seconds = time.perf_counter() - self._started
+        metrics = trainer.callback_metrics
+        knn = f"  kNN {100 * metrics['knn_top1'].item():5.1f} %" if "knn_top1" in metrics else ""
+        last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        epoch = f"{trainer.current_epoch + 1:>{max(1, len(last) - 1)}}{last}"
+        line = f"epoch {epoch}  loss {metrics['train_loss_epoch'].item():.4f}  {seconds:5.1f} s{knn}"
+        bar = trainer.progress_bar_callback
+        bar.print(line) if bar is not None else print(line, flush=True)

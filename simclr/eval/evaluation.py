@@ -1,0 +1,191 @@
+"""Linear evaluation of a run: the protocols of this folder on one checkpoint, beside the yardsticks, as one record."""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import kornia
+import pytorch_lightning
+import torch
+import torchvision
+from torch import Tensor
+
+from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint, write_atomically
+from simclr.data import EvalLoader, ImageData
+from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
+from simclr.eval.knn import knn_accuracy
+from simclr.eval.linear import ProbeResult, linear_evaluation_sgd, linear_probe
+from simclr.eval.metrics import confusion_matrix
+
+LinearProtocol = Literal["lbfgs", "sgd"]
+RESULT = "linear_eval.json"  # in the run folder
+
+
+@dataclass(frozen=True)
+class _LabelledPart:
+    """The images of an evaluation loader by their place in it, as `linear_evaluation_sgd` takes them."""
+
+    loader: EvalLoader
+
+    @property
+    def labels(self) -> Tensor:
+        return self.loader.labels
+
+    def __len__(self) -> int:
+        return len(self.loader.index)
+
+    def images(self, index: Tensor) -> Tensor:
+        return self.loader.source.images(self.loader.index[index])
+
+
+def linear_evaluation(
+    checkpoint: str | Path,
+    data: ImageData,
+    *,
+    protocol: LinearProtocol = "lbfgs",
+    epochs: int = 100,
+    batch_size: int = 512,
+    base_lr: float = 0.1,
+    weight_decay: float = 0.0,
+    knn_k: int = 200,
+    knn_temperature: float = 0.1,
+    device: torch.device | str = "cpu",
+    command: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure a pretrained encoder, frozen: linear classifier and kNN, beside a random encoder and raw pixels.
+
+    The yardsticks go through the same L-BFGS protocol on the same images. The random encoder is the run's own encoder
+    before its first step: same kind, same seed.
+
+    Args:
+        checkpoint: a run folder or a checkpoint file.
+        data: labelled images; see `ImageData.eval_loader` for what serves as test where there is no test set.
+        protocol: `lbfgs`, fast, regularisation chosen on a split of the training data; or `sgd`, the paper's, on
+            cropped and flipped images, last epoch.
+        epochs, batch_size, base_lr, weight_decay: of sgd.
+        knn_k, knn_temperature: of the kNN vote; k is at most the number of training images.
+        device: where to compute.
+        command: recorded with the result.
+        say: is told what goes on, a line at a time.
+    Returns:
+        The record that `linear_eval.json` holds: accuracies are fractions of the test images, `ci95` is Wilson's
+        interval of `linear_top1`.
+    Raises:
+        FileNotFoundError, ValueError: for a checkpoint or data that do not serve, naming what is wrong.
+        RuntimeError: if the encoder changed while it was measured.
+    """
+    started = time.perf_counter()
+    read = read_checkpoint(checkpoint)
+    encoder = load_encoder(read.path)
+    sha256 = encoder_sha256(encoder)
+    train_loader, test_loader = data.eval_loader("train"), data.eval_loader("test")
+    say(f"features of {len(train_loader.index):,} training and {len(test_loader.index):,} test images")
+    train = extract_features(encoder, train_loader, device=device)
+    test = extract_features(encoder, test_loader, device=device)
+    classes = len(test_loader.source.classes or ()) or None
+    say(f"linear classifier ({protocol})")
+    if protocol == "sgd":
+        probe = linear_evaluation_sgd(
+            encoder,
+            _LabelledPart(train_loader),
+            *test,
+            epochs=epochs,
+            batch_size=batch_size,
+            base_lr=base_lr,
+            weight_decay=weight_decay,
+            device=device,
+        )
+    else:
+        probe = linear_probe(*train, *test, device=device)
+    knn_k = min(knn_k, len(train[0]))
+    knn = knn_accuracy(*train, *test, k=knn_k, temperature=knn_temperature)
+    say("yardstick: a random encoder of the same kind")
+    torch.manual_seed(read.model["seed"])  # the weights the run began with
+    random = new_encoder(read)
+    random_probe = linear_probe(
+        *extract_features(random, train_loader, device=device),
+        *extract_features(random, test_loader, device=device),
+        device=device,
+    )
+    say("yardstick: raw pixels")
+    pixel_probe = linear_probe(*raw_pixels(train_loader), *raw_pixels(test_loader), device=device)
+    if encoder_sha256(encoder) != sha256:
+        raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
+    return {
+        "linear_top1": probe.accuracy,
+        "linear_top5": probe.top5,
+        "ci95": list(probe.ci95),
+        "knn_top1": knn,
+        "random_encoder_top1": random_probe.accuracy,
+        "raw_pixels_top1": pixel_probe.accuracy,
+        "encoder_sha256": sha256,
+        "checkpoint": str(read.path),
+        "encoder": read.model["encoder"],
+        "epoch": read.epoch + 1,
+        "global_step": read.global_step,
+        **_protocol_record(probe, protocol, epochs, batch_size, base_lr, weight_decay),
+        "knn_k": knn_k,
+        "knn_temperature": knn_temperature,
+        "data": _data_record(data, train_loader, test_loader),
+        "confusion_matrix": confusion_matrix(probe.predictions, test[1], classes).tolist(),
+        "command": command,
+        "versions": _versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _protocol_record(
+    probe: ProbeResult, protocol: str, epochs: int, batch_size: int, base_lr: float, weight_decay: float
+) -> dict[str, Any]:
+    if protocol == "lbfgs":
+        return {"protocol": protocol, "regularization": probe.regularization}
+    settings = {"epochs": epochs, "batch_size": batch_size, "base_lr": base_lr, "weight_decay": weight_decay}
+    return {"protocol": protocol, **settings}
+
+
+def _data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[str, Any]:
+    return {
+        "train": train.source.name,
+        "test": test.source.name,
+        "train_images": len(train.index),
+        "test_images": len(test.index),
+        "classes": test.source.classes,
+        "note": data.evaluation_note,
+        "settings": {key: value for key, value in data.hparams.items() if value is not None},
+    }
+
+
+def _versions() -> dict[str, str]:
+    from simclr import __version__
+
+    return {
+        "simclr": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "kornia": kornia.__version__,
+        "pytorch_lightning": pytorch_lightning.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_result(record: dict[str, Any], run_dir: Path) -> Path:
+    """Write a record as `linear_eval.json` of a run; an earlier result stays beside it under a number.
+
+    Returns:
+        The file written.
+    """
+    path = run_dir / RESULT
+    if path.exists():
+        number = 1
+        while (kept := path.with_suffix(f".{number}.json")).exists():
+            number += 1
+        path.rename(kept)
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    return path

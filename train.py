@@ -1,0 +1,14 @@
+"""Pretrain an image encoder with SimCLR.
+
+    python train.py                                               the built-in images, the default settings
+    python train.py --data.train_dir photos                       any folder of images
+    python train.py --config configs/pretrain/cifar10_resnet18.yaml --trainer.devices 8 --model.temperature 0.5
+    python train.py --help                                        every setting
+
+Leaves runs/NAME/ with checkpoints, metrics, views.png and encoder.pt. Evaluate it with linear_eval.py.
+"""
+
+from simclr.cli import train
+
+if __name__ == "__main__":
+    train()
