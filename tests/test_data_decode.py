@@ -95,12 +95,11 @@ def test_an_image_of_the_right_size_is_left_bit_for_bit_and_others_keep_their_ce
 
 
 def test_resizing_is_antialiased():
-    stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(32).expand(3, 64, 64)
+    stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(40).expand(3, 80, 80)
     small = to_square(stripes, 16)
     assert small.shape == (3, 16, 16)
-    assert (small[..., 1:-1].int() - 127).abs().max() <= 3, (
-        "one-pixel stripes average to gray; without a filter they alias"
-    )
+    # One-pixel stripes average to gray; read at every fifth pixel they would stay black and white.
+    assert (small[..., 1:-1].int() - 127).abs().max() <= 12
 
 
 @pytest.mark.parametrize("threads", [1, 3])
