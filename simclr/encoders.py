@@ -15,7 +15,7 @@ Stem = Literal["auto", "small", "small_stride2", "imagenet"]
 RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
 
 # ResNets of the ImageNet family were published for 224 px; everyone who trains them at 32 px (CIFAR) or 64 px
-# (Tiny ImageNet) takes the 7 x 7 stem and the max-pool out, which otherwise leave 2 x 2 pixels to the last stage.
+# (Tiny ImageNet) takes the 7 x 7 stem and the max-pool out, which would leave 1 x 1 or 2 x 2 pixels to the last stage.
 LARGEST_SMALL_IMAGE = 64
 
 

@@ -184,6 +184,12 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, nearest, with_timm, 
         build_encoder(name)
 
 
+@needs_timm
+def test_names_of_timm_are_among_the_nearest():
+    with pytest.raises(ValueError, match=r"Did you mean .*\bvit_tiny_patch16_224\b"):
+        build_encoder("vit_tiny_patch_16_224")
+
+
 def test_a_name_like_no_other_is_answered_with_where_to_look():
     with pytest.raises(ValueError, match=r"Unknown encoder '!!!'. simclr.encoders.encoder_names\(\) lists them"):
         build_encoder("!!!")
