@@ -26,10 +26,7 @@ from torch import Tensor, nn
 from simclr.seeding import stream_uniforms, uniforms, view_stream
 
 _CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
-_CHUNK_VALUES = (
-    2**18
-)  # On a CPU, views are made in parts of about 1 MB: what one operation leaves is in cache for the next.
-
+_CHUNK_VALUES = 2**19  # A CPU makes views in parts of about 2 MB: what one operation leaves is in cache for the next.
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4): of brightness, contrast, saturation, hue
 
 
@@ -47,15 +44,15 @@ def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     Returns:
         (N, 3, size, size) float32, in the images' range.
     """
-    views = images.new_empty(len(images), 3, size, size, dtype=torch.float32)
-    shrinks = (box[:, 2:] > size).any(1)
     # Antialiasing widens the filter only where a box shrinks; all others are plain bilinear sampling, which is faster.
+    shrinks = (box[:, 2:] > size).any(1)
+    box, flip = _to(box, images), _to(flip, images)
+    if not shrinks.any():
+        return _sample(images, box, flip, size)
+    views = images.new_empty(len(images), 3, size, size, dtype=torch.float32)
     for resample, chosen in ((_sample, ~shrinks), (_resize_by_matrices, shrinks)):
-        rows = chosen.nonzero().flatten()
-        if len(rows):
-            on_device = rows.to(images.device)
-            part = images if len(rows) == len(images) else images[on_device]
-            views[on_device] = resample(part, box[rows].to(images.device), flip[rows].to(images.device), size)
+        rows = _to(chosen.nonzero().flatten(), images)
+        views[rows] = resample(images[rows], box[rows], flip[rows], size)
     return views
 
 
@@ -118,22 +115,20 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Shift the hue by a part of a full turn, without a gather or a round trip through HSV.
+    """Shift the hue by a part of a full turn: HSV without a branch, a gather or a mask, which cost a CPU most.
 
-    With V the largest channel, C the spread and h the hue, the channels of an HSV colour are
-    V - C * clamp(2 - |k - 2|, 0, 1) with k = (n + 6h) mod 6 and n = 5, 3, 1 for red, green, blue.
+    Let V, m and C be a pixel's largest channel, its smallest and their difference. Its hue is
+    1 + (green + blue - red - m) / C sixths of a turn away from red, towards green if green > blue. A hue's channels are
+    V - C * clamp(2 - |k - 2|, 0, 1) with k = (n + hue) mod 6 in sixths and n = 5, 3, 1 for red, green, blue.
     """
     red, green, blue = x.unbind(1)
     largest = torch.maximum(torch.maximum(red, green), blue)  # (n, H, W)
-    spread = largest - torch.minimum(torch.minimum(red, green), blue)
-    sixth = (1 / 6) / spread.clamp(min=1e-12)  # A gray pixel has spread 0, hence any hue will do.
-    hue = torch.where(
-        largest == red,
-        (green - blue) * sixth,
-        torch.where(largest == green, (blue - red) * sixth + 1 / 3, (red - green) * sixth + 2 / 3),
-    )
-    start = torch.tensor((5 / 6, 3 / 6, 1 / 6), device=x.device).view(3, 1, 1)
-    k = hue[:, None] + (turn + start)  # (n, 3, H, W), in turns
+    smallest = torch.minimum(torch.minimum(red, green), blue)
+    spread = largest - smallest
+    sixth = (1 / 6) / spread.clamp(min=1e-12)  # A gray pixel has no spread: any hue gives it back.
+    hue = (green + blue).sub_(red).sub_(smallest).mul_(sixth).add_(1 / 6).copysign_(green - blue)  # in turns
+    start = (5 - 2 * torch.arange(3, device=x.device)).view(3, 1, 1) / 6
+    k = hue[:, None] + (turn + start)  # (n, 3, H, W)
     k.sub_(k.floor()).sub_(2 / 6).abs_().mul_(-6).add_(2).clamp_(0, 1)
     return k.mul_(spread[:, None]).neg_().add_(largest[:, None])
 
@@ -144,8 +139,11 @@ def blur(x: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     def matrix(size: int) -> Tensor:
         offset = torch.arange(kernel_size, device=x.device) - kernel_size // 2
         weight = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # (n, kernel_size)
-        source = (torch.arange(size, device=x.device)[:, None] + offset).abs()  # (size, kernel_size): mirrored at 0,
-        source = (size - 1) - (size - 1 - source).abs()  # and at the last pixel
+        weight = weight * (
+            weight > 1e-12
+        )  # Far taps of a narrow kernel are denormal: a CPU is ten times slower on them.
+        source = (torch.arange(size, device=x.device)[:, None] + offset).abs()  # (size, kernel_size)
+        source = (size - 1) - (size - 1 - source).abs()  # mirrored at the first and at the last pixel
         matrix = x.new_zeros(len(x), size, size)
         return matrix.scatter_add_(2, source.expand(len(x), -1, -1), weight[:, None].expand(-1, size, -1))
 
@@ -174,6 +172,11 @@ def exact_products() -> Iterator[None]:
 # The operations: Kornia's interface around the kernels. Each reads its columns of the one table of parameters.
 
 
+def _to(parameter: Tensor, x: Tensor) -> Tensor:
+    """A CPU parameter on the images' device, without waiting for it: a blocking copy would wait for all queued work."""
+    return parameter.to(x.device, non_blocking=True)
+
+
 class _Described:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.flags.items())})"
@@ -181,6 +184,8 @@ class _Described:
 
 class ResizedCrop(_Described, GeometricAugmentationBase2D):
     """Crop, resize and mirror every image: takes uint8 or floating point, returns float32 in [0, 1]."""
+
+    reads = ("box", "flip")
 
     def __init__(self, size: int):
         super().__init__(p=1.0)
@@ -195,24 +200,24 @@ class ResizedCrop(_Described, GeometricAugmentationBase2D):
 
 
 class _OnChosen(_Described, IntensityAugmentationBase2D):
-    """A Kornia operation that changes, in place, the images for which the parameter `chosen_by` is true.
+    """A Kornia operation that changes, in place, the images for which the first parameter it `reads` is true.
 
     Kornia's own gate (its `p`) stays open, because it computes every image and then blends. The rows are looked up in
     the table on the CPU, so no device is waited for.
     """
 
-    chosen_by = ""
-    reads: tuple[str, ...] = ()  # parameters that `change` takes after x, one entry per image
+    reads: tuple[str, ...]  # the gate, then the parameters that `change` takes after x, one entry per image
 
     def __init__(self, **flags: float | tuple[float, ...]):
         super().__init__(p=1.0)
         self.flags = flags
 
     def apply_transform(self, input, params, flags, transform=None):
-        rows = params[self.chosen_by].nonzero().flatten()
+        rows = params[self.reads[0]].nonzero().flatten()
         if len(rows):
-            on_device = rows.to(input.device)
-            input[on_device] = self.change(input[on_device], *(params[name][rows] for name in self.reads))
+            on_device = _to(rows, input)
+            changed = self.change(input.index_select(0, on_device), *(params[name][rows] for name in self.reads[1:]))
+            input.index_copy_(0, on_device, changed)
         return input
 
     def change(self, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -220,17 +225,17 @@ class _OnChosen(_Described, IntensityAugmentationBase2D):
 
 
 class Rotate(_OnChosen):
-    chosen_by, reads = "rotation", ("quarter_turns",)
+    reads = ("rotation", "quarter_turns")
 
     def change(self, x, quarter_turns):
         for turns in (1, 2, 3):
-            rows = (quarter_turns == turns).nonzero().flatten().to(x.device)
+            rows = _to((quarter_turns == turns).nonzero().flatten(), x)
             x[rows] = x[rows].rot90(turns, (2, 3))
         return x
 
 
 class ColorJitter(_OnChosen):
-    chosen_by, reads = "jitter", ("order", "brightness", "contrast", "saturation", "hue")
+    reads = ("jitter", "order", "brightness", "contrast", "saturation", "hue")
 
     def change(self, x, order, *factors):
         adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
@@ -238,49 +243,50 @@ class ColorJitter(_OnChosen):
             for which, adjust in enumerate(adjustments):
                 rows = (order[:, step] == which).nonzero().flatten()
                 if len(rows):
-                    on_device = rows.to(x.device)
-                    x[on_device] = adjust(x[on_device], factors[which][rows].to(x.device).view(-1, 1, 1, 1))
+                    on_device = _to(rows, x)
+                    factor = _to(factors[which][rows], x).view(-1, 1, 1, 1)
+                    x.index_copy_(0, on_device, adjust(x.index_select(0, on_device), factor))
         return x
 
 
 class Grayscale(_OnChosen):
-    chosen_by = "gray"
+    reads = ("gray",)
 
     def change(self, x):
         return to_gray(x).expand_as(x)
 
 
 class GaussianBlur(_OnChosen):
-    chosen_by, reads = "blur", ("sigma",)
+    reads = ("blur", "sigma")
 
     def change(self, x, sigma):
-        return blur(x, sigma.to(x.device), self.flags["kernel_size"])
+        return blur(x, _to(sigma, x), self.flags["kernel_size"])
 
 
 class Sobel(_OnChosen):
-    chosen_by = "sobel"
+    reads = ("sobel",)
 
     def change(self, x):
         return sobel(x)
 
 
 class GaussianNoise(_OnChosen):
-    chosen_by, reads = "noise", ("noise_stream",)
+    reads = ("noise", "noise_stream")
 
     def change(self, x, noise_stream):
-        u = stream_uniforms(noise_stream.to(x.device), 2 * x[0].numel()).view(len(x), 2, *x.shape[1:])
+        u = stream_uniforms(_to(noise_stream, x), 2 * x[0].numel()).view(len(x), 2, *x.shape[1:])
         normal = (-2 * (1 - u[:, 0]).log()).sqrt() * (2 * math.pi * u[:, 1]).cos()  # Box-Muller
         return (x + self.flags["std"] * normal).clamp_(0, 1)
 
 
 class Cutout(_OnChosen):
-    chosen_by, reads = "cutout", ("hole",)
+    reads = ("cutout", "hole")
 
     def change(self, x, hole):
-        top, left, bottom, right = hole.to(x.device).T[..., None]  # (n, 1) each
+        top, left, bottom, right = _to(hole, x).T[..., None]  # (n, 1) each
         y, x_ = torch.arange(x.shape[2], device=x.device), torch.arange(x.shape[3], device=x.device)
         inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x_ >= left) & (x_ < right))[:, None, None, :]
-        return torch.where(inside, torch.tensor(self.flags["fill"], device=x.device).view(3, 1, 1), x)
+        return torch.where(inside, _to(torch.tensor(self.flags["fill"]), x).view(3, 1, 1), x)
 
 
 class SimCLRAugmentation(nn.Module):
@@ -412,9 +418,9 @@ class SimCLRAugmentation(nn.Module):
 
     def _replay(self, images: Tensor, table: dict[str, Tensor]) -> Tensor:
         """The Kornia pipeline with the parameters of the table."""
-        return self.pipeline(
-            images, params=[ParamItem(name, dict(table)) for name, _ in self.pipeline.named_children()]
-        )
+        steps = self.pipeline.named_children()
+        params = [ParamItem(name, {c: table[c] for c in getattr(step, "reads", ())}) for name, step in steps]
+        return self.pipeline(images, params=params)
 
     def extra_repr(self) -> str:
         shown = {"image_size": self.image_size, "strength": self.strength, "crop_scale": self.crop_scale}
