@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from simclr.encoders import build_encoder
 
+_ARCHITECTURE = (
+    *("encoder", "image_size", "stem", "width", "shortcut", "norm"),
+    *("head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm"),
+)
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
 
 
@@ -74,8 +78,9 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch makes of a damaged or foreign file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason[:200]}") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged, of another program, or holds more than weights."
+        ) from error
     needed = ("state_dict", "hyper_parameters")
     if not isinstance(content, dict) or any(not isinstance(content.get(key), dict) for key in needed):
         raise ValueError(f"{path} is not a checkpoint of simclr: it has no {' and '.join(needed)}.")
@@ -124,8 +129,8 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
 
 def refuse_mismatch(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
     """Raise a ValueError that names the weights which are missing, unexpected or of another shape."""
-    problems = [f"missing {key}" for key in expected if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in expected]
+    problems = [f"{key} is missing" for key in expected if key not in weights]
+    problems += [f"{key} is unexpected" for key in weights if key not in expected]
     problems += [
         f"{key} is {tuple(weights[key].shape)} where {tuple(value.shape)} is needed"
         for key, value in expected.items()
@@ -138,8 +143,7 @@ def refuse_mismatch(weights: dict[str, Tensor], expected: dict[str, Tensor], wha
 
 def settings_of(checkpoint: Checkpoint) -> str:
     """The settings that decide an encoder's weights, as a short text for messages."""
-    names = ("encoder", "stem", "width", "shortcut", "norm")
-    return ", ".join(f"{name}={checkpoint.model[name]}" for name in names if name in checkpoint.model)
+    return ", ".join(f"{name}={checkpoint.model[name]}" for name in _ARCHITECTURE if name in checkpoint.model)
 
 
 def check_resume(checkpoint: Checkpoint, module: nn.Module) -> None:
@@ -151,9 +155,9 @@ def check_resume(checkpoint: Checkpoint, module: nn.Module) -> None:
     changed = [
         f"model.{name}={module.hparams[name]} but the checkpoint has {value}"
         for name, value in checkpoint.model.items()
-        if name in module.hparams and module.hparams[name] != value
+        if name in _ARCHITECTURE and module.hparams[name] != value
     ]
-    reason = f" ({', '.join(changed[:4])})" if changed else ""
+    reason = f" ({', '.join(changed)})" if changed else ""
     what = f"{checkpoint.path} is of another architecture{reason}"
     refuse_mismatch(checkpoint.state_dict, module.state_dict(), what)
 

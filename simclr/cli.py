@@ -61,12 +61,15 @@ class Parser(LightningArgumentParser):
             key = ".".join(unknown.groups())
             return f"unknown key {key}. {self.suggest(key)}"
         message = re.sub(r'^(?:Parser key|argument) "?(?:--)?([^":]+)"?:\s*', r"\1: ", message)
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        choices = re.findall(r"typing\.Literal\[([^\]]*)\]", message)
-        if choices and "Got value" in message:
-            value = message[message.rindex("Got value") + len("Got value") :].strip(" :.\n").splitlines()[0]
-            return f"{lines[0].split(': ')[0].rstrip(':')}={value} is not one of {', '.join(choices)}."
-        return " ".join(lines[:3]).replace("<class '", "").replace("'>", "")
+        value = re.search(r"(?:Got|Given) value: ?(.*)", message)
+        if not value:
+            return " ".join(message.split())
+        key = message.split(":", 1)[0]
+        wanted = dict.fromkeys(
+            re.findall(r"Expected an? (?:typing\.)?(?:Literal)?(.+?)(?:\. Got|$)", message, re.MULTILINE)
+        )
+        names = [re.sub(r"<class '(.+?)'>", r"\1", kind).replace("NoneType", "null") for kind in wanted]
+        return f"{key}={value.group(1)} is not {' or '.join(names) or 'valid'}."
 
     def suggest(self, key: str) -> str:
         """The nearest key that exists, or where to look."""
