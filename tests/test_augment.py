@@ -309,6 +309,13 @@ def test_crops_are_distributed_as_torchvision_draws_them(table):
         assert (cdfs[0] - cdfs[1]).abs().max() < 2.2 * math.sqrt(1 / COUNT + 1 / 4000)
 
 
+def test_a_crop_is_as_often_tall_as_wide():
+    augmentation = SimCLRAugmentation(32, crop_scale=(0.05, 0.05), crop_ratio=(1 / 4, 4))
+    height, width = augmentation.draw(torch.arange(COUNT), 400, 400)["box"][:, 2:].double().T
+    unit = (width / height).log() / (2 * math.log(4)) + 0.5  # uniform, whatever the ratio: log scale
+    assert abs(unit.mean() - 0.5) < 5 / (12 * COUNT) ** 0.5
+
+
 @pytest.mark.parametrize(
     ("height", "width", "box"),
     [(10, 100, [0, 43, 10, 13]), (100, 10, [43, 0, 13, 10])],  # 4/3 of 10, rounded, in the middle
