@@ -121,9 +121,8 @@ def test_small_images_keep_their_border_and_large_ones_lose_an_eighth():
 
 
 def test_shrinking_is_antialiased_and_stays_in_range():
-    stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64)
-    inner = fit_to_size(stripes, 16)[..., 2:-2]
-    assert (inner - 0.5).abs().max() < 0.02  # without antialias it would show one of the stripes
+    noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert fit_to_size(noise, 16).std() < 0.4 * noise.std()  # sixteen pixels averaged; picked ones keep their spread
     step = (torch.arange(20) >= 10).float().expand(1, 3, 20, 20)
     out = fit_to_size(step, 32)
     assert out.min() >= 0

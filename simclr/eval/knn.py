@@ -36,8 +36,8 @@ def knn_predict(
             another protocol.
         temperature: > 0.
         num_classes: C; by default one more than the largest training label.
-        chunk_size: test images compared at once; by default as many as keep the similarities at 2^24 numbers. The
-            result does not depend on it.
+        chunk_size: test images compared at once; by default as many as keep the similarities at 2^22 numbers. Beyond
+            the rounding of float32 the result does not depend on it.
     Returns:
         (M,) int64 on the CPU.
     Raises:
@@ -54,10 +54,10 @@ def knn_predict(
     bank_labels = train_labels.to(device, torch.int64)
     later = size - 1 - torch.arange(size, device=device)  # (N,): larger for lower numbers, so that these win
     predictions = []
-    for chunk in test_features.split(chunk_size or max(1, 2**24 // size)):
+    for chunk in test_features.split(chunk_size or max(1, 2**22 // size)):
         similarity = F.normalize(chunk.to(device).float(), dim=1) @ bank.T  # (m, N)
         # One integer per pair that orders by similarity, then by number: topk alone breaks ties as it likes.
-        key = (similarity * _SIMILARITY_UNIT).round().to(torch.int64) * size + later
+        key = similarity.mul_(_SIMILARITY_UNIT).round_().to(torch.int64).mul_(size).add_(later)
         key = key.topk(k, dim=1).values  # (m, k), descending
         nearest = size - 1 - key % size
         similarity = (key // size).double() / _SIMILARITY_UNIT
