@@ -107,7 +107,9 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).add_((1 - factor) * to_gray(x).mean((1, 2, 3), keepdim=True)).clamp_(0, 1)
+    # Row by row: the sum over one large image alone would be split over threads, and rounded by their number.
+    mean = to_gray(x).mean(3, keepdim=True).mean(2, keepdim=True)  # (n, 1, 1, 1)
+    return (x * factor).add_((1 - factor) * mean).clamp_(0, 1)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:

@@ -162,6 +162,20 @@ def test_a_view_does_not_depend_on_the_batch_around_it_to_the_last_bit(size):
             assert torch.equal(torch.cat(chunked), whole[view])
 
 
+def test_the_number_of_threads_changes_no_bit():
+    augmentation, images, index = SimCLRAugmentation(224, jitter_prob=1.0), pictures(4, 256, 240), torch.arange(4)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = augmentation.view(images, index)
+        torch.set_num_threads(2)
+        assert torch.equal(augmentation.view(images, index), whole)
+        for i in range(4):  # alone: with one image in hand, PyTorch splits its sums over the threads
+            assert torch.equal(augmentation.view(images[i : i + 1], index[i : i + 1])[0], whole[i])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_parts_on_the_cpu_do_not_change_a_bit(monkeypatch):
     augmentation = SimCLRAugmentation(32, **EVERYTHING)
     images, index = pictures(40), torch.arange(40)
