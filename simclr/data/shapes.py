@@ -1,9 +1,12 @@
 """The built-in images: ten classes of shapes, drawn in the process.
 
-Each image scatters five copies of one shape over a soft two-colour gradient, some lighter than the ground and some
-darker, each with its own place, size and angle. The class is therefore the one thing that any two crops of an image
-share: colour, polarity, size and angle all vary within the image, so that telling images apart by them does not pay.
-And pixels do not give the class to a linear classifier: all shapes have the same area, and light and dark cancel.
+Each image scatters five copies of one shape over a soft gray gradient, two or three of them amber and the others navy,
+each with its own place, size and angle. What two crops of an image share, beyond what they both happen to show, is
+therefore the class. Every image has the same colours: if each had its own, those would be the easiest thing that its
+crops share, and the first to be learnt.
+
+A linear classifier on raw pixels fails for a reason one can write down: amber lies as far above the ground as navy lies
+below it, in every channel, and each copy is as often the one as the other. The mean image of every class is the ground.
 """
 
 import math
@@ -18,7 +21,10 @@ from simclr.seeding import uniforms
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "bar", "arrow")
 _SEED = 20200213  # the data set's own (the day SimCLR went to arXiv): runs with other seeds train on the same images
 _COPIES = 5
-_REACH = 2.75  # the templates cover [-_REACH, _REACH] in units of the radius of the disc of equal area
+_GROUND = torch.tensor((0.47, 0.48, 0.49))
+_SLOPE = 0.06
+_AMBER = torch.tensor((0.40, 0.27, 0.06))  # above the ground; navy is as far below it. 1.15 times it stays in [0, 1]
+_REACH = 2.5  # the templates cover [-_REACH, _REACH] in units of the disc's radius
 _TEMPLATE = 128  # pixels a side: 23 per unit, where a copy at 32 px has 3 to 5
 # Images are drawn in whole blocks, so that an image's bits do not depend on which others are drawn with it (vectorised
 # sine and cosine may differ in the last bit from those of the rest of a vector).
@@ -78,7 +84,11 @@ def _polygon_distance(points: Tensor, corners: Tensor) -> Tensor:
 
 @cache
 def _templates() -> Tensor:
-    """(10, T, T) float32 signed distances of the shapes, each centred and scaled to the area of the unit disc."""
+    """(10, T, T) float32 signed distances of the shapes, the disc with radius 1, each centred.
+
+    Long and pointed shapes get less area than the disc and more reach: half way, geometrically, between equal area and
+    an equal circumscribed circle (of radius 1.25), which at 32 px keeps both their strokes and their outlines visible.
+    """
     line = ((torch.arange(_TEMPLATE, dtype=torch.float64) + 0.5) / _TEMPLATE * 2 - 1) * _REACH
     points = torch.stack(torch.meshgrid(line, -line, indexing="xy"), dim=-1)  # (T, T, 2), y upwards
     radius = points.norm(dim=-1)
@@ -96,41 +106,33 @@ def _templates() -> Tensor:
             twice = x * ny - nx * y  # the shoelace formula: area and centroid
             area = twice.sum() / 2
             centre = torch.stack((((x + nx) * twice).sum(), ((y + ny) * twice).sum())) / (6 * area)
-            distances.append(_polygon_distance(points, (corners - centre) * (math.pi / area.abs()).sqrt()))
+            corners = corners - centre
+            scale = ((math.pi / area.abs()).sqrt() * 1.25 / corners.norm(dim=1).max()).sqrt()
+            distances.append(_polygon_distance(points, corners * scale))
     return torch.stack(distances).float()
-
-
-def _colour(luma: Tensor, hue: Tensor, chroma: Tensor) -> Tensor:
-    """(..., 3) RGB of a given luma (Rec. 601): hue and chroma move in the plane of colours that keep it."""
-    cb, cr = chroma * (hue * math.tau).cos(), chroma * (hue * math.tau).sin()
-    return torch.stack((luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb), dim=-1)
 
 
 def _draw_block(first: int, size: int, part: int) -> Tensor:
     """Images first ... first + _BLOCK - 1 of a part: (_BLOCK, 3, size, size) uint8."""
     index = torch.arange(first, first + _BLOCK)
-    numbers = uniforms(_SEED, epoch=part, index=index, view=0, count=14 + 8 * _COPIES)
-    whole, each = numbers[:, :14], numbers[:, 14:].view(_BLOCK, _COPIES, 8)
+    numbers = uniforms(_SEED, epoch=part, index=index, view=0, count=8 + 5 * _COPIES)
+    whole, each = numbers[:, :8], numbers[:, 8:].view(_BLOCK, _COPIES, 5)
     line = (torch.arange(size) + 0.5) / size - 0.5  # pixel centres, in sides of the image
     x, y = line[None, None, :], line[None, :, None]
 
-    # The ground: from one colour to another, along a drawn direction, through an S-curve of drawn softness.
+    # The ground: a little lighter to a little darker, along a drawn direction, through an S-curve of drawn softness.
     turn = whole[:, 0] * math.tau
     ramp = x * turn.cos()[:, None, None] + y * turn.sin()[:, None, None] + (whole[:, 1, None, None] - 0.5) * 0.6
-    ramp = torch.sigmoid(ramp * (2 + 8 * whole[:, 2, None, None]))[..., None]  # (n, S, S, 1)
-    luma = 0.40 + 0.20 * whole[:, 3]
-    tilt = 0.16 * (whole[:, 4] - 0.5)
-    start = _colour(luma + tilt, whole[:, 5], 0.06 + 0.16 * whole[:, 6])
-    stop = _colour(luma - tilt, whole[:, 7], 0.06 + 0.16 * whole[:, 8])
-    picture = start[:, None, None] * (1 - ramp) + stop[:, None, None] * ramp  # (n, S, S, 3)
+    ramp = torch.tanh(ramp * (1 + 4 * whole[:, 2, None, None]))[..., None]  # (n, S, S, 1)
+    picture = _GROUND + _SLOPE * ramp  # (n, S, S, 3)
 
     # The copies: a centre and four corners, the whole turned and shifted, each copy jittered.
     spot = torch.tensor([(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]) * 0.27
-    turn = whole[:, 9] * math.tau
+    turn = whole[:, 3] * math.tau
     cos, sin = turn.cos()[:, None], turn.sin()[:, None]
     places = torch.stack((cos * spot[:, 0] - sin * spot[:, 1], sin * spot[:, 0] + cos * spot[:, 1]), dim=-1)
-    places = places + 0.10 * (whole[:, None, 10:12] - 0.5) + 0.12 * (each[..., 0:2] - 0.5)  # (n, 5, 2)
-    radius = 0.105 + 0.05 * each[..., 2]  # of the disc of equal area, in sides of the image
+    places = places + 0.10 * (whole[:, None, 4:6] - 0.5) + 0.16 * (each[..., 0:2] - 0.5)  # (n, 5, 2)
+    radius = 0.12 + 0.05 * each[..., 2]  # of the disc, in sides of the image
 
     # Pixel centres in each copy's own turned frame, looked up in the shape's distance template.
     dx, dy = x[:, None] - places[..., 0, None, None], y[:, None] - places[..., 1, None, None]  # (n, 5, S, S)
@@ -142,11 +144,9 @@ def _draw_block(first: int, size: int, part: int) -> Tensor:
     distance = distance.view(_BLOCK, _COPIES, size, size) * (radius * size)[..., None, None]  # in pixels
     cover = (0.5 - distance).clamp(0, 1)[..., None]  # (n, 5, S, S, 1): antialiased over one pixel
 
-    # Two tones, one lighter and one darker than the ground; two or three copies have each.
-    light = torch.arange(_COPIES) % 2 == (whole[:, 12] < 0.5)[:, None]  # (n, 5)
-    tone = torch.where(light, 1.0, -1.0) * (0.27 + 0.10 * each[..., 4])
-    hue = torch.where(light, whole[:, 13, None], whole[:, 13, None] + 0.35) + 0.15 * each[..., 5]
-    colours = _colour(luma[:, None] + tone, hue, 0.05 + 0.17 * each[..., 6])  # (n, 5, 3)
+    amber = torch.arange(_COPIES) % 2 == (whole[:, 6] < 0.5)[:, None]  # (n, 5)
+    strength = torch.where(amber, 1.0, -1.0) * (0.85 + 0.3 * each[..., 4])
+    colours = _GROUND + strength[..., None] * _AMBER  # (n, 5, 3)
     for copy in range(_COPIES):
         picture = picture + cover[:, copy] * (colours[:, copy, None, None] - picture)
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
