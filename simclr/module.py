@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from simclr import distributed
 from simclr.augment import SimCLRAugmentation
@@ -114,6 +115,8 @@ class SimCLR(LightningModule):
         )
         if channels_last:
             self.encoder.to(memory_format=torch.channels_last)
+        # Equal on all ranks already; NaN is looked for in `_log`.
+        self.epoch_loss = MeanMetric(nan_strategy="disable", sync_on_compute=False)
 
     def setup(self, stage: str) -> None:
         """Refuse a data module whose batch is not the one that the learning rate goes by."""
@@ -146,10 +149,20 @@ class SimCLR(LightningModule):
             views = views.contiguous(memory_format=torch.channels_last)
         z1, z2 = self.head(self.encoder(views)).chunk(2)
         loss = nt_xent(z1, z2, self.hparams.temperature)
-        self._log(loss)
+        self._log(loss, first=batch_idx == 0)
         return loss
 
-    def _log(self, loss: Tensor) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run continued in the middle of an epoch reports the mean loss of the whole epoch."""
+        checkpoint["epoch_loss"] = [self.epoch_loss.mean_value.item(), self.epoch_loss.weight.item()]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `on_save_checkpoint`."""
+        mean_value, weight = checkpoint["epoch_loss"]
+        self.epoch_loss.mean_value.fill_(mean_value)
+        self.epoch_loss.weight.fill_(weight)
+
+    def _log(self, loss: Tensor, first: bool) -> None:
         loss = distributed.mean_over_ranks(loss)  # the loss of the global batch
         # A look at the value waits for the device: only where it is logged in any case, and once at the end.
         step = self.trainer.global_step
@@ -160,7 +173,10 @@ class SimCLR(LightningModule):
             )
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"train_loss": loss, "lr": lr}, on_step=True, on_epoch=False)
-        self.log("train_loss_epoch", loss, on_step=False, on_epoch=True, prog_bar=True)
+        if first:
+            self.epoch_loss.reset()
+        self.epoch_loss.update(loss)
+        self.log("train_loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser, and warm-up and cosine by the step over the length of the run."""
