@@ -150,7 +150,7 @@ class TrainCLI(LightningCLI):
         kwargs["callbacks"] = list(given) if isinstance(given, list) else [given]
         if not config.fast_dev_run:
             kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines(), SaveOnInterrupt(self.run_dir)]
-            kwargs["callbacks"] += [_newest_checkpoint(self.run_dir)]
+            kwargs["callbacks"] += [newest_checkpoint(self.run_dir)]
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.sort(
             key=lambda callback: not isinstance(callback, OnlineKNN)
@@ -158,7 +158,7 @@ class TrainCLI(LightningCLI):
         return trainer
 
 
-def _newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
+def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
     return ModelCheckpoint(
         dirpath=run_dir / LAST.parent, filename=LAST.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
@@ -191,8 +191,13 @@ class SaveOnInterrupt(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save and stop, if asked to."""
-        if self.asked:
+        if self.asked and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Asked to stop in the last step of an epoch: what belongs to its end, the checkpoint too, has been done."""
+        if self.asked:
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
