@@ -121,6 +121,10 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
 class EpochLines(Callback):
     """Prints one line per epoch: loss, online kNN where measured, seconds. Stands after OnlineKNN in the list."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock: a run continued in the middle of an epoch does not start that epoch."""
+        self._started = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
