@@ -1,0 +1,294 @@
+"""SimCLR: the loss of the right views, the learning rate that is used, runs that resume and divide exactly."""
+
+import copy
+import csv
+import inspect
+import math
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from torch.utils.data import DataLoader, TensorDataset
+
+from simclr import LARS, ProjectionHead, SimCLR, SimCLRAugmentation, build_encoder
+from simclr.cli import newest_checkpoint, train
+from simclr.data import ImageData, draw_shapes
+from simclr.seeding import epoch_order
+from test_losses import double_loop
+from tiny import BATCH, IMAGES, STEPS, Record, StopAt, fit, flags, tiny_data, tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were():
+    before = signal.getsignal(signal.SIGINT)  # Lightning ignores it for good once a run was interrupted
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def defaults(function: object) -> dict[str, object]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        (build_encoder, {name: name for name in ("stem", "width", "shortcut", "zero_init", "norm")}),
+        (
+            ProjectionHead,
+            {"kind": "head", "hidden_dim": "hidden_dim", "projection_dim": "projection_dim"}
+            | {"layers": "head_layers", "batch_norm": "head_batch_norm"},
+        ),
+        (LARS, {"momentum": "momentum"}),
+        (ImageData, {name: name for name in ("batch_size", "image_size", "seed")}),
+    ],
+)
+def test_a_default_that_stands_in_two_places_is_the_same_in_both(part, names):
+    there, here = defaults(part), defaults(SimCLR)
+    assert {name: there[name] for name in names} == {name: here[ours] for name, ours in names.items()}
+
+
+@pytest.mark.parametrize("documented", [SimCLR, ImageData, SimCLRAugmentation])
+def test_every_setting_is_documented(documented):
+    section = inspect.getdoc(documented).split("Args:\n")[1].split("\nRaises:")[0]
+    names = re.findall(r"^    ([\w*]+(?:, \w+)*):", section, re.MULTILINE)
+    assert [n.strip("*") for line in names for n in line.split(", ")] == list(inspect.signature(documented).parameters)
+
+
+class Batches(Callback):
+    """Every batch as training_step gets it."""
+
+    def __init__(self):
+        self.views = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.views.append(batch)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_step_sees_the_views_of_its_epoch_seed_and_images(tmp_path, precision):
+    seen, seed = Batches(), 7
+    fit(tmp_path, tiny_model(seed=seed), tiny_data(seed=seed), [seen], max_epochs=2, precision=precision)
+    images, augment = draw_shapes(IMAGES, 16)[0], SimCLRAugmentation(16)
+    assert len(seen.views) == 2 * STEPS
+    for step, views in enumerate(seen.views):
+        epoch, k = divmod(step, STEPS)
+        index = epoch_order(seed, epoch, IMAGES)[k * BATCH : (k + 1) * BATCH]
+        for view, expected in zip(views, augment(images[index], index, epoch=epoch, seed=seed), strict=True):
+            assert view.dtype == torch.float32
+            assert torch.equal(view, expected)
+
+
+def test_the_loss_is_nt_xent_of_head_of_encoder_of_both_views(tmp_path):
+    model, record = tiny_model(temperature=0.3), Record()
+    start = copy.deepcopy(model)
+    fit(tmp_path, model, callbacks=[record], max_steps=1)
+    index = epoch_order(0, 0, IMAGES)[:BATCH]
+    views = SimCLRAugmentation(16)(draw_shapes(IMAGES, 16)[0][index], index)
+    z1, z2 = start.head(start.encoder(torch.cat(views))).double().chunk(2)
+    assert record.steps[0]["train_loss"] == pytest.approx(double_loop(z1, z2, 0.3).item(), rel=1e-5)
+
+
+def test_batches_of_an_evaluation_are_not_augmented(tmp_path):
+    model = tiny_model()
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    trainer = fit(tmp_path, model, max_steps=1)
+    (h,) = trainer.predict(model, DataLoader(images, batch_size=5))
+    assert torch.equal(h, model.encoder.eval()(images))
+    assert h.shape == (5, model.encoder.feature_dim)
+
+
+def plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(type(key) is str and plain(item) for key, item in value.items())
+    return value is None or type(value) in (str, int, float, bool)
+
+
+def test_a_checkpoint_states_every_setting_in_plain_types(tmp_path):
+    trainer = fit(tmp_path, tiny_model(crop_scale=(0.2, 0.9)), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    content = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    model, data = content["hyper_parameters"], content["datamodule_hyper_parameters"]
+    assert plain(model)
+    assert plain(data)
+    expected = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults(SimCLRAugmentation).items()}
+    expected = expected | defaults(SimCLR) | {"image_size": 16, "crop_scale": [0.2, 0.9], "warmup_epochs": 1}
+    expected |= {"encoder": "resnet8", "width": 0.25, "projection_dim": 16, "batch_size": BATCH}
+    assert model == expected
+    assert data.keys() == defaults(ImageData).keys()
+    assert SimCLR(**model).hparams == trainer.lightning_module.hparams
+
+
+class UsedLr(Callback):
+    """The learning rate of each optimiser step, as the optimiser holds it when it steps."""
+
+    def __init__(self):
+        self.lr = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        (lr,) = {group["lr"] for group in optimizer.param_groups}
+        self.lr.append(lr)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "accumulate", "warmup_steps", "peak"),
+    [("linear", 1, 6, 2.0 * BATCH / 256), ("sqrt", 1, 6, 2.0 * math.sqrt(BATCH)), ("none", 2, 3, 2.0)],
+)
+def test_the_logged_learning_rate_is_the_one_used_warm_up_then_cosine(
+    tmp_path, scaling, accumulate, warmup_steps, peak
+):
+    used, record, epochs = UsedLr(), Record(), 3
+    model = tiny_model(base_lr=2.0, lr_scaling=scaling, warmup_epochs=1.5, optimizer="sgd")
+    fit(tmp_path, model, callbacks=[used, record], max_epochs=epochs, accumulate_grad_batches=accumulate)
+    total = epochs * STEPS // accumulate
+    rising = [peak * (step + 1) / warmup_steps for step in range(warmup_steps)]
+    falling = [math.cos(math.pi * k / (total - warmup_steps)) for k in range(total - warmup_steps)]
+    assert used.lr == pytest.approx(rising + [peak * (1 + c) / 2 for c in falling], rel=1e-9)
+    assert [step["lr"] for step in record.steps] == pytest.approx([lr for lr in used.lr for _ in range(accumulate)])
+
+
+def test_a_run_without_an_end_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a cosine needs an end: set trainer.max_epochs or trainer.max_steps"):
+        fit(tmp_path, max_epochs=-1)
+
+
+class Break(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            torch.nn.init.constant_(pl_module.head.layers[-1].linear.weight, math.nan)
+
+
+@pytest.mark.parametrize("step", [0, STEPS - 1])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, step):
+    # Looked at where it is logged, and at the last step of an epoch: before anything is saved.
+    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {step}. Lower base_lr"):
+        fit(tmp_path, callbacks=[Break(step)], log_every_n_steps=50)
+
+
+def test_labels_in_place_of_image_numbers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"numbers repeat in the first batch. Are they labels"):
+        fit(tmp_path, data=DataLoader(TensorDataset(*draw_shapes(IMAGES, 16)), batch_size=BATCH))
+
+
+def test_any_loader_of_images_and_their_numbers_will_do(tmp_path):
+    numbered = TensorDataset(draw_shapes(IMAGES, 16)[0], torch.arange(IMAGES))
+    assert fit(tmp_path, data=DataLoader(numbered, batch_size=BATCH), max_epochs=1).global_step == STEPS
+
+
+def test_a_data_module_with_another_batch_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"SimCLR has batch_size=16, the data module 32. Give both the same."):
+        fit(tmp_path, data=tiny_data(batch_size=32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0}, "temperature=0 is not positive"),
+        ({"temperature": math.nan}, "temperature=nan is not positive"),
+        ({"base_lr": -1, "momentum": 1}, r"base_lr=-1 is not positive; momentum=1 is not in \[0, 1\)"),
+        ({"weight_decay": -0.1, "warmup_epochs": -1}, "weight_decay=-0.1 is negative; warmup_epochs=-1 is negative"),
+        ({"blur_prob": 2}, "blur_prob"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**settings)
+
+
+def final(trainer, path):
+    trainer.save_checkpoint(path)
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a, b, where="checkpoint"):
+    """Equal bit for bit, however deep."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="module", params=["lars", "adamw"])
+def whole_run(request, tmp_path_factory):
+    """(optimizer, what it logged, its last checkpoint) of an uninterrupted run."""
+    root, record = tmp_path_factory.mktemp("whole"), Record()
+    trainer = fit(root, tiny_model(optimizer=request.param), callbacks=[record])
+    return request.param, record, final(trainer, root / "x.ckpt")
+
+
+# In the first epoch, on the border of two epochs, in the middle of the second, at the very last step.
+@pytest.mark.parametrize("step", [1, STEPS, STEPS + 2, 3 * STEPS - 1])
+def test_a_run_stopped_at_any_step_and_continued_is_the_whole_run_bit_for_bit(tmp_path, whole_run, step):
+    optimizer, whole, expected = whole_run
+    before, after = Record(), Record()
+    stop, newest = StopAt(tmp_path, step), newest_checkpoint(tmp_path)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, tiny_model(optimizer=optimizer), callbacks=[before, stop, newest], enable_checkpointing=True)
+    torch.manual_seed(99)  # nothing of the continued run may come from the global generator or the new weights
+    model = tiny_model(optimizer=optimizer)
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+    callbacks = [after, newest_checkpoint(tmp_path)]
+    trainer = fit(tmp_path, model, callbacks=callbacks, ckpt_path=stop.path, enable_checkpointing=True)
+    assert len(before.steps) == step
+    assert before.steps + after.steps == whole.steps
+    assert before.epochs + after.epochs == whole.epochs
+    content = final(trainer, tmp_path / "x.ckpt")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        assert_same(content[part], expected[part], part)
+
+
+BN_FREE = flags(
+    {"model.norm": "none", "model.head_batch_norm": "false", "model.optimizer": "sgd", "model.warmup_epochs": 0}
+    | {"data.shapes_train": 256, "data.batch_size": 32, "trainer.max_epochs": 1, "trainer.log_every_n_steps": 1}
+)
+
+
+def curve(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+
+def test_two_ranks_train_the_run_of_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train([*BN_FREE, "--trainer.devices", "1", "--run_dir", "one"])
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run_dir", "two"]
+    command = [sys.executable, str(ROOT / "train.py"), *BN_FREE, *ranks]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert len(one) == 8
+    losses = max(abs(a - b) for a, b in zip(one, two, strict=True))
+    a, b = (torch.load(tmp_path / run / "checkpoints" / "last.ckpt")["state_dict"] for run in ("one", "two"))
+    weights = max((a[name] - b[name]).abs().max().item() for name in a)
+    torch.manual_seed(0)
+    start = SimCLR(**torch.load(tmp_path / "one" / "checkpoints" / "last.ckpt")["hyper_parameters"]).state_dict()
+    moved = max((a[name] - start[name]).abs().max().item() for name in a)
+    print(
+        f"largest difference between 1 and 2 ranks: loss {losses:.1e}, weight {weights:.1e}; training moved {moved:.1e}"
+    )
+    assert losses < 1e-4
+    assert weights < 1e-4
+    assert moved > 1e-2  # so that an error in the gradient would show
