@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_LIGHTNING = ("NODE_RANK", "LOCAL_RANK")
+
 
 def is_distributed() -> bool:
     """Whether a process group is initialised."""
@@ -26,11 +28,12 @@ def rank() -> int:
 
 
 def launched_rank() -> int:
-    """This process's number before any process group exists, as Lightning, torchrun or SLURM has set it."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    """This process's number before any process group exists, as torchrun, SLURM or Lightning has set it.
+
+    Lightning tells only the node and the place on it: then 0 is still the first process of all, and only that one.
+    """
+    names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if "SLURM_PROCID" in os.environ else _LIGHTNING
+    return sum(int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
 
 
 class _Gather(torch.autograd.Function):

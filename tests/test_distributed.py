@@ -1,6 +1,7 @@
 """The gather's order and its gradient, and the rank helpers with and without a process group."""
 
 import numpy as np
+import pytest
 import torch
 
 from ranks import run_ranks
@@ -34,11 +35,20 @@ def test_one_process_gathers_nothing():
     assert distributed.mean_over_ranks(x).equal(x)
 
 
-def test_launched_rank_is_read_from_the_launcher(monkeypatch):
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, 0),
+        ({"LOCAL_RANK": "1"}, 1),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "2"}, 2),
+        ({"RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "1"}, 0),
+        ({"RANK": "5", "LOCAL_RANK": "1"}, 5),
+        ({"SLURM_PROCID": "3", "LOCAL_RANK": "1"}, 3),
+    ],
+)
+def test_launched_rank_is_read_from_the_launcher(monkeypatch, environment, rank):
+    for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert distributed.launched_rank() == 0
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed.launched_rank() == 1
-    monkeypatch.setenv("RANK", "5")
-    assert distributed.launched_rank() == 5
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.launched_rank() == rank
