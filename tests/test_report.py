@@ -1,0 +1,279 @@
+"""The report: its numbers are those of the run, its neighbours those of a double loop, and it needs nothing else."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simclr.checkpoint import load_encoder
+from simclr.data import ImageData
+from simclr.eval import encoder_sha256
+from simclr.module import SimCLR
+from simclr.report import read_metrics, read_results, tsne, write_report
+
+CLASSES = ["<b>", "a & b", 'say "c"']
+VOID = {"meta", "img", "br", "use"}
+
+
+def fill(folder: Path, names: list[str], seed: int) -> None:
+    """Noise of 8 pixels a side, one image per name."""
+    generator = np.random.default_rng(seed)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name)
+
+
+def make_run(run_dir: Path, data: ImageData) -> Path:
+    """A run folder as training leaves it, but for the training."""
+    torch.manual_seed(0)
+    model = SimCLR("resnet8", image_size=8, stem="small", batch_size=4)
+    content = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "datamodule_hyper_parameters": dict(data.hparams),
+        "epoch": 1,
+        "global_step": 20,
+    }
+    (run_dir / "checkpoints").mkdir(parents=True)
+    torch.save(content, run_dir / "checkpoints" / "last.ckpt")
+    (run_dir / "config.yaml").write_text("trainer: {max_epochs: 2, precision: bf16-mixed, devices: 3}\n")
+    (run_dir / "metrics.csv").write_text(
+        "epoch,knn_top1,lr,step,train_loss,train_loss_epoch\n"
+        "0,,0.1,4,2.5,\n0,,,9,,2.25\n1,,0.2,14,2.0,\n1,0.4375,,19,,1.75\n"
+    )
+    Image.new("RGB", (20, 20), "red").save(run_dir / "views.png")
+    return run_dir
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A run on three classes with names that HTML would take for its own."""
+    fill(tmp_path / "train", [f"{c}/{i}.png" for c in CLASSES for i in range(12)], 0)
+    fill(tmp_path / "test", [f"{c}/{i}.png" for c in CLASSES for i in range(11)], 1)
+    data = ImageData(train_dir=str(tmp_path / "train"), test_dir=str(tmp_path / "test"), image_size=8, batch_size=4)
+    return make_run(tmp_path / "run <i>", data)
+
+
+def result_of(run_dir: Path, **changes) -> dict:
+    """A record as linear evaluation writes it."""
+    return {
+        "linear_top1": 0.8312,
+        "linear_top5": 0.99,
+        "ci95": [0.8141, 0.8467],
+        "knn_top1": 0.7777,
+        "knn_k": 36,
+        "random_encoder_top1": 0.4102,
+        "raw_pixels_top1": 0.1915,
+        "encoder_sha256": encoder_sha256(load_encoder(run_dir)),
+        "epoch": 2,
+        "protocol": "lbfgs",
+        "confusion_matrix": [[10, 1, 0], [0, 7, 4], [0, 0, 11]],
+        "data": {"train": "train", "test": "test", "train_images": 36, "test_images": 33, "classes": CLASSES},
+        "command": "python linear_eval.py --checkpoint 'run <i>'",
+        "versions": {"torch": "9.9.9"},
+        "date": "2026-01-02T03:04:05+00:00",
+        **changes,
+    }
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: text, resources, the figures of neighbours, and whether tags close."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.text, self.resources, self.rows, self.open, self.tags = "", [], [], [], set()
+        self.feed(path.read_text())
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.add(tag)
+        self.resources += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data", "action")]
+        self.resources += re.findall(r"url\(([^)]*)\)", attributes.get("style") or "")
+        kind = (attributes.get("class") or "").split()
+        if tag == "figure":
+            number = int(attributes["data-number"])
+            if "query" in kind:
+                self.rows.append((number, []))
+            else:
+                self.rows[-1][1].append((number, "wrong" in kind))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += "" if self.open and self.open[-1] == "style" else data.replace("\xa0", " ")
+
+
+def test_the_first_sentence_holds_the_numbers_of_the_evaluation(labelled):
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
+    path = write_report(labelled)
+    assert path == labelled / "report.html"
+    text = Page(path).text
+    sentence = (
+        "A linear classifier on the frozen features reaches 83.1 % (95 % interval 81.4 to 84.7), "
+        "64.0 points above raw pixels and 42.1 points above a random encoder."
+    )
+    assert sentence in text
+    for shown in ("77.8 %", "41.0 %", "19.1 %", "guessing 33.3 %", "torch 9.9.9", "2026-01-02 03:04:05"):
+        assert shown in text
+    assert 'a & b taken for say "c": 36.4 % (4 of 11)' in text
+    assert "another encoder" not in text
+    assert result_of(labelled)["encoder_sha256"] in text
+
+
+def test_a_result_below_a_yardstick_is_said_to_be_below(labelled):
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, raw_pixels_top1=0.9)))
+    assert "6.9 points below raw pixels" in Page(write_report(labelled)).text
+
+
+def test_the_page_needs_nothing_beside_it(labelled):
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
+    path = write_report(labelled)
+    resources = Page(path).resources
+    assert len(resources) > 20
+    assert all(resource.startswith(("data:image/", "#")) for resource in resources)
+    assert not re.search(r"https?://|@import|<script|<link", path.read_text())
+    for name in ("curves.png", "neighbours.png", "map.png"):
+        Image.open(labelled / name).verify()
+
+
+def test_names_are_text_not_markup(labelled):
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
+    page = Page(write_report(labelled))
+    assert "run <i>" in page.text
+    assert all(page.text.count(name) > 5 for name in CLASSES)
+    assert "script" not in page.tags
+
+
+def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labelled):
+    page = Page(write_report(labelled))
+    data = ImageData(train_dir=str(labelled.parent / "train"), test_dir=str(labelled.parent / "test"), image_size=8)
+    data.setup()
+    encoder = load_encoder(labelled)
+    features = {}
+    for part, images in (("train", data.train), ("test", data.test)):
+        pixels = images.images(range(len(images))).double() / 255
+        features[part] = encoder.double()((pixels - 0.5) / 0.25)  # the default mean and std
+    assert len(page.rows) == 10
+    assert {int(data.test.labels[query]) for query, _ in page.rows} == {0, 1, 2}
+    for query, shown in page.rows:
+        similarity = []
+        for number in range(len(data.train)):
+            a, b = features["test"][query], features["train"][number]
+            similarity.append(float((a * b).sum() / (a.norm() * b.norm())))
+        nearest = sorted(range(len(similarity)), key=lambda number: -similarity[number])[:8]
+        assert [number for number, _ in shown] == nearest
+        own = data.test.labels[query]
+        assert [wrong for _, wrong in shown] == [bool(data.train.labels[number] != own) for number in nearest]
+
+
+def test_without_an_evaluation_the_page_says_how_to_make_one(labelled):
+    text = Page(write_report(labelled)).text
+    assert "online kNN 43.8 % on training images, not yet measured" in text
+    assert f"python linear_eval.py --checkpoint '{labelled}'" in text
+    assert "What it confuses" not in text
+
+
+def test_without_labels_there_are_neighbours_and_curves_and_no_query_is_in_its_own_bank(tmp_path):
+    fill(tmp_path / "flat", [f"{i}.png" for i in range(60)], 0)
+    run_dir = make_run(tmp_path / "run", ImageData(train_dir=str(tmp_path / "flat"), image_size=8, batch_size=4))
+    page = Page(write_report(run_dir, map_images=50))
+    assert "no labels" in page.text
+    assert "linear_eval.py" not in page.text
+    assert "How it learned" in page.text
+    assert len(page.rows) == 10
+    queries = {query for query, _ in page.rows}
+    assert not queries & {number for _, shown in page.rows for number, _ in shown}
+    assert not any(wrong for _, shown in page.rows for _, wrong in shown)
+
+
+def test_an_evaluation_of_another_encoder_is_called_that(labelled):
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, encoder_sha256="0" * 64, epoch=1)))
+    text = Page(write_report(labelled)).text
+    assert "These numbers are of another encoder (epoch 1) than the checkpoint now holds (epoch 2)" in text
+
+
+def test_images_that_are_gone_leave_the_rest_of_the_page(labelled):
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
+    (labelled.parent / "train").rename(labelled.parent / "moved")
+    said = []
+    page = Page(write_report(labelled, say=said.append))
+    assert "83.1 %" in page.text
+    assert "No images to show: data.train_dir=" in page.text
+    assert not page.rows
+    assert any("does not exist" in line for line in said)
+
+
+def test_a_hundred_classes_are_drawn_as_a_picture(labelled):
+    matrix = (torch.eye(100, dtype=torch.int64) * 3 + torch.eye(100, dtype=torch.int64).roll(1, 1)).tolist()
+    data = {**result_of(labelled)["data"], "classes": [f"class {i}" for i in range(100)]}
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, confusion_matrix=matrix, data=data)))
+    page = Page(write_report(labelled))
+    assert "table" not in page.tags
+    assert "class 0 taken for class 1: 25.0 % (1 of 4)" in page.text
+
+
+def test_what_is_damaged_or_missing_is_named(labelled, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="Give a run folder that training has filled"):
+        write_report(tmp_path / "empty")
+    with pytest.raises(ValueError, match="map_images=0"):
+        write_report(labelled, map_images=0)
+    (labelled / "linear_eval.json").write_text('{"linear_top1": 0.5, "ci95": [0, 1]}')
+    with pytest.raises(ValueError, match=r"linear_eval\.json.*no random_encoder_top1 and no raw_pixels_top1"):
+        write_report(labelled)
+    (labelled / "linear_eval.json").write_text("{")
+    with pytest.raises(ValueError, match=r"linear_eval\.json cannot be read"):
+        write_report(labelled)
+    (labelled / "linear_eval.json").unlink()
+    (labelled / "metrics.csv").write_text("epoch,step,train_loss_epoch\n0,9,much\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv cannot be read"):
+        write_report(labelled)
+    assert not (labelled / "report.html").exists()
+
+
+def test_metrics_are_placed_by_epochs_done(labelled):
+    history = read_metrics(labelled)
+    assert history["train_loss_epoch"] == [(1, 2.25), (2, 1.75)]
+    assert history["train_loss"] == [(0.5, 2.5), (1.5, 2.0)]
+    assert history["lr"] == [(0.5, 0.1), (1.5, 0.2)]
+    assert history["knn_top1"] == [(2, 0.4375)]
+
+
+def test_results_come_newest_first(labelled):
+    for name, value in (("linear_eval.json", 0.3), ("linear_eval.1.json", 0.1), ("linear_eval.10.json", 0.25)):
+        (labelled / name).write_text(json.dumps(result_of(labelled, linear_top1=value)))
+    (labelled / "linear_eval.2.json").write_text(json.dumps(result_of(labelled, linear_top1=0.2)))
+    assert [result["linear_top1"] for result in read_results(labelled)] == [0.3, 0.25, 0.2, 0.1]
+
+
+def test_the_map_keeps_groups_together_and_is_the_same_every_time():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 4
+    features = torch.eye(16)[labels] + 0.1 * torch.randn(120, 16, generator=generator)
+    state = torch.get_rng_state()
+    places = tsne(features)
+    assert torch.equal(places, tsne(features))
+    assert torch.equal(state, torch.get_rng_state())
+    distance = torch.cdist(places, places).fill_diagonal_(float("inf"))
+    assert torch.equal(labels[distance.argmin(1)], labels)
+    centres = torch.stack([places[labels == label].mean(0) for label in range(4)])
+    spread = max(float((places[labels == label] - centres[label]).norm(dim=1).max()) for label in range(4))
+    assert torch.pdist(centres).min() > 2 * spread
