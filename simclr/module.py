@@ -188,7 +188,7 @@ class SimCLR(LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ValueError("a cosine needs an end: set trainer.max_epochs or trainer.max_steps.")
-        self.trainer.fit_loop.setup_data()  # Lightning has not counted the batches yet where max_steps alone ends the run
+        self.trainer.fit_loop.setup_data()  # where max_steps alone ends the run, the batches are not counted yet
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         warmup_steps = round(hparams.warmup_epochs * steps_per_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
