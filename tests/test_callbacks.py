@@ -1,0 +1,133 @@
+"""The callbacks watch and never change a run; what they show is what happened."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning import Callback
+
+from simclr import SimCLRAugmentation
+from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
+from simclr.data import MemoryImages, draw_shapes
+from simclr.eval import extract_features, knn_accuracy
+from simclr.seeding import epoch_order
+from tiny import IMAGES, fit, tiny_data, tiny_model
+
+
+class Watch(Callback):
+    """After the others: what was logged, and whether every module still trains."""
+
+    def __init__(self):
+        self.knn, self.training = [], []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        metric = trainer.callback_metrics.get("knn_top1")
+        self.knn.append(None if metric is None else metric.item())
+
+    def on_train_batch_start(self, trainer, pl_module, *args):
+        self.training.append(all(module.training for module in pl_module.modules()))
+
+
+def test_watching_changes_nothing(tmp_path):
+    alone, watched, watch = tiny_model(), tiny_model(), Watch()
+    fit(tmp_path, alone)
+    fit(tmp_path, watched, callbacks=[OnlineKNN(1), ViewGrid(tmp_path), EpochLines(), watch])
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+    assert None not in watch.knn
+    assert all(watch.training)
+    assert all(parameter.requires_grad for parameter in watched.parameters())
+
+
+@pytest.mark.parametrize(("every", "measured"), [(0, []), (1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (9, [4])])
+def test_knn_is_measured_every_n_epochs_and_at_the_end(tmp_path, monkeypatch, every, measured):
+    epochs = []
+    monkeypatch.setattr(OnlineKNN, "measure", lambda *args: epochs.append(trainers[0].current_epoch) or 0.5)
+    trainers = []
+    start = Callback()
+    start.on_train_start = lambda trainer, module: trainers.append(trainer)
+    fit(tmp_path, callbacks=[start, OnlineKNN(every)], max_epochs=5, limit_train_batches=1)
+    assert epochs == measured
+
+
+def test_knn_is_the_accuracy_of_the_last_fifth_of_the_training_images_among_the_rest(tmp_path):
+    data, model, watch = tiny_data(), tiny_model(), Watch()
+    fit(tmp_path, model, data, [OnlineKNN(1, k=5), watch], max_epochs=1)
+    features, labels = extract_features(model.encoder, data.eval_loader("train"))
+    bank = 4 * len(labels) // 5
+    expected = knn_accuracy(features[:bank], labels[:bank], features[bank:], labels[bank:], k=5, temperature=0.1)
+    assert watch.knn == [pytest.approx(expected)]
+
+
+def test_knn_never_reads_the_test_images(tmp_path, monkeypatch):
+    data = tiny_data()
+    data.setup()
+    monkeypatch.setattr(data.test, "images", None)
+    watch = Watch()
+    fit(tmp_path, data=data, callbacks=[OnlineKNN(1), watch], max_epochs=1)
+    assert watch.knn[0] is not None
+
+
+def test_without_labels_no_knn_is_logged(tmp_path):
+    data, watch = tiny_data(), Watch()
+    data.setup()
+    data.train = data.labelled_train = MemoryImages("no labels", data.train.pixels)
+    fit(tmp_path, data=data, callbacks=[OnlineKNN(1), watch], max_epochs=1)
+    assert watch.knn == [None]
+
+
+@pytest.mark.parametrize("bad", [{"every_n_epochs": -1}, {"images": 9}, {"k": 0}, {"temperature": 0}])
+def test_bad_knn_settings_are_refused(bad):
+    with pytest.raises(ValueError, match="knn needs every_n_epochs >= 0, images >= 10, k >= 1 and temperature > 0"):
+        OnlineKNN(**bad)
+
+
+def test_the_picture_shows_exactly_the_views_of_training(tmp_path):
+    seed, columns, epochs, size = 3, 4, 2, 16
+    model, data = tiny_model(seed=seed, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)), tiny_data(seed=seed)
+    fit(tmp_path, model, data, [ViewGrid(tmp_path, images=columns, epochs=epochs)], max_steps=1)
+    picture = np.asarray(Image.open(tmp_path / "views.png").convert("RGB"))
+    scale = 96 // size
+    cell, gap, left = size * scale, 2, 72
+    tops = [0] + [8 * (1 + (row - 1) // 2) + row * (cell + gap) for row in range(1, 1 + 2 * epochs)]
+    # The middle pixel of each block of scale x scale equal ones.
+    rows = [
+        [picture[top + scale // 2 : top + cell : scale, x + scale // 2 : x + cell : scale] for x in range(
+            left, left + columns * (cell + gap), cell + gap)]
+        for top in tops
+    ]  # fmt: skip
+    index = epoch_order(seed, 0, IMAGES)[:columns]
+    images = draw_shapes(IMAGES, 16)[0][index]
+    expected = [images]
+    augment = SimCLRAugmentation(size, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
+    for epoch in range(epochs):
+        views = augment(images, index, epoch=epoch, seed=seed)
+        expected += [((view * std + mean).clamp(0, 1) * 255).round().byte() for view in views]
+    for row, tiles in zip(rows, expected, strict=True):
+        for cut, tile in zip(row, tiles, strict=True):
+            # 1 of 255: the picture rounds after undoing the normalisation
+            assert np.abs(cut.astype(int) - tile.permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_a_picture_that_is_there_stays(tmp_path):
+    (tmp_path / "views.png").write_bytes(b"the first run's")
+    fit(tmp_path, callbacks=[ViewGrid(tmp_path)], max_steps=1)
+    assert (tmp_path / "views.png").read_bytes() == b"the first run's"
+
+
+def test_a_line_per_epoch_with_loss_knn_and_seconds(tmp_path, capsys):
+    trainer = fit(tmp_path, callbacks=[OnlineKNN(2), EpochLines()], max_epochs=2)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
+    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{4}  +\d+\.\d s", first)
+    assert re.fullmatch(r"epoch 2/2  loss \d\.\d{4}  +\d+\.\d s  kNN +\d+\.\d %", second)
+    metrics = trainer.callback_metrics
+    assert f"loss {metrics['train_loss_epoch'].item():.4f}" in second
+    assert f"kNN {100 * metrics['knn_top1'].item():5.1f} %" in second
+
+
+def test_a_run_by_steps_has_lines_too(tmp_path, capsys):
+    fit(tmp_path, callbacks=[EpochLines()], max_epochs=-1, max_steps=2)
+    assert re.search(r"epoch 1  loss \d", capsys.readouterr().out)

@@ -1,0 +1,101 @@
+"""Imports go down only (architecture.md), read from the source; the core needs neither dashboards nor a network."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "simclr"
+
+# From the ground up. A file may import from its own layer and from those below.
+LAYERS = [
+    ["seeding", "distributed"],
+    ["augment", "losses", "heads", "resnet", "encoders", "optim"],
+    ["data"],
+    ["module", "checkpoint"],
+    ["eval"],
+    ["callbacks", "loggers", "export", "report"],
+    ["cli"],
+]
+HEAVY = {"wandb", "matplotlib", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used
+
+
+def name_of(path: Path) -> str:
+    """The part of the package a file belongs to: a folder counts as one."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Full names of everything imported anywhere in a file."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import of {node.module}"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts_imported(tree: ast.AST) -> set[str]:
+    ours = {name for name in imports(tree) if name.startswith("simclr.")}
+    return {name.split(".")[1] for name in ours} - {"__version__"}
+
+
+def layer(part: str) -> int:
+    for height, parts in enumerate(LAYERS):
+        if part in parts:
+            return height
+    raise AssertionError(f"simclr/{part} has no layer: give it one in {Path(__file__).name}")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_go_down_only(path):
+    here = layer(name_of(path))
+    upwards = {part for part in parts_imported(ast.parse(path.read_text())) if layer(part) > here}
+    assert not upwards, f"{path.name} imports {sorted(upwards)} from above"
+
+
+def test_only_distributed_imports_torch_distributed():
+    def imports_it(path: Path) -> bool:
+        return any(name.startswith("torch.distributed") for name in imports(ast.parse(path.read_text())))
+
+    assert [name_of(path) for path in FILES if imports_it(path)] == ["distributed"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_heavy_packages_are_imported_where_they_are_used(path):
+    at_import = set()
+    for statement in ast.parse(path.read_text()).body:
+        for_types_only = isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef) and not for_types_only:
+            at_import |= {name.split(".")[0] for name in imports(statement)}
+    assert not at_import & HEAVY
+    if layer(name_of(path)) < layer("callbacks"):
+        assert not {name.split(".")[0] for name in imports(ast.parse(path.read_text()))} & {"wandb", "matplotlib"}
+
+
+def test_every_public_name_is_there_and_importing_opens_no_connection_and_no_dashboard():
+    program = """
+import socket, sys
+def refuse(*args, **kwargs): raise AssertionError("a connection was opened")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import simclr, simclr.eval
+for name in simclr.__all__: getattr(simclr, name)
+for name in ("extract_features", "knn_accuracy", "linear_probe"): getattr(simclr.eval, name)
+# Not matplotlib: torchmetrics, which Lightning imports, imports it itself.
+print(" ".join({"wandb", "timm", "tensorboard"} & set(sys.modules)))
+print("simclr.cli" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["", "False"]
+    from simclr import __all__
+
+    public = {"SimCLR", "build_encoder", "ProjectionHead", "nt_xent", "SimCLRAugmentation", "LARS", "load_encoder"}
+    assert public <= set(__all__)
