@@ -33,6 +33,7 @@ from simclr.distributed import launched_rank
 from simclr.eval.evaluation import linear_evaluation, write_result
 from simclr.loggers import WandbMode, build_loggers
 from simclr.module import SimCLR
+from simclr.report import write_report
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -352,7 +353,7 @@ def linear_eval(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     config, data, checkpoint = guarded(lambda: _parse_linear_eval(args))
     settings = {name: config[name] for name in _linear_eval_settings()}
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(config.device)
     command = shlex.join(["python", "linear_eval.py", *args])
     try:
         record = guarded(
@@ -395,6 +396,24 @@ def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoin
     data = ImageData(**config.data.as_dict(), image_size=checkpoint.model["image_size"], batch_size=1)
     data.validate()
     return config, data, checkpoint
+
+
+def report(argv: list[str] | None = None) -> None:
+    """Write a run's page: curves, views, neighbours, a map. See `simclr report --help`."""
+    quiet()
+    args = sys.argv[1:] if argv is None else argv
+    parser = Parser(description="Write report.html of a run, one page that works offline.")
+    parser.add_argument("--run_dir", type=str, required=True, help="The run folder.")
+    parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
+    config = parser.parse_args(args)
+    path = guarded(
+        lambda: write_report(config.run_dir, device=_device(config.device), say=lambda text: print(text, flush=True))
+    )
+    print(f"written to {path}")
+
+
+def _device(wanted: str) -> str:
+    return wanted if wanted != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def print_result(record: dict[str, Any]) -> None:
@@ -440,7 +459,11 @@ def quiet() -> None:
 def main(argv: list[str] | None = None) -> None:
     """`simclr <command>`: reaches every command of the project."""
     args = sys.argv[1:] if argv is None else argv
-    commands: dict[str, Callable[[list[str]], None]] = {"train": train, "linear-eval": linear_eval}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": train,
+        "linear-eval": linear_eval,
+        "report": report,
+    }
     if not args or args[0] in ("-h", "--help"):
         lines = [f"  {name:<12} {(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
         print("usage: simclr <command> [options]\n\n" + "\n".join(lines))

@@ -106,8 +106,9 @@ def linear_evaluation(
     knn_k = min(knn_k, len(train[0]))
     knn = knn_accuracy(*train, *test, k=knn_k, temperature=knn_temperature)
     say("yardstick: a random encoder of the same kind")
-    torch.manual_seed(read.model["seed"])  # the weights the run began with
-    random = new_encoder(read)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(read.model["seed"])  # the weights the run began with
+        random = new_encoder(read)
     random_probe = linear_probe(
         *extract_features(random, train_loader, device=device),
         *extract_features(random, test_loader, device=device),
