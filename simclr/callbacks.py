@@ -12,6 +12,8 @@ from torchvision.utils import make_grid
 from simclr.eval import extract_features, knn_predict
 from simclr.seeding import epoch_order
 
+_QUERIES = 20260712  # seed of the choice of queries, which no run's seed may change: runs are compared by it
+
 
 class OnlineKNN(Callback):
     """Logs `knn_top1`, the accuracy of a kNN classifier on the representations, while the encoder learns.
@@ -36,6 +38,7 @@ class OnlineKNN(Callback):
         self.images = images
         self.k = k
         self.temperature = temperature
+        self.measured_epoch: int | None = None  # the last one that has a number, from 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on rank 0; the others wait at the next step's gather."""
@@ -48,13 +51,16 @@ class OnlineKNN(Callback):
         if trainer.is_global_zero:
             accuracy = self.measure(pl_module.encoder, data.eval_loader("train", limit=self.images), pl_module.device)
             pl_module.log("knn_top1", accuracy, rank_zero_only=True)
+            self.measured_epoch = trainer.current_epoch
 
     def measure(self, encoder: torch.nn.Module, loader: object, device: torch.device) -> float:
-        """kNN accuracy (a fraction) of every fifth image of a loader among the others."""
+        """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others."""
         features, labels = extract_features(encoder, loader, device=device)
-        query = torch.arange(len(labels)) % 5 == 4  # by stride, because images are often sorted by class
-        k = min(self.k, int((~query).sum()))
-        predictions = knn_predict(features[~query], labels[~query], features[query], k=k, temperature=self.temperature)
+        # At random, because images are often sorted by class or dealt out in turn: a run or a stride would hold classes
+        # that the bank has not.
+        query, bank = epoch_order(_QUERIES, 0, len(labels)).tensor_split([len(labels) // 5])
+        k = min(self.k, len(bank))
+        predictions = knn_predict(features[bank], labels[bank], features[query], k=k, temperature=self.temperature)
         return (predictions == labels[query]).float().mean().item()
 
 
@@ -135,7 +141,9 @@ class EpochLines(Callback):
             return
         seconds = time.perf_counter() - self._started
         metrics = trainer.callback_metrics
-        knn = f"  kNN {100 * metrics['knn_top1'].item():5.1f} %" if "knn_top1" in metrics else ""
+        # callback_metrics keeps the kNN of earlier epochs.
+        measured = any(c.measured_epoch == trainer.current_epoch for c in trainer.callbacks if isinstance(c, OnlineKNN))
+        knn = f"  kNN {100 * metrics['knn_top1'].item():5.1f} %" if measured else ""
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         epoch = f"{trainer.current_epoch + 1:>{max(1, len(last) - 1)}}{last}"
         line = f"epoch {epoch}  loss {metrics['train_loss_epoch'].item():.4f}  {seconds:5.1f} s{knn}"
