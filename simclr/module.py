@@ -105,6 +105,9 @@ class SimCLR(LightningModule):
             zero_init=zero_init,
             norm=norm,
         )
+        # What measures the encoder while it learns feeds it as `load_encoder`'s users do.
+        self.encoder.image_size = image_size
+        self.encoder.mean, self.encoder.std = self.augment.mean, self.augment.std
         self.head = ProjectionHead(
             self.encoder.feature_dim,
             kind=head,
