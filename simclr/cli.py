@@ -176,7 +176,7 @@ class SaveOnInterrupt(Callback):
 
     def __init__(self, run_dir: Path):
         self.path = Path(run_dir) / LAST
-        self.asked = False
+        self.asked = self.saved = False
         self.previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,9 +191,14 @@ class SaveOnInterrupt(Callback):
         print("\nfinishing this step, then saving; again to stop at once", file=sys.stderr, flush=True)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save and stop, if asked to."""
+        """Save, if asked to stop."""
         if self.asked and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
+            self.saved = True
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Stop, once the loggers have the last step's metrics."""
+        if self.saved:
             raise KeyboardInterrupt
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -329,6 +334,8 @@ def _parse_and_build(args: list[str]) -> TrainCLI:
 
 def _check(cli: TrainCLI) -> None:
     cli.datamodule.validate(cli.trainer.world_size)
+    if cli.trainer.max_epochs == cli.trainer.max_steps == -1:
+        raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
     if cli.resumed:
         check_resume(cli.resumed, cli.model)
     cli.datamodule.setup("fit")
@@ -353,7 +360,7 @@ def linear_eval(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     config, data, checkpoint = guarded(lambda: _parse_linear_eval(args))
     settings = {name: config[name] for name in _linear_eval_settings()}
-    device = _device(config.device)
+    device = guarded(lambda: _device(config.device))
     command = shlex.join(["python", "linear_eval.py", *args])
     try:
         record = guarded(
@@ -413,7 +420,13 @@ def report(argv: list[str] | None = None) -> None:
 
 
 def _device(wanted: str) -> str:
-    return wanted if wanted != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that is not here
+        raise ValueError(f"device={wanted} cannot be used: {str(error).splitlines()[0]}") from error
+    return wanted
 
 
 def print_result(record: dict[str, Any]) -> None:
