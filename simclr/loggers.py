@@ -75,7 +75,7 @@ def wandb_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]:
         return wanted
     from wandb import Settings
 
-    host = urlsplit(Settings().base_url)
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or Settings().base_url)  # Settings alone reads no environment
     if not _has_key(host.hostname or ""):
         if wanted == "online":
             raise ValueError("wandb=online needs a key: run `wandb login`, set WANDB_API_KEY, or use --wandb offline.")
