@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from pytorch_lightning import Callback
 
-from simclr import SimCLRAugmentation
+from simclr import SimCLRAugmentation, callbacks, load_encoder
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
-from simclr.data import MemoryImages, draw_shapes
+from simclr.data import EvalLoader, MemoryImages, draw_shapes
 from simclr.eval import extract_features, knn_accuracy
 from simclr.seeding import epoch_order
 from tiny import IMAGES, fit, tiny_data, tiny_model
@@ -52,13 +52,27 @@ def test_knn_is_measured_every_n_epochs_and_at_the_end(tmp_path, monkeypatch, ev
     assert epochs == measured
 
 
-def test_knn_is_the_accuracy_of_the_last_fifth_of_the_training_images_among_the_rest(tmp_path):
-    data, model, watch = tiny_data(), tiny_model(), Watch()
-    fit(tmp_path, model, data, [OnlineKNN(1, k=5), watch], max_epochs=1)
-    features, labels = extract_features(model.encoder, data.eval_loader("train"))
-    bank = 4 * len(labels) // 5
-    expected = knn_accuracy(features[:bank], labels[:bank], features[bank:], labels[bank:], k=5, temperature=0.1)
+def test_knn_is_the_accuracy_of_a_fifth_of_the_training_images_as_a_user_of_the_encoder_gets_it(tmp_path):
+    model, watch = tiny_model(mean=(0.1, 0.2, 0.9), std=(0.1, 0.2, 0.3)), Watch()
+    data = tiny_data(shapes_train=500, batch_size=100)
+    model.hparams.batch_size = 100
+    fit(tmp_path, model, data, [OnlineKNN(1, k=5), watch], max_epochs=1).save_checkpoint(tmp_path / "x.ckpt")
+    features, labels = extract_features(load_encoder(tmp_path / "x.ckpt"), data.eval_loader("train"))
+    order = epoch_order(callbacks._QUERIES, 0, 500)
+    query, bank = order[:100], order[100:]
+    expected = knn_accuracy(features[bank], labels[bank], features[query], labels[query], k=5, temperature=0.1)
     assert watch.knn == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize("arrangement", ["sorted", "in turn"])
+def test_knn_finds_the_class_however_the_images_are_arranged(arrangement):
+    # Images of one colour a class, an encoder that averages them: every neighbour is right.
+    labels = torch.arange(100) // 10 if arrangement == "sorted" else torch.arange(100) % 10
+    images = (labels * 25).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).clone()
+    images[:, 1] = 255 - images[:, 1]
+    loader = EvalLoader(MemoryImages("colours", images, labels, [str(i) for i in range(10)]), torch.arange(100), 32)
+    average = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    assert OnlineKNN(1, k=3).measure(average, loader, torch.device("cpu")) == 1
 
 
 def test_knn_never_reads_the_test_images(tmp_path, monkeypatch):

@@ -1,0 +1,300 @@
+"""The command line, in this process: a run from a folder of images to its result, and one line for what is wrong."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from simclr import load_encoder
+from simclr.cli import BAD_INPUT, INTERRUPTED, linear_eval, main, train
+from simclr.module import SimCLR
+from tiny import BATCH, STEPS, flags
+
+
+def photos(root, count, classes=("cat", "dog"), seed=0):
+    """A folder of PNGs whose classes differ in brightness; `classes=("",)` writes them flat."""
+    numbers = np.random.default_rng(seed)
+    for number in range(count):
+        name = classes[number % len(classes)]
+        (root / name).mkdir(parents=True, exist_ok=True)
+        pixels = numbers.integers(0, 128, (20, 24, 3)) + 100 * (number % len(classes))
+        Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def everything(root):
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+
+
+FILES = ["checkpoints/last.ckpt", "config.yaml", "encoder.pt", "metrics.csv", "views.png"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working folder with photos in it, and everything that a first and a second run left there."""
+    root = tmp_path_factory.mktemp("place")
+    photos(root / "data" / "train", 40)
+    photos(root / "data" / "test", 10, seed=1)
+    photos(root / "flat", 20, ("",))
+    images = everything(root)
+    folders = {"data.train_dir": "data/train", "data.test_dir": "data/test", "knn.every_n_epochs": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for _ in range(2):
+            train(flags(folders))
+    return root, [path for path in everything(root) if path not in images]
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place[0])
+    return place[0]
+
+
+def content(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_a_run_leaves_its_folder_and_nothing_else_and_a_second_run_another(place):
+    left = [re.sub(r"(?<=tensorboard/).*", "*", path) for path in place[1]]
+    expected = {f"runs/{name}/{file}" for name in ("train_resnet8", "train_resnet8-2") for file in FILES}
+    expected |= {f"runs/{name}/tensorboard/*" for name in ("train_resnet8", "train_resnet8-2")}
+    assert set(left) == expected
+
+
+def test_the_encoder_written_is_the_one_of_the_last_checkpoint(here):
+    encoder = load_encoder("runs/train_resnet8")
+    weights = content("runs/train_resnet8/encoder.pt")
+    assert weights.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_metrics_hold_loss_and_knn_of_every_epoch(here):
+    header, *rows = Path("runs/train_resnet8/metrics.csv").read_text().splitlines()
+    assert header.split(",") == ["epoch", "knn_top1", "step", "train_loss_epoch"]
+    assert len(rows) == 2
+
+
+def test_config_yaml_repeats_the_run_bit_for_bit(here, tmp_path):
+    run = tmp_path / "again"
+    train(["--config", "runs/train_resnet8/config.yaml", "--run_dir", str(run)])
+    first, again = content("runs/train_resnet8/encoder.pt"), content(run / "encoder.pt")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert (run / "metrics.csv").read_text() == Path("runs/train_resnet8/metrics.csv").read_text()
+    old, new = (yaml.safe_load(Path(p).read_text()) for p in ("runs/train_resnet8/config.yaml", run / "config.yaml"))
+    assert {key for key in old if old[key] != new[key]} == {"run_dir"}
+
+
+def test_a_run_named_by_its_config_file(here, tmp_path, monkeypatch):
+    (tmp_path / "my_recipe.yaml").write_text("model:\n  temperature: 0.7\n")
+    monkeypatch.chdir(tmp_path)
+    train(["--config", "my_recipe.yaml", *flags({"trainer.max_epochs": 1})])
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["my_recipe"]
+    assert yaml.safe_load((tmp_path / "runs" / "my_recipe" / "config.yaml").read_text())["model"]["temperature"] == 0.7
+
+
+def test_ctrl_c_then_the_command_it_prints_gives_the_whole_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = {"trainer.log_every_n_steps": 1, "trainer.max_epochs": 3, "knn.every_n_epochs": 0}
+    train(flags({**settings, "run_dir": "whole"}))
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    step, original = [0], SimCLR.training_step
+
+    def interrupted(self, batch, batch_idx):
+        step[0] += 1
+        if step[0] == STEPS + 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "training_step", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            train(flags({**settings, "run_dir": "cut"}))
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+        signal.signal(number, handler)
+    assert stopped.value.code == INTERRUPTED
+    assert content("cut/checkpoints/last.ckpt")["global_step"] == STEPS + 2
+    command = capsys.readouterr().err.split("continue with: python train.py ")[1]
+    train(command.split())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
+    whole, cut = content("whole/encoder.pt"), content("cut/encoder.pt")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert Path("whole/metrics.csv").read_text() == Path("cut/metrics.csv").read_text()
+
+
+KEYS = ["linear_top1", "linear_top5", "ci95", "knn_top1", "random_encoder_top1", "raw_pixels_top1", "encoder_sha256"]
+
+
+def test_linear_eval_writes_the_record_leaves_the_checkpoint_and_keeps_an_earlier_result(here, capsys):
+    def state():
+        return {
+            path: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            for path in everything(here)
+            if "linear_eval" not in path
+        }
+
+    before = state()
+    linear_eval(["--checkpoint", "runs/train_resnet8"])
+    path = here / "runs" / "train_resnet8" / "linear_eval.json"
+    first = path.read_text()
+    record = json.loads(first)
+    assert set(KEYS) <= record.keys()
+    assert record["command"] == "python linear_eval.py --checkpoint runs/train_resnet8"
+    assert {"simclr", "torch", "torchvision", "kornia", "pytorch_lightning", "python"} == record["versions"].keys()
+    assert (record["data"]["train"], record["data"]["test"]) == ("data/train", "data/test")
+    assert (record["data"]["train_images"], record["data"]["test_images"]) == (40, 10)
+    assert record["data"]["classes"] == ["cat", "dog"]
+    assert record["epoch"] == 2
+    assert record["ci95"][0] <= record["linear_top1"] <= record["ci95"][1]
+    assert f"{100 * record['linear_top1']:.1f} %" in capsys.readouterr().out
+    linear_eval(["--checkpoint", "runs/train_resnet8/checkpoints/last.ckpt", "--knn_k", "3"])
+    assert path.with_name("linear_eval.1.json").read_text() == first
+    assert json.loads(path.read_text())["knn_k"] == 3
+    assert state() == before
+
+
+def test_linear_eval_on_other_images_than_the_runs(here, tmp_path):
+    photos(tmp_path / "other", 30, ("a", "b", "c"))
+    linear_eval(["--checkpoint", "runs/train_resnet8-2", "--data.train_dir", str(tmp_path / "other"),
+                 "--data.test_dir", "null"])  # fmt: skip
+    record = json.loads((here / "runs" / "train_resnet8-2" / "linear_eval.json").read_text())
+    assert record["data"]["classes"] == ["a", "b", "c"]
+    assert (record["data"]["train_images"], record["data"]["test_images"]) == (24, 6)
+    assert "no labelled test set" in record["data"]["note"]
+
+
+def refused(call, arguments, capsys):
+    """The one line that a command answers with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        call(arguments)
+    err = capsys.readouterr().err
+    assert stopped.value.code == BAD_INPUT, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err.removeprefix("error: ").strip()
+
+
+def test_images_without_labels_train_without_knn_and_are_no_evaluation(here, tmp_path, capsys):
+    train(flags({"data.train_dir": str(here / "flat"), "run_dir": str(tmp_path / "run"), "knn.every_n_epochs": 1}))
+    assert "knn" not in (tmp_path / "run" / "metrics.csv").read_text()
+    message = refused(linear_eval, ["--checkpoint", str(tmp_path / "run")], capsys)
+    assert "flat has no labels: evaluation needs an image set with two or more class folders" in message
+    assert "linear_eval.json" not in everything(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.temprature=1"], "unknown key model.temprature. Did you mean model.temperature?"),
+        (["--model.temprature", "1"], "unknown key model.temprature. Did you mean model.temperature?"),
+        (["--config=typo.yaml"], "unknown key model.temprature. Did you mean model.temperature?"),
+        (["--trainer.max_epoch=1"], "unknown key trainer.max_epoch. Did you mean trainer.max_epochs?"),
+        (["--trainer.max_epoch", "1"], "unknown key trainer.max_epoch. Did you mean trainer.max_epochs?"),
+        (["--temperature=1"], "unknown key temperature. Did you mean model.temperature?"),
+        (["--config=nothing.yaml"], "nothing.yaml"),
+        (["--config=broken.yaml"], "Problems parsing config: .* line 2"),
+        (["--data.train_dir=photo"], r"data.train_dir=photo does not exist\. .* Did you mean .*photos\?"),
+        (["--data.train_dir=empty"], "data.train_dir=empty holds no images"),
+        (["--data.train_dir=photos/0.png"], "is a file"),
+        (["--data.batch_size=15", "--trainer.devices=2"], "does not divide over 2 devices. Use a multiple of 2"),
+        (["--data.batch_size=128"], "data.batch_size=128 is more than the 64 training images"),
+        (["--data.batch_size=many"], "data.batch_size=many is not int"),
+        (["--model.temperature=0"], "temperature=0.0 is not positive"),
+        (["--model.temperature=-1"], "temperature=-1.0 is not positive"),
+        (["--model.encoder=resnet19"], "Unknown encoder 'resnet19'. Did you mean"),
+        (["--model.head=mlp"], "model.head=mlp is not .*identity.*linear"),
+        (["--model.blur_prob=2"], "blur_prob"),
+        (["--optimizer=adam"], "unknown key optimizer. Did you mean model.optimizer?"),
+        (["--ckpt_path=nothing.ckpt"], "no checkpoint at nothing.ckpt"),
+        (["--ckpt_path=photos/0.png"], "cannot be read as a checkpoint"),
+        (["--run_dir=photos"], "run_dir=photos is taken. Choose another"),
+        (["--trainer.accelerator=quantum"], "quantum"),
+        (["--trainer.max_epochs=-1"], "trainer.max_epochs=-1: a cosine needs an end"),
+        (["--wandb=maybe"], "wandb=maybe is not .*auto.*online.*offline.*disabled"),
+        (["stray"], "stray"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 20, ("",))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "typo.yaml").write_text("model:\n  temprature: 1\n")
+    (tmp_path / "broken.yaml").write_text("model: [\n")
+    before = everything(tmp_path)
+    taken = {argument.lstrip("-").split("=")[0] for argument in arguments}
+    others = [flag for flag in flags({}) if flag.lstrip("-").split("=")[0] not in taken]
+    pattern = message if re.search(r"\\|\.\*", message) else re.escape(message)
+    assert re.search(pattern, refused(train, [*others, *arguments], capsys))
+    assert everything(tmp_path) == before
+    assert not (tmp_path / "runs").exists()  # not even an empty folder
+
+
+def test_a_checkpoint_of_another_architecture_is_not_continued(here, tmp_path, capsys):
+    before = everything(here)
+    changed = flags({"model.width": 0.5, "ckpt_path": "runs/train_resnet8", "run_dir": str(tmp_path / "run")})
+    message = refused(train, changed, capsys)
+    assert "is of another architecture (model.width=0.5 but the checkpoint has 0.25)" in message
+    assert everything(here) == before
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "checkpoint"),
+        (["--checkpoint=nothing"], "no checkpoint at nothing"),
+        (["--checkpoint=runs"], "Did you mean runs/train_resnet8"),
+        (["--checkpoint=data/train/cat/0.png"], "cannot be read as a checkpoint"),
+        (["--checkpont=runs/train_resnet8"], "unknown key checkpont. Did you mean checkpoint?"),
+        (["--checkpoint=runs/train_resnet8", "--protocl=sgd"], "unknown key protocl. Did you mean protocol?"),
+        (["--checkpoint=runs/train_resnet8", "--protocol=svm"], "protocol=svm is not"),
+        (["--checkpoint=runs/train_resnet8", "--data.train_dir=flat", "--data.test_dir=null"], "flat has no labels"),
+        (["--checkpoint=runs/train_resnet8", "--data.test_dir=nothing"], "data.test_dir=nothing does not exist"),
+        (["--checkpoint=runs/train_resnet8", "--device=quantum"], "device=quantum cannot be used"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_of_linear_eval_is_one_line_and_leaves_nothing(here, capsys, arguments, message):
+    before = everything(here)
+    assert message in refused(linear_eval, arguments, capsys)
+    assert everything(here) == before
+
+
+def test_the_one_command_reaches_the_others(capsys):
+    assert refused(main, ["trian"], capsys) == "unknown command trian. Did you mean train?"
+    assert "There are train, linear-eval" in refused(main, ["xyz"], capsys)
+    assert refused(main, ["train", "--modle.width=1"], capsys).startswith("unknown key modle.width. Did you mean")
+    main([])
+    assert "linear-eval" in capsys.readouterr().out
+    main(["--version"])
+    assert re.fullmatch(r"simclr \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_loss_that_is_not_finite_is_exit_code_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        train(flags({"model.base_lr": 1e30, "model.optimizer": "sgd", "model.warmup_epochs": 0, "run_dir": "run"}))
+    assert stopped.value.code == 1
+    assert "error: the loss is nan at step" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "encoder.pt").exists()
+
+
+def test_a_fast_dev_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(flags({"trainer.fast_dev_run": "true"}))
+    assert not everything(tmp_path)
+
+
+def test_the_batch_and_the_seed_reach_the_model(here):
+    hparams = content("runs/train_resnet8/checkpoints/last.ckpt")["hyper_parameters"]
+    assert (hparams["batch_size"], hparams["seed"], hparams["image_size"]) == (BATCH, 0, 16)
