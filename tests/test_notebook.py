@@ -10,9 +10,6 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
 
 # Twenty seconds of computing, but with a second process that starts from nothing: room for a machine that is busy.
 @pytest.mark.timeout(600)
-# Jupyter's own, on import or start: a path setting that changes in a later version, and zmq's wish for another event
-# loop on Windows.
-@pytest.mark.filterwarnings("ignore:Jupyter is migrating:DeprecationWarning", "ignore:Proactor event loop")
 def test_the_quickstart_runs_and_its_encoder_beats_a_random_one(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
