@@ -1,0 +1,132 @@
+"""The record of a linear evaluation: honest yardsticks, and test labels that decide nothing."""
+
+import json
+
+import pytest
+import torch
+from pytorch_lightning import seed_everything
+from torch.utils.data import DataLoader, TensorDataset
+
+from simclr.checkpoint import LAST, new_encoder, read_checkpoint
+from simclr.cli import train
+from simclr.data import MemoryImages, draw_shapes
+from simclr.eval import encoder_sha256, evaluation, extract_features, linear_probe, raw_pixels
+from simclr.eval.evaluation import linear_evaluation, write_result
+from simclr.module import SimCLR
+from tiny import fit, flags, tiny_data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder whose seed is not the default."""
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        train(flags({"seed_everything": 5, "run_dir": "run", "data.shapes_train": 96, "trainer.max_epochs": 3}))
+    return root / "run"
+
+
+def data():
+    return tiny_data(shapes_train=96, shapes_test=48, seed=5)
+
+
+@pytest.fixture(scope="module")
+def record(run):
+    return linear_evaluation(run, data(), command="a command")
+
+
+def test_the_random_encoder_is_the_runs_own_before_its_first_step(run, tmp_path, record):
+    read = read_checkpoint(run)
+    assert read.model["seed"] == 5
+    seed_everything(5)  # as the command line does before it builds the model
+    begun = SimCLR(**read.model)
+    torch.manual_seed(5)
+    random = new_encoder(read)
+    assert encoder_sha256(random) == encoder_sha256(begun.encoder)
+    assert encoder_sha256(random) != record["encoder_sha256"]
+    # And training began there: a run of the same settings whose learning rate is next to nothing ends there.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        train(flags({"seed_everything": 5, "run_dir": "still", "trainer.max_epochs": 1, "model.base_lr": 1e-30}))
+    weights = torch.load(tmp_path / "still" / "encoder.pt")
+    for name, value in random.named_parameters():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-12)
+    train_set, test_set = data().eval_loader("train"), data().eval_loader("test")
+    expected = linear_probe(*extract_features(random, train_set), *extract_features(random, test_set))
+    assert record["random_encoder_top1"] == expected.accuracy
+
+
+def test_raw_pixels_go_through_the_same_probe(record):
+    expected = linear_probe(*raw_pixels(data().eval_loader("train")), *raw_pixels(data().eval_loader("test")))
+    assert record["raw_pixels_top1"] == expected.accuracy
+
+
+def test_test_labels_decide_nothing(run, record):
+    permuted = data()
+    permuted.setup()
+    labels = permuted.test.labels[torch.randperm(48, generator=torch.Generator().manual_seed(0))]
+    permuted.test = MemoryImages("permuted", permuted.test.pixels, labels, permuted.test.classes)
+    other = linear_evaluation(run, permuted)
+    assert other["regularization"] == record["regularization"]
+    # The same images are taken for the same classes: only the rows of the confusion matrix are dealt out anew.
+    columns = [torch.tensor(r["confusion_matrix"]).sum(0).tolist() for r in (record, other)]
+    assert columns[0] == columns[1]
+    assert other["linear_top1"] != record["linear_top1"]
+
+
+def test_the_global_generator_changes_nothing(run, record):
+    torch.manual_seed(123)
+    again = linear_evaluation(run, data())
+    changing = ("date", "seconds", "command")
+    assert {k: v for k, v in again.items() if k not in changing} == {
+        k: v for k, v in record.items() if k not in changing
+    }
+
+
+def test_the_record_is_json_and_says_what_it_came_from(run, record):
+    assert json.loads(json.dumps(record)) == record
+    assert record["checkpoint"] == str(run / LAST)
+    assert (record["encoder"], record["epoch"], record["global_step"], record["protocol"]) == (
+        "resnet8",
+        3,
+        18,
+        "lbfgs",
+    )
+    assert record["command"] == "a command"
+    matrix = torch.tensor(record["confusion_matrix"])
+    assert matrix.shape == (10, 10)
+    assert matrix.sum() == 48
+    assert matrix.diag().sum() / 48 == pytest.approx(record["linear_top1"])
+
+
+def test_the_papers_protocol_trains_on_augmented_images_and_names_its_settings(run):
+    record = linear_evaluation(run, data(), protocol="sgd", epochs=2, batch_size=32, base_lr=0.3)
+    named = {"protocol": "sgd", "epochs": 2, "batch_size": 32, "base_lr": 0.3, "weight_decay": 0.0}
+    assert named.items() <= record.items()
+    assert 0 <= record["linear_top1"] <= 1
+
+
+def test_an_encoder_that_changes_while_it_is_measured_is_an_error(run, monkeypatch):
+    def load(path):
+        encoder = new_encoder(read_checkpoint(path))
+        encoder.register_buffer("count", torch.zeros(()))
+        encoder.register_forward_pre_hook(lambda module, images: setattr(module, "count", module.count + 1))
+        return encoder
+
+    monkeypatch.setattr(evaluation, "load_encoder", load)
+    with pytest.raises(RuntimeError, match="the encoder changed while it was evaluated"):
+        linear_evaluation(run, data())
+
+
+def test_earlier_results_are_kept_under_numbers(tmp_path):
+    for number in range(3):
+        assert write_result({"n": number}, tmp_path) == tmp_path / "linear_eval.json"
+    held = {p.name: json.loads(p.read_text())["n"] for p in tmp_path.iterdir()}
+    assert held == {"linear_eval.json": 2, "linear_eval.1.json": 0, "linear_eval.2.json": 1}
+
+
+def test_a_module_trained_without_image_data_can_be_evaluated(tmp_path):
+    loader = DataLoader(TensorDataset(draw_shapes(32, 16)[0], torch.arange(32)), batch_size=16)
+    fit(tmp_path, data=loader, max_epochs=1).save_checkpoint(tmp_path / "x.ckpt")
+    assert read_checkpoint(tmp_path / "x.ckpt").data == {}
+    assert 0 <= linear_evaluation(tmp_path / "x.ckpt", data())["linear_top1"] <= 1
