@@ -1,0 +1,83 @@
+"""Every shipped configuration is read by the real parser, states only what differs, and says what it is for."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from simclr import cli
+from simclr.data import ImageData
+from simclr.eval.evaluation import linear_evaluation
+from simclr.module import SimCLR
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+COMMANDS = {"pretrain": "train.py", "linear_eval": "linear_eval.py"}
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def flat(settings: dict, prefix: str = "") -> dict[str, object]:
+    """{"model": {"width": 2}} -> {"model.width": 2}"""
+    found = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """The command line's own parser on some arguments, without building anything: the settings, flat."""
+
+    class Parsed(Exception):
+        pass
+
+    def parse(arguments: list[str]) -> dict[str, object]:
+        settings = {}
+
+        def stop(self):
+            settings.update(flat(self.config.as_dict()))
+            raise Parsed
+
+        monkeypatch.setattr(cli.TrainCLI, "before_instantiate_classes", stop)
+        with pytest.raises(Parsed):
+            cli._parse_and_build(arguments)
+        return settings
+
+    return parse
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "pretrain"], ids=named)
+def test_a_pretraining_config_is_read_and_states_only_what_differs(path, parse):
+    defaults, read, stated = parse([]), parse(["--config", str(path)]), flat(yaml.safe_load(path.read_text()))
+    assert stated.keys() <= read.keys()
+    assert [key for key in stated if read[key] == defaults[key]] == []
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "linear_eval"], ids=named)
+def test_a_linear_evaluation_config_is_read(path):
+    known = set(inspect.signature(linear_evaluation).parameters) - {"checkpoint", "data", "command", "say"}
+    known |= {f"data.{name}" for name in inspect.signature(ImageData).parameters}
+    assert set(flat(yaml.safe_load(path.read_text()))) <= known
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=named)
+def test_the_header_has_a_command_that_names_the_file_and_real_settings(path):
+    header = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    assert path.read_text().startswith("# ")
+    command = next(line for line in header if named(path) in line)
+    assert re.match(rf"python {COMMANDS[path.parent.name]} ", command)
+    flags = [word[2:].split("=")[0] for word in shlex.split(command) if word.startswith("--")]
+    known = {"config", "checkpoint", "run_dir", "seed_everything", "wandb"}
+    known |= {f"model.{name}" for name in inspect.signature(SimCLR).parameters}
+    known |= {f"data.{name}" for name in inspect.signature(ImageData).parameters}
+    assert {flag for flag in flags if not flag.startswith("trainer.")} <= known
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 2
