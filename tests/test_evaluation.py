@@ -35,7 +35,7 @@ def record(run):
     return linear_evaluation(run, data(), command="a command")
 
 
-def test_the_random_encoder_is_the_runs_own_before_its_first_step(run, tmp_path, record):
+def test_the_random_encoder_is_the_runs_own_before_its_first_step(run, tmp_path, record, monkeypatch):
     read = read_checkpoint(run)
     assert read.model["seed"] == 5
     seed_everything(5)  # as the command line does before it builds the model
@@ -51,9 +51,14 @@ def test_the_random_encoder_is_the_runs_own_before_its_first_step(run, tmp_path,
     weights = torch.load(tmp_path / "still" / "encoder.pt")
     for name, value in random.named_parameters():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-12)
+    # And the evaluation takes that encoder.
+    taken = []
+    monkeypatch.setattr(evaluation, "new_encoder", lambda read: taken.append(new_encoder(read)) or taken[0])
+    measured = linear_evaluation(run, data())["random_encoder_top1"]
+    assert [encoder_sha256(encoder) for encoder in taken] == [encoder_sha256(random)]
     train_set, test_set = data().eval_loader("train"), data().eval_loader("test")
     expected = linear_probe(*extract_features(random, train_set), *extract_features(random, test_set))
-    assert record["random_encoder_top1"] == expected.accuracy
+    assert measured == record["random_encoder_top1"] == expected.accuracy
 
 
 def test_raw_pixels_go_through_the_same_probe(record):
