@@ -16,7 +16,8 @@ LAYERS = [
     ["data"],
     ["module", "checkpoint"],
     ["eval"],
-    ["callbacks", "loggers", "export", "report"],
+    ["callbacks", "loggers", "export", "charts"],
+    ["report"],
     ["cli"],
 ]
 HEAVY = {"wandb", "matplotlib", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used

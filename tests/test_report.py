@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from simclr.charts import tsne
 from simclr.checkpoint import load_encoder
 from simclr.data import ImageData
 from simclr.eval import encoder_sha256
 from simclr.module import SimCLR
-from simclr.report import read_metrics, read_results, tsne, write_report
+from simclr.report import read_metrics, read_results, write_report
 
 CLASSES = ["<b>", "a & b", 'say "c"']
 VOID = {"meta", "img", "br", "use"}
