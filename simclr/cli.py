@@ -259,6 +259,8 @@ def summary(cli: TrainCLI) -> str:
         if hparams.lr_scaling != "none"
         else f"{hparams.base_lr:g}"
     )
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    length = f"{epochs} epoch{'s' if epochs != 1 else ''}" if steps == -1 else f"{steps} steps in all"
     share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
     rows = {
         "run": str(cli.run_dir),
@@ -266,7 +268,7 @@ def summary(cli: TrainCLI) -> str:
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
         f"z of {model.head.out_dim} ({hparams.head} head)",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}, "
-        f"{data.steps_per_epoch} steps an epoch, {trainer.max_epochs} epochs",
+        f"{data.steps_per_epoch} steps an epoch, {length}",
         "optimiser": f"{hparams.optimizer}, learning rate {lr}, temperature {hparams.temperature:g}",
         "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}",
     }
