@@ -118,6 +118,24 @@ def test_without_a_test_set_a_fixed_part_of_the_labelled_images_is_held_out_and_
     assert "pretraining saw them" in data.evaluation_note
 
 
+def test_about_the_holdout_of_each_class_is_test_and_every_class_keeps_an_image_for_training(tmp_path):
+    sizes = {"a": 1, "b": 2, "c": 3, "d": 10, "e": 34}
+    fill(tmp_path, [f"{c}/{i:02}.png" for c, size in sizes.items() for i in range(size)])
+    data = ImageData(train_dir=str(tmp_path), batch_size=4)
+    train, test = (data.eval_loader(split) for split in ("train", "test"))
+    assert test.labels.bincount(minlength=5).tolist() == [0, 1, 1, 2, 7]
+    assert train.labels.bincount().tolist() == [1, 1, 2, 8, 27]
+    assert torch.cat([train.index, test.index]).sort().values.tolist() == list(range(50))
+    assert test.index.tolist() == sorted(test.index.tolist())
+    assert test.index[-7:].tolist() != list(range(16, 23)), "the first files of a class are no random choice"
+
+
+def test_classes_of_one_image_each_leave_nothing_to_hold_out(tmp_path):
+    data = ImageData(train_dir=str(fill(tmp_path, ["a/1.png", "b/2.png"])), batch_size=2)
+    with pytest.raises(ValueError, match=r"no class of .* has two images: .* data\.test_dir"):
+        data.eval_loader("train")
+
+
 def test_unlabelled_training_images_are_evaluated_within_a_labelled_test_set(tmp_path):
     fill(tmp_path / "train", ["a.png", "b.png"])
     fill(tmp_path / "test", [f"{c}/{i}.png" for c in "ab" for i in range(5)])

@@ -50,7 +50,8 @@ class ImageData(LightningDataModule):
         download: fetch a named set that is not in `data_dir`.
         seed: the seed of the order in which images are visited.
         shapes_train, shapes_test: how many of the built-in images to draw.
-        holdout: the fraction of the labelled images that serves as test where there is no labelled test set.
+        holdout: the fraction of each class's images that serves as test where there is no labelled test set; one image
+            of each class at least is kept for training.
     """
 
     def __init__(
@@ -290,7 +291,7 @@ class ImageData(LightningDataModule):
     ) -> EvalLoader:
         """Labelled images for evaluation, (images (n, 3, S, S) uint8, labels (n,) int64), always in the same order.
 
-        Where there is no labelled test set, `holdout` of the labelled images serve as test and the others as train, and
+        Where there is no labelled test set, `holdout` of each class's images serve as test and the others as train, and
         `evaluation_note` says so.
 
         Args:
@@ -298,7 +299,7 @@ class ImageData(LightningDataModule):
             batch_size: images per batch; the last may be smaller.
             limit: at most this many images, a fixed pseudo-random choice; all if None.
         Raises:
-            ValueError: if there are no labels.
+            ValueError: if there are no labels, or nothing can be held out.
         """
         self.setup()
         images, index, _ = self._evaluation()[split]
@@ -328,13 +329,34 @@ class ImageData(LightningDataModule):
         if train.labels is not None and test is not None and test.labels is not None:
             return {"train": (train, torch.arange(len(train)), None), "test": (test, torch.arange(len(test)), None)}
         pool, seen = (train, True) if train.labels is not None else (test, False)
-        order = epoch_order(_HOLDOUT, 0, len(pool))
-        count = max(1, round(self.holdout * len(pool)))
+        kept, held = _stratified_holdout(pool.labels, self.holdout)
+        if len(held) == 0:
+            raise ValueError(
+                f"no class of {pool.name} has two images: none can be held out as test. "
+                "Give a labelled test set in data.test_dir."
+            )
         note = (
-            f"no labelled test set: {count} of the {len(pool)} images of {pool.name}, kept from the probe, are the test"
+            f"no labelled test set: {len(held)} of the {len(pool)} images of {pool.name}, kept from the probe, "
+            "are the test"
         )
         note += "; pretraining saw them, without labels" if seen else ""
-        return {"train": (pool, order[count:].sort().values, note), "test": (pool, order[:count].sort().values, note)}
+        return {"train": (pool, kept, note), "test": (pool, held, note)}
+
+
+def _stratified_holdout(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Numbers of the images to keep and to hold out, both sorted: a function of labels and fraction only.
+
+    About this fraction of each class is held out: one at least of a class that has two, and never the last one, because
+    no classifier can name a class it has not seen.
+    """
+    order = epoch_order(_HOLDOUT, 0, len(labels))
+    counts = labels.bincount()
+    # Images in random order within their class, classes one after the other.
+    order = order[labels[order].argsort(stable=True)]
+    own = labels[order]
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[own]  # within the class
+    held = place < (counts * fraction).round().long().clamp(min=1).minimum(counts - 1)[own]
+    return order[~held].sort().values, order[held].sort().values
 
 
 def _cores() -> int:
