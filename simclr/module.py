@@ -148,6 +148,8 @@ class SimCLR(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """NT-Xent of a batch of views, (n, 3, H, W) each."""
         views = torch.cat(batch)  # both views in one forward, so that they share BN statistics
+        # Views are float32; under Lightning's bf16-true, 16-true and 64-true the weights are not.
+        views = views.to(next(self.encoder.parameters()).dtype)
         if self.hparams.channels_last:
             views = views.contiguous(memory_format=torch.channels_last)
         z1, z2 = self.head(self.encoder(views)).chunk(2)

@@ -96,6 +96,26 @@ def test_the_loss_is_nt_xent_of_head_of_encoder_of_both_views(tmp_path):
     assert record.steps[0]["train_loss"] == pytest.approx(double_loop(z1, z2, 0.3).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("precision", "weights", "loss"),
+    [
+        ("32-true", torch.float32, torch.float32),
+        ("bf16-mixed", torch.float32, torch.float32),
+        ("bf16-true", torch.bfloat16, torch.float32),
+        ("16-true", torch.float16, torch.float32),
+        ("64-true", torch.float64, torch.float64),
+    ],
+)
+def test_a_step_runs_in_every_precision_of_the_trainer(tmp_path, precision, weights, loss):
+    model, losses = tiny_model(), []
+    step = model.training_step
+    model.training_step = lambda *args: losses.append(step(*args)) or losses[-1]
+    fit(tmp_path, model, max_steps=1, precision=precision)
+    assert [x.dtype for x in losses] == [loss]
+    assert losses[0].isfinite()
+    assert {p.dtype for p in model.parameters()} == {weights}
+
+
 def test_batches_of_an_evaluation_are_not_augmented(tmp_path):
     model = tiny_model()
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
