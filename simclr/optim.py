@@ -74,11 +74,9 @@ class LARS(torch.optim.Optimizer):
         if group["weight_decay"] > 0:
             grads = torch._foreach_add(grads, weights, alpha=group["weight_decay"])
         if group["trust"]:
-            ratios = []
-            for w, g in zip(torch._foreach_norm(weights), torch._foreach_norm(grads), strict=True):
-                ratio = group["eta"] * w / g
-                ratios.append(torch.where((w > 0) & (g > 0), ratio * group["lr"], group["lr"]))
-            scaled = torch._foreach_mul(grads, ratios)
+            w, g = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(grads))  # (weights,) each
+            rates = torch.where((w > 0) & (g > 0), group["eta"] * w / g * group["lr"], group["lr"])
+            scaled = torch._foreach_mul(grads, rates.unbind())
         else:
             scaled = torch._foreach_mul(grads, group["lr"])
         velocities = []

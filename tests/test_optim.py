@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr.optim import LARS, build_optimizer, parameter_groups, scale_lr, warmup_cosine
 
@@ -49,6 +50,40 @@ def test_lars_takes_a_plain_step_where_a_norm_is_zero():
     weight.grad = torch.zeros(2, 2)
     LARS([weight], lr=0.1).step()
     assert torch.equal(weight.detach(), torch.ones(2, 2))
+
+
+class Calls(TorchDispatchMode):
+    """The operations that run, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_calls_of_a_step_do_not_grow_with_the_weights_and_none_waits():
+    counts = []
+    for depth in (2, 9):
+        weights = [nn.Parameter(torch.ones(2, 2)) for _ in range(depth)]
+        optimizer = LARS(weights, lr=0.1, weight_decay=0.1)
+        for _ in range(2):  # the first step makes the velocities
+            for weight in weights:
+                weight.grad = torch.ones(2, 2)
+            with Calls() as calls:
+                optimizer.step()
+        counts.append(sum(name not in ("detach", "alias") for name in calls.names))
+        assert "_local_scalar_dense" not in calls.names
+    assert counts[0] == counts[1]
+
+
+def test_lars_leaves_the_gradients_as_they_were():
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.full((2, 2), 3.0)
+    LARS([weight], lr=0.1).step()
+    assert torch.equal(weight.grad, torch.full((2, 2), 3.0))
 
 
 def test_lars_skips_parameters_without_a_gradient_and_runs_a_closure():
