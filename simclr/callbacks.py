@@ -19,10 +19,12 @@ class OnlineKNN(Callback):
     """Logs `knn_top1`, the accuracy of a kNN classifier on the representations, while the encoder learns.
 
     Both the bank and the queries are *training* images (four fifths and one fifth of a fixed sample), so that choices
-    made by this number never touch the test set. Without labels it does nothing.
+    made by this number never touch the test set. Without labels it does nothing; where a fifth holds no image, or the
+    rest a single class, it says so once.
 
     Args:
-        every_n_epochs: how often; 0 for never. The last epoch is always measured.
+        every_n_epochs: how often; 0 for never. The last epoch is always measured, also one that a limit of steps or of
+            time ends early.
         images: the size of the sample, or fewer if there are fewer.
         k: neighbours that vote.
         temperature: of the votes, exp(similarity / temperature).
@@ -39,6 +41,7 @@ class OnlineKNN(Callback):
         self.k = k
         self.temperature = temperature
         self.measured_epoch: int | None = None  # the last one that has a number, from 0
+        self._said = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on rank 0; the others wait at the next step's gather."""
@@ -46,19 +49,30 @@ class OnlineKNN(Callback):
         data = trainer.datamodule
         if self.every_n_epochs == 0 or data is None or data.labelled_train.labels is None:
             return
-        if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
+        out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
+        last = epoch == trainer.max_epochs or out_of_steps or trainer.should_stop
+        if (epoch % self.every_n_epochs and not last) or not trainer.is_global_zero:
             return
-        if trainer.is_global_zero:
-            accuracy = self.measure(pl_module.encoder, data.eval_loader("train", limit=self.images), pl_module.device)
-            pl_module.log("knn_top1", accuracy, rank_zero_only=True)
+        accuracy = self.measure(pl_module.encoder, data.eval_loader("train", limit=self.images), pl_module.device)
+        if accuracy is not None:
+            # Nothing is synchronised under rank_zero_only; without sync_dist Lightning would warn that it is not.
+            pl_module.log("knn_top1", accuracy, rank_zero_only=True, sync_dist=True)
             self.measured_epoch = trainer.current_epoch
+        elif not self._said:
+            self._said = True
+            _print(trainer, "no online kNN: it takes 5 labelled images or more, of two classes among its neighbours")
 
-    def measure(self, encoder: torch.nn.Module, loader: object, device: torch.device) -> float:
-        """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others."""
+    def measure(self, encoder: torch.nn.Module, loader: object, device: torch.device) -> float | None:
+        """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others.
+
+        None where that says nothing: the fifth holds no image, or the others are of a single class.
+        """
         features, labels = extract_features(encoder, loader, device=device)
         # At random, because images are often sorted by class or dealt out in turn: a run or a stride would hold classes
         # that the bank has not.
         query, bank = epoch_order(_QUERIES, 0, len(labels)).tensor_split([len(labels) // 5])
+        if not len(query) or len(labels[bank].unique()) < 2:
+            return None
         k = min(self.k, len(bank))
         predictions = knn_predict(features[bank], labels[bank], features[query], k=k, temperature=self.temperature)
         return (predictions == labels[query]).float().mean().item()
@@ -107,7 +121,7 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
         rows += [(f"epoch {epoch}\nview {i + 1}", (v.cpu() * std + mean).clamp(0, 1)) for i, v in enumerate(views)]
     scale = max(1, 96 // size)
     cell, margin, gap = size * scale, 72, 2
-    height = len(rows) * (cell + gap) + (epochs) * 8 + gap
+    height = len(rows) * (cell + gap) + epochs * 8 + gap
     picture = Image.new("RGB", (margin + len(images) * (cell + gap) + gap, height), "white")
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=13)
@@ -136,7 +150,7 @@ class EpochLines(Callback):
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line, above the progress bar if there is one."""
+        """Print the line."""
         if not trainer.is_global_zero:
             return
         seconds = time.perf_counter() - self._started
@@ -147,5 +161,10 @@ class EpochLines(Callback):
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         epoch = f"{trainer.current_epoch + 1:>{max(1, len(last) - 1)}}{last}"
         line = f"epoch {epoch}  loss {metrics['train_loss_epoch'].item():.4f}  {seconds:5.1f} s{knn}"
-        bar = trainer.progress_bar_callback
-        bar.print(line) if bar is not None else print(line, flush=True)
+        _print(trainer, line)
+
+
+def _print(trainer: Trainer, line: str) -> None:
+    """Print above the progress bar, if there is one."""
+    bar = trainer.progress_bar_callback
+    bar.print(line) if bar is not None else print(line, flush=True)

@@ -1,6 +1,8 @@
 """The callbacks watch and never change a run; what they show is what happened."""
 
 import re
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 from pytorch_lightning import Callback
 
+from ranks import run_ranks
 from simclr import SimCLRAugmentation, callbacks, load_encoder
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
 from simclr.data import EvalLoader, MemoryImages, draw_shapes
@@ -90,6 +93,47 @@ def test_without_labels_no_knn_is_logged(tmp_path):
     data.train = data.labelled_train = MemoryImages("no labels", data.train.pixels)
     fit(tmp_path, data=data, callbacks=[OnlineKNN(1), watch], max_epochs=1)
     assert watch.knn == [None]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0] * 16])
+def test_a_sample_too_small_for_knn_ends_no_run(tmp_path, capsys, labels):
+    data, watch, size = tiny_data(batch_size=4), Watch(), len(labels)
+    data.setup()
+    data.train = MemoryImages("few", data.train.pixels[:size], torch.tensor(labels), ["a", "b"])
+    data.labelled_train = data.train
+    trainer = fit(tmp_path, tiny_model(batch_size=4), data, [OnlineKNN(1), EpochLines(), watch], max_epochs=2)
+    assert trainer.current_epoch == 2
+    assert watch.knn == [None, None]
+    assert capsys.readouterr().out.count("no online kNN: it takes 5 labelled images") == 1
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, *args):
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize("end", ["max_steps", "should_stop"])
+def test_the_last_epoch_is_measured_also_where_it_ends_early(tmp_path, end):
+    # A run that stops early still does its one epoch at least.
+    by_steps = {"max_steps": 6} if end == "max_steps" else {"max_epochs": 9}
+    watch = Watch()
+    stop = [Stop()] if end == "should_stop" else []
+    fit(tmp_path, callbacks=[*stop, OnlineKNN(5), watch], **{"max_epochs": -1, **by_steps})
+    assert watch.knn[:-1] == [None] * (len(watch.knn) - 1)
+    assert watch.knn[-1] is not None
+
+
+def warnings_under_ddp(root: str) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(Path(root), callbacks=[OnlineKNN(1)], max_epochs=1, strategy="ddp")
+    assert "knn_top1" in trainer.callback_metrics
+    return [str(warning.message) for warning in caught]
+
+
+def test_logging_on_one_rank_alone_draws_no_warning_from_lightning(tmp_path):
+    (messages,) = run_ranks(warnings_under_ddp, 1, str(tmp_path))
+    assert not [message for message in messages if "sync_dist" in message]
 
 
 @pytest.mark.parametrize("bad", [{"every_n_epochs": -1}, {"images": 9}, {"k": 0}, {"temperature": 0}])
