@@ -162,10 +162,11 @@ class SimCLR(LightningModule):
         checkpoint["epoch_loss"] = [self.epoch_loss.mean_value.item(), self.epoch_loss.weight.item()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `on_save_checkpoint`."""
-        mean_value, weight = checkpoint["epoch_loss"]
-        self.epoch_loss.mean_value.fill_(mean_value)
-        self.epoch_loss.weight.fill_(weight)
+        """See `on_save_checkpoint`; a checkpoint that another tool wrote need not have it."""
+        if "epoch_loss" in checkpoint:
+            mean_value, weight = checkpoint["epoch_loss"]
+            self.epoch_loss.mean_value.fill_(mean_value)
+            self.epoch_loss.weight.fill_(weight)
 
     def _log(self, loss: Tensor, first: bool) -> None:
         loss = distributed.mean_over_ranks(loss)  # the loss of the global batch

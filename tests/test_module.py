@@ -279,6 +279,13 @@ def test_a_run_stopped_at_any_step_and_continued_is_the_whole_run_bit_for_bit(tm
         assert_same(content[part], expected[part], part)
 
 
+def test_a_checkpoint_without_the_loss_of_its_epoch_is_continued(tmp_path):
+    content = final(fit(tmp_path, max_epochs=1), tmp_path / "x.ckpt")
+    del content["epoch_loss"]
+    torch.save(content, tmp_path / "x.ckpt")
+    assert fit(tmp_path, max_epochs=2, ckpt_path=tmp_path / "x.ckpt").global_step == 2 * STEPS
+
+
 BN_FREE = flags(
     {"model.norm": "none", "model.head_batch_norm": "false", "model.optimizer": "sgd", "model.warmup_epochs": 0}
     # Gentle enough not to collapse: among projections that are nearly one, rounding is all that tells them apart.
