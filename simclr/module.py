@@ -1,6 +1,7 @@
 """SimCLR (Chen et al. 2020): two views of each image, encoded, projected, and told apart from all others."""
 
 import inspect
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -123,6 +124,9 @@ class SimCLR(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a data module whose batch is not the one that the learning rate goes by."""
+        # Overridden on purpose, for every loader.
+        message = "You have overridden `transfer_batch_to_device` in `LightningModule`"
+        warnings.filterwarnings("ignore", message=message)
         given = getattr(self.trainer.datamodule, "batch_size", self.hparams.batch_size)
         if given != self.hparams.batch_size:
             raise ValueError(
@@ -132,6 +136,14 @@ class SimCLR(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""
         return self.encoder(images)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves a training batch's images; their numbers stay on the CPU, where the views' parameters are drawn."""
+        if not self.trainer.training:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        images, index = batch
+        # Numbers copied back from a device would wait, every step, for all that is queued on it.
+        return super().transfer_batch_to_device(images, device, dataloader_idx), index.cpu()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turns a training batch on the device into its two views. Lightning calls this outside autocast."""

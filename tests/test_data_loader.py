@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from simclr.data import FileImages, GlobalBatchSampler, ImageData, MemoryImages, TrainLoader
 from simclr.data.decode import read_images
+from simclr.data.loader import Batches
 from simclr.seeding import epoch_order
 
 pytestmark = pytest.mark.filterwarnings(
@@ -206,3 +207,11 @@ def test_files_and_memory_and_worker_processes_give_the_same_batches(tmp_path):
         for got, want in zip(batches[name], batches["memory"], strict=True):
             assert torch.equal(got[0], want[0])
             assert torch.equal(got[1], want[1])
+
+
+def test_the_numbers_stay_on_the_cpu_wherever_the_images_are():
+    source = MemoryImages("elsewhere", torch.empty(8, 3, 4, 4, dtype=torch.uint8, device="meta"))
+    order = torch.arange(8).view(2, 4)
+    for batches in (order, tuple(order), iter(order)):
+        for images, index in Batches(source)(batches):
+            assert (images.shape, images.device.type, index.device.type) == ((4, 3, 4, 4), "meta", "cpu")

@@ -96,6 +96,20 @@ def test_the_loss_is_nt_xent_of_head_of_encoder_of_both_views(tmp_path):
     assert record.steps[0]["train_loss"] == pytest.approx(double_loop(z1, z2, 0.3).item(), rel=1e-5)
 
 
+class Transfer(Callback):
+    """What becomes of a training batch on its way to a device."""
+
+    def on_train_batch_start(self, trainer, pl_module, *args):
+        batch = torch.zeros(2, 3, 4, 4), torch.arange(2)
+        self.images, self.index = pl_module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+
+
+def test_the_images_go_to_the_device_and_their_numbers_stay_on_the_cpu(tmp_path):
+    seen = Transfer()
+    fit(tmp_path, callbacks=[seen], max_steps=1)
+    assert (seen.images.device.type, seen.index.device.type) == ("meta", "cpu")
+
+
 @pytest.mark.parametrize(
     ("precision", "weights", "loss"),
     [

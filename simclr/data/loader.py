@@ -186,16 +186,17 @@ class Batches:
             )
 
     def __call__(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (n, 3, S, S) uint8, index (n,) int64) for each (n,) int64 of `batches`, in order."""
+        """Yield (images (n, 3, S, S) uint8, index (n,) int64 on the CPU) for each (n,) int64 of `batches`, in order."""
         if self._loader is not None:
             self._order.batches = batches
             yield from self._loader
             return
-        device = self.source.pixels.device
+        # The epoch's order goes to the images in one transfer, and the numbers are handed out as they are.
+        pairs = ((index, index) for index in batches)
         if isinstance(batches, Tensor):
-            batches = batches.to(device)  # the epoch's order in one transfer
-        for index in batches:
-            yield self.source.images(index), index
+            pairs = zip(batches, batches.to(self.source.pixels.device), strict=True)
+        for index, placed in pairs:
+            yield self.source.images(placed), index
 
 
 def _start_method() -> str:
