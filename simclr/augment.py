@@ -27,6 +27,7 @@ from simclr.seeding import stream_uniforms, uniforms, view_stream
 
 _CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 _CHUNK_VALUES = 2**19  # A CPU makes views in parts of about 2 MB: what one operation leaves is in cache for the next.
+_WITHOUT_FLOAT64 = ("mps",)  # kinds of device: Apple's GPUs
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4): of brightness, contrast, saturation, hue
 
 
@@ -92,8 +93,13 @@ def _resize_by_matrices(images: Tensor, box: Tensor, flip: Tensor, size: int) ->
 
 
 def _centres(length: Tensor, size: int) -> Tensor:
-    """Centres of `size` output pixels over boxes of the given lengths, in box pixels from the edge: (n, size)."""
-    return (torch.arange(size, device=length.device, dtype=torch.float64) + 0.5) * (length[:, None] / size)
+    """Centres of `size` output pixels over boxes of the given lengths, in box pixels from the edge: (n, size).
+
+    In float64, or in float32 on Apple's GPUs, which have no other: at 512 pixels a centre is then off by up to 1e-4.
+    """
+    # On the device, not on the CPU: so many numbers from unpinned memory would wait for all queued work.
+    dtype = torch.float32 if length.device.type in _WITHOUT_FLOAT64 else torch.float64
+    return (torch.arange(size, device=length.device, dtype=dtype) + 0.5) * (length[:, None] / size)
 
 
 def to_gray(x: Tensor) -> Tensor:
@@ -176,7 +182,8 @@ def exact_products() -> Iterator[None]:
 
 def _to(parameter: Tensor, x: Tensor) -> Tensor:
     """A CPU parameter on the images' device, without waiting for it: a blocking copy would wait for all queued work."""
-    return parameter.to(x.device, non_blocking=True)
+    # Apple's GPUs may read the memory of a non-blocking copy after it was reused (pytorch issue 83015).
+    return parameter.to(x.device, non_blocking=x.device.type != "mps")
 
 
 class _Described:

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import functional as tv
 
 from simclr import augment
@@ -51,6 +53,31 @@ def test_crop_and_flip_are_torchvisions_for_boxes_larger_and_smaller_than_the_vi
         expected = tv.resized_crop(image, *box, [size, size], antialias=True)
         # A place on the float32 sampling grid is off by up to 2e-5 pixels at 256, and neighbours differ by up to 1.
         torch.testing.assert_close(view, tv.hflip(expected) if flip else expected, atol=3e-5, rtol=0)
+
+
+class Dtypes(TorchDispatchMode):
+    """The dtypes of all that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in tree_leaves(result) if isinstance(t, torch.Tensor)}
+        return result
+
+
+@pytest.mark.parametrize("resample", [augment._sample, augment._resize_by_matrices])
+def test_a_device_without_float64_makes_the_same_crops(monkeypatch, resample):
+    images, table = pictures(12, 100, 80), SimCLRAugmentation(32).draw(torch.arange(12), 100, 80)
+    expected = resample(images, table["box"], table["flip"], 32) / 255
+    monkeypatch.setattr(augment, "_WITHOUT_FLOAT64", ("cpu",))
+    with Dtypes() as dtypes:
+        views = resample(images, table["box"], table["flip"], 32) / 255
+    assert torch.float32 in dtypes.seen
+    assert torch.float64 not in dtypes.seen
+    torch.testing.assert_close(views, expected, **CLOSE)
 
 
 @pytest.mark.parametrize(
