@@ -63,9 +63,8 @@ def _sample(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     def centres(start: Tensor, length: Tensor, source: int) -> Tensor:
         at = _centres(length, size) - 0.5  # (n, size), in pixels from the box's first
         at = at.clamp(min=0).minimum(length[:, None] - 1.0) + start[:, None]
-        return (
-            at * (2 / max(source - 1, 1)) - 1
-        )  # grid_sample's coordinates: -1 is the first pixel's centre, 1 the last's
+        # grid_sample's coordinates: -1 is the first pixel's centre, 1 the last's.
+        return at * (2 / max(source - 1, 1)) - 1
 
     top, left, height, width = box.unbind(1)
     y, x = centres(top, height, images.shape[2]), centres(left, width, images.shape[3])
@@ -147,9 +146,8 @@ def blur(x: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     def matrix(size: int) -> Tensor:
         offset = torch.arange(kernel_size, device=x.device) - kernel_size // 2
         weight = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # (n, kernel_size)
-        weight = weight * (
-            weight > 1e-12
-        )  # Far taps of a narrow kernel are denormal: a CPU is ten times slower on them.
+        # Far taps of a narrow kernel are denormal: a CPU is ten times slower on them.
+        weight = weight * (weight > 1e-12)
         source = (torch.arange(size, device=x.device)[:, None] + offset).abs()  # (size, kernel_size)
         source = (size - 1) - (size - 1 - source).abs()  # mirrored at the first and at the last pixel
         matrix = x.new_zeros(len(x), size, size)
@@ -308,6 +306,8 @@ class SimCLRAugmentation(nn.Module):
     The operations run in this order: crop and resize, flip, rotation, color jitter, gray, blur, Sobel, noise, cutout,
     normalisation. Each is applied to an image with its own probability; 0 leaves it out. An image's random numbers
     are the same whatever is switched on, so two configurations differ in nothing but what they say.
+
+    Resizing is bilinear (antialiased where a crop shrinks), where the paper's code, google-research/simclr, is bicubic.
 
     Keep `index` on the CPU where a device must never be waited for; elsewhere it is copied there, once a view.
 
