@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import itertools
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse.typing import NonNegativeInt
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -29,15 +31,14 @@ import simclr
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
 from simclr.checkpoint import LAST, Checkpoint, check_resume, read_checkpoint, save_encoder
 from simclr.data import ImageData
-from simclr.distributed import launched_rank
 from simclr.eval.evaluation import linear_evaluation, write_result
 from simclr.loggers import WandbMode, build_loggers
 from simclr.module import SimCLR
 from simclr.report import write_report
+from simclr.run_folder import RunFolder
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # as a shell reports Ctrl-C
-_RUN_DIR = "SIMCLR_RUN_DIR"  # tells the ranks that this process launches which folder it chose
 
 
 class Parser(LightningArgumentParser):
@@ -51,6 +52,11 @@ class Parser(LightningArgumentParser):
         """Print what is wrong and what was probably meant, and exit."""
         fail(self.explain(message))
 
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:
+        """As in jsonargparse; remembers the names of config files, which its messages do not give."""
+        self.config_files = " or ".join(values_of(sys.argv[1:] if args is None else args, "--config", "-c"))
+        return super().parse_args(args, *rest, **kwargs)
+
     def explain(self, message: str) -> str:
         """jsonargparse's message as one clear line."""
         unknown = (
@@ -60,7 +66,11 @@ class Parser(LightningArgumentParser):
         )
         if unknown:
             key = ".".join(unknown.groups())
-            return f"unknown key {key}. {self.suggest(key)}"
+            where = "" if message.startswith("unrecognized") else f" in {self.config_files}"
+            return f"unknown key {key}{where}. {self.suggest(key)}"
+        if message.startswith("Problems parsing config"):
+            detail = " ".join(re.sub(r'in "<unicode string>",', "in", message.partition(":")[2]).split())
+            return f"{self.config_files} is not valid YAML: {detail}."
         message = re.sub(r'^(?:Parser key|argument) "?(?:--)?([^":]+)"?:\s*', r"\1: ", message)
         value = re.search(r"(?:Got|Given) value: ?(.*)", message)
         if not value:
@@ -82,6 +92,12 @@ class Parser(LightningArgumentParser):
         return "See --help for the keys there are."
 
 
+def values_of(args: list[str], *names: str) -> list[str]:
+    """The values given to any of some options, as in `--name value` or `--name=value`."""
+    found = [value for name, value in itertools.pairwise(args) if name in names]
+    return found + [arg.partition("=")[2] for arg in args if arg.partition("=")[0] in names and "=" in arg]
+
+
 def fail(message: str) -> NoReturn:
     """One line on standard error, exit code 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
@@ -99,12 +115,24 @@ def guarded(work: Callable[[], Any]) -> Any:
 
 
 class TrainCLI(LightningCLI):
-    """LightningCLI for pretraining: SimCLR, ImageData, every Trainer option, a run folder and its loggers."""
+    """LightningCLI for pretraining: SimCLR, ImageData, every Trainer option, a run folder and its loggers.
+
+    Args:
+        folder: chooses the run folder once the settings are known.
+        **kwargs: of LightningCLI.
+    """
+
+    def __init__(self, folder: RunFolder, **kwargs: Any):
+        self.folder = folder
+        super().__init__(SimCLR, ImageData, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed, always a number: a run without one could not be repeated."""
         parser.add_argument(
-            "--seed_everything", type=int, default=0, help="Seed of the weights, the views and the order of the images."
+            "--seed_everything",
+            type=NonNegativeInt,
+            default=0,
+            help="Seed of the weights, the views and the order of the images.",
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -124,43 +152,52 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument("--wandb_project", type=str, default="simclr", help="Project on Weights & Biases.")
         parser.add_lightning_class_args(OnlineKNN, "knn")
-        parser.link_arguments("seed_everything", "model.seed")
-        parser.link_arguments("seed_everything", "data.seed")
+        # int: jsonargparse's own kind of number could not be read from a checkpoint.
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.batch_size", "model.batch_size")
         parser.link_arguments("model.image_size", "data.image_size")
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run folder; nothing is written yet."""
-        self.resumed = None
-        if self.config.ckpt_path:
-            self.resumed = read_checkpoint(self.config.ckpt_path)
-        self.run_dir = choose_run_dir(self.config, self.resumed.run_dir if self.resumed else None)
+        """Choose the run folder. It stays empty until all is checked."""
+        self.resumed = read_checkpoint(self.config.ckpt_path) if self.config.ckpt_path else None
+        self.run_dir = self.folder.choose(self.config, self.resumed.run_dir if self.resumed else None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with this project's loggers and callbacks, the user's beside them."""
         config = self.config.trainer
-        if config.logger in (None, True):
+        watched = not (config.fast_dev_run or config.barebones)
+        if config.logger in (None, True) and watched:
             step = self.resumed.global_step if self.resumed else None
-            kwargs["logger"] = build_loggers(self.run_dir, self.config.wandb, self.config.wandb_project, step)
-        if config.enable_progress_bar is None:
+            mode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes
+            kwargs["logger"] = build_loggers(self.run_dir, mode, self.config.wandb_project, step)
+        if config.barebones:
+            kwargs |= dict.fromkeys(("logger", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"))
+        elif config.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stderr.isatty()
-        if config.sync_batchnorm and config.accelerator == "cpu":
-            kwargs["sync_batchnorm"] = False
+        if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+            kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
         kwargs["default_root_dir"] = str(self.run_dir)
         given = self.config_init.trainer.callbacks or []
         kwargs["callbacks"] = list(given) if isinstance(given, list) else [given]
-        if not config.fast_dev_run:
-            kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines(), SaveOnInterrupt(self.run_dir)]
-            kwargs["callbacks"] += [newest_checkpoint(self.run_dir)]
+        if watched:
+            kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines()]
+        self.keeps_checkpoint = watched and config.enable_checkpointing is not False
+        if self.keeps_checkpoint:
+            kwargs["callbacks"] += [SaveOnInterrupt(self.run_dir), newest_checkpoint(self.run_dir)]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.sort(
-            key=lambda callback: not isinstance(callback, OnlineKNN)
-        )  # before the line that shows it
+        # kNN before the line that shows it.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN))
         return trainer
 
 
+class NewestCheckpoint(ModelCheckpoint):
+    """Lightning's checkpointing under a name of its own, so that it goes beside one that the user adds."""
+
+
 def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(
+    """Keeps `checkpoints/last.ckpt`, after every epoch."""
+    return NewestCheckpoint(
         dirpath=run_dir / LAST.parent, filename=LAST.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
 
@@ -190,9 +227,11 @@ class SaveOnInterrupt(Callback):
         self.asked = True
         print("\nfinishing this step, then saving; again to stop at once", file=sys.stderr, flush=True)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save, if asked to stop."""
-        if self.asked and not trainer.is_last_batch:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, if asked to stop: after an optimiser step, because accumulated gradients are not in a checkpoint."""
+        if self.asked and (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
             self.saved = True
 
@@ -211,42 +250,6 @@ class SaveOnInterrupt(Callback):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}
-
-
-def choose_run_dir(config: Namespace, resumed: Path | None) -> Path:
-    """The folder of this run: the one asked for, the one continued, or a free name below runs/.
-
-    Raises:
-        ValueError: if the folder asked for is taken by another run.
-    """
-    if os.environ.get(_RUN_DIR) and launched_rank() > 0:
-        return Path(os.environ[_RUN_DIR])
-    if config.run_dir or resumed:
-        run_dir = Path(config.run_dir or resumed)
-        same = resumed is not None and run_dir.resolve() == resumed.resolve()
-        if not same and launched_rank() == 0 and run_dir.exists() and (run_dir.is_file() or any(run_dir.iterdir())):
-            hint = f" or continue it with --ckpt_path {run_dir / LAST}" if (run_dir / LAST).exists() else ""
-            raise ValueError(f"run_dir={run_dir} is taken. Choose another{hint}.")
-        return run_dir
-    job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
-    name = run_name(config)
-    if job and job != "none":  # ranks launched from outside must agree on a name without talking
-        return Path("runs") / f"{name}-{job}"
-    run_dir, number = Path("runs") / name, 1
-    while run_dir.exists():
-        number += 1
-        run_dir = Path("runs") / f"{name}-{number}"
-    return run_dir
-
-
-def run_name(config: Namespace) -> str:
-    """A run's name: that of its config file, else of its data and encoder."""
-    if config.config:
-        path = Path(str(config.config[-1]))
-        return path.parent.name if path.stem == "config" else path.stem
-    folder = config.data.train_dir or config.data.data_dir
-    data = Path(folder).resolve().name if folder else ("shapes" if config.data.source == "auto" else config.data.source)
-    return f"{data}_{config.model.encoder}"
 
 
 def summary(cli: TrainCLI) -> str:
@@ -279,42 +282,61 @@ def train(argv: list[str] | None = None) -> None:
     """Pretrain an encoder. See `python train.py --help`."""
     quiet()
     args = sys.argv[1:] if argv is None else argv
-    cli = guarded(lambda: _parse_and_build(args))
-    trainer, data = cli.trainer, cli.datamodule
-    guarded(lambda: _check(cli))
-    if trainer.is_global_zero and not trainer.fast_dev_run:
-        os.environ[_RUN_DIR] = str(cli.run_dir)
-        guarded(lambda: cli.run_dir.mkdir(parents=True, exist_ok=True))
-        cli.parser.save(cli.config, str(cli.run_dir / "config.yaml"), skip_none=False, overwrite=True)
-    if trainer.is_global_zero:
+    folder = RunFolder()
+    try:
+        cli = guarded(lambda: _parse_and_build(args, folder))
+        guarded(lambda: _check(cli))
+        if cli.trainer.fast_dev_run:
+            folder.release()
+    except BaseException:
+        folder.release()
+        raise
+    if folder.first:
+        if not cli.trainer.fast_dev_run:
+            _save_config(cli)
         print(summary(cli), flush=True)
     started = time.perf_counter()
     try:
-        trainer.fit(cli.model, data, ckpt_path=cli.resumed.path if cli.resumed else None, weights_only=True)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except ValueError as error:  # an image that cannot be read, found while training
+        if os.environ.get("SIMCLR_TRACEBACK"):
+            raise
+        fail(f"{' '.join(str(error).split())} (SIMCLR_TRACEBACK=1 shows where)")
     except SystemExit:  # Lightning's answer to a KeyboardInterrupt
         _say_how_to_continue(cli)
         sys.exit(INTERRUPTED)
-    if trainer.is_global_zero and not trainer.fast_dev_run:
+    if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
         save_encoder(cli.model.encoder, cli.run_dir / "encoder.pt")
         minutes = (time.perf_counter() - started) / 60
-        print(
-            f"trained {minutes:.1f} min; encoder in {cli.run_dir / 'encoder.pt'}; "
-            f"next: python linear_eval.py --checkpoint {cli.run_dir / LAST}",
-            flush=True,
-        )
+        print(f"trained {minutes:.1f} min; encoder in {cli.run_dir / 'encoder.pt'}; {_next_step(cli)}", flush=True)
 
 
-def _parse_and_build(args: list[str]) -> TrainCLI:
+def _next_step(cli: TrainCLI) -> str:
+    if not cli.keeps_checkpoint:
+        return "no checkpoint, as asked"
+    measure = f"python linear_eval.py --checkpoint {cli.run_dir / LAST}"
+    if cli.datamodule.has_labels:
+        return f"next: {measure}"
+    return f"next: simclr report --run_dir {cli.run_dir}, or with labelled images {measure} --data.train_dir ..."
+
+
+def _save_config(cli: TrainCLI) -> None:
+    # Without what belongs to this run alone, so that `--config` repeats it in another folder.
+    config = cli.config.clone()
+    config.run_dir = config.ckpt_path = None
+    cli.parser.save(config, str(cli.run_dir / "config.yaml"), skip_none=False, overwrite=True)
+
+
+def _parse_and_build(args: list[str], folder: RunFolder) -> TrainCLI:
     arguments = sys.argv
     try:
         sys.argv = arguments[:1]  # LightningCLI warns where both are given
         return TrainCLI(
-            SimCLR,
-            ImageData,
-            args=args,
+            folder,
+            args=_with_config_of_run(args),
             run=False,
             save_config_callback=None,
             parser_class=Parser,
@@ -334,12 +356,21 @@ def _parse_and_build(args: list[str]) -> TrainCLI:
         sys.argv = arguments
 
 
+def _with_config_of_run(args: list[str]) -> list[str]:
+    """A run continued without a config goes on with its own; settings given beside it still come last."""
+    checkpoint = values_of(args, "--ckpt_path")
+    if not checkpoint or values_of(args, "--config", "-c") or not Path(checkpoint[-1]).exists():
+        return args
+    own = read_checkpoint(checkpoint[-1]).run_dir / "config.yaml"
+    return ["--config", str(own), *args] if own.is_file() else args
+
+
 def _check(cli: TrainCLI) -> None:
     cli.datamodule.validate(cli.trainer.world_size)
     if cli.trainer.max_epochs == cli.trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
     if cli.resumed:
-        check_resume(cli.resumed, cli.model)
+        check_resume(cli.resumed, cli.model, cli.datamodule)
     cli.datamodule.setup("fit")
 
 
@@ -348,12 +379,13 @@ def _say_how_to_continue(cli: TrainCLI) -> None:
     if not cli.trainer.is_global_zero:
         return
     if last.exists():
-        command = shlex.join(
-            ["python", "train.py", "--config", str(cli.run_dir / "config.yaml"), "--ckpt_path", str(last)]
-        )
+        command = shlex.join(["python", "train.py", "--ckpt_path", str(last)])
         print(f"stopped; continue with: {command}", file=sys.stderr, flush=True)
     else:
         print(f"stopped before the first checkpoint; {cli.run_dir} can be deleted", file=sys.stderr, flush=True)
+
+
+_NOT_SETTINGS = {"checkpoint", "data", "device", "command", "say"}  # what linear_evaluation takes from elsewhere
 
 
 def linear_eval(argv: list[str] | None = None) -> None:
@@ -361,7 +393,8 @@ def linear_eval(argv: list[str] | None = None) -> None:
     quiet()
     args = sys.argv[1:] if argv is None else argv
     config, data, checkpoint = guarded(lambda: _parse_linear_eval(args))
-    settings = {name: config[name] for name in _linear_eval_settings()}
+    settings = {name: config[name] for name in inspect.signature(linear_evaluation).parameters if name in config}
+    settings = {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
     device = guarded(lambda: _device(config.device))
     command = shlex.join(["python", "linear_eval.py", *args])
     try:
@@ -382,18 +415,12 @@ def linear_eval(argv: list[str] | None = None) -> None:
     print(f"written to {guarded(lambda: write_result(record, checkpoint.run_dir))}")
 
 
-def _linear_eval_settings() -> list[str]:
-    elsewhere = {"checkpoint", "data", "device", "command", "say"}
-    return [name for name in inspect.signature(linear_evaluation).parameters if name not in elsewhere]
-
-
 def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
     parser = Parser(description="Linear evaluation of a pretrained encoder, frozen, beside two yardsticks.")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with any of these settings.")
     parser.add_argument("--checkpoint", type=str, required=True, help="A run folder or a checkpoint file.")
     parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
-    skip = {"checkpoint", "data", "device", "command", "say"}
-    parser.add_function_arguments(linear_evaluation, skip=skip)
+    parser.add_function_arguments(linear_evaluation, skip=_NOT_SETTINGS)
     # The size of an image is the encoder's; the seed orders training images only.
     parser.add_class_arguments(ImageData, "data", skip={"image_size", "seed", "batch_size"}, fail_untyped=False)
     checkpoint = read_checkpoint(parser.parse_args(args).checkpoint)
@@ -402,7 +429,7 @@ def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoin
     trained_on = {f"data.{name}": value for name, value in checkpoint.data.items()}
     parser.set_defaults({name: value for name, value in trained_on.items() if name in known})
     config = parser.parse_args(args)
-    data = ImageData(**config.data.as_dict(), image_size=checkpoint.model["image_size"], batch_size=1)
+    data = ImageData(**config.data.as_dict(), image_size=checkpoint.model["image_size"], batch_size=2)
     data.validate()
     return config, data, checkpoint
 
@@ -445,6 +472,9 @@ def print_result(record: dict[str, Any]) -> None:
         ("yardstick: raw pixels", "raw_pixels_top1", ""),
     ]
     for number, (name, key, remark) in enumerate(rows):
+        if record[key] is None:
+            table.add_row(name, "-", "did not converge")
+            continue
         ahead = f"{100 * (record['linear_top1'] - record[key]):+.1f} points" if number > 1 else remark
         if key == "linear_top1":
             ahead += f", top-5 {100 * record['linear_top5']:.1f} %"

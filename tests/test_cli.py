@@ -6,16 +6,19 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 from PIL import Image
 
 from simclr import load_encoder
-from simclr.cli import BAD_INPUT, INTERRUPTED, linear_eval, main, train
+from simclr.cli import BAD_INPUT, INTERRUPTED, SaveOnInterrupt, linear_eval, main, train
 from simclr.module import SimCLR
+from simclr.run_folder import RunFolder
 from tiny import BATCH, STEPS, flags
 
 
@@ -90,7 +93,75 @@ def test_config_yaml_repeats_the_run_bit_for_bit(here, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert (run / "metrics.csv").read_text() == Path("runs/train_resnet8/metrics.csv").read_text()
     old, new = (yaml.safe_load(Path(p).read_text()) for p in ("runs/train_resnet8/config.yaml", run / "config.yaml"))
-    assert {key for key in old if old[key] != new[key]} == {"run_dir"}
+    assert old == new
+
+
+def test_runs_side_by_side_choose_different_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Namespace(run_dir=None, config=None, data=Namespace(train_dir="photos"), model=Namespace(encoder="f"))
+    folders = [RunFolder() for _ in range(3)]
+    assert [str(folder.choose(config, None)) for folder in folders] == [
+        f"runs/photos_f{end}" for end in ("", "-2", "-3")
+    ]
+    for folder in reversed(folders):
+        folder.release()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_run_of_one_slurm_job_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    config = Namespace(run_dir=None, config=None, data=Namespace(train_dir="photos"), model=Namespace(encoder="f"))
+    path = RunFolder().choose(config, None)
+    assert str(path) == "runs/photos_f-7"
+    (path / "config.yaml").write_text("")
+    monkeypatch.delenv("SIMCLR_RUN_DIR")
+    with pytest.raises(ValueError, match="is taken"):
+        RunFolder().choose(config, None)
+
+
+def test_a_launched_rank_takes_its_launchers_folder_whatever_else_is_set(monkeypatch):
+    monkeypatch.setenv("SIMCLR_RUN_DIR", f"{os.getppid()}:elsewhere/run")
+    monkeypatch.setenv("SLURM_PROCID", "0")  # of an interactive shell, which all ranks inherit
+    folder = RunFolder()
+    assert not folder.first
+    assert str(folder.choose(Namespace(), None)) == "elsewhere/run"
+    monkeypatch.setenv("SIMCLR_RUN_DIR", "1:another/run")  # inherited from a run that this one has nothing to do with
+    assert RunFolder().first
+
+
+def test_a_run_without_checkpoints_and_one_with_the_users_beside_ours(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(flags({"trainer.enable_checkpointing": "false", "run_dir": "none", "trainer.max_epochs": 1}))
+    assert "no checkpoint, as asked" in capsys.readouterr().out
+    assert not (tmp_path / "none" / "checkpoints").exists()
+    theirs = {"trainer.callbacks": "ModelCheckpoint", "trainer.callbacks.save_on_train_epoch_end": "true"}
+    train(flags({"run_dir": "both", "trainer.max_epochs": 1, **theirs}))
+    assert (tmp_path / "both" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_an_interrupt_waits_for_accumulated_gradients(tmp_path):
+    saved = []
+    trainer = SimpleNamespace(accumulate_grad_batches=2, is_last_batch=False, save_checkpoint=saved.append)
+    callback = SaveOnInterrupt(tmp_path)
+    callback.asked = True
+    callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert saved == []
+    callback.on_train_batch_end(trainer, None, None, None, 1)
+    assert saved == [tmp_path / "checkpoints" / "last.ckpt"]
+
+
+def test_a_run_goes_on_with_its_own_settings_and_with_no_others(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 40)
+    train(flags({"data.train_dir": "photos", "run_dir": "run", "data.batch_size": 20}))
+    config = Path("run/config.yaml").read_text()
+    train(["--ckpt_path", "run/checkpoints/last.ckpt", "--trainer.max_epochs", "3"])
+    assert "epoch 3/3" in capsys.readouterr().out
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["data"] == yaml.safe_load(config)["data"]
+    Path("run/config.yaml").unlink()
+    message = refused(train, flags({"ckpt_path": "run/checkpoints/last.ckpt", "data.batch_size": 20}), capsys)
+    assert "data.train_dir=None but the checkpoint has photos" in message
 
 
 def test_a_run_named_by_its_config_file(here, tmp_path, monkeypatch):
@@ -196,12 +267,12 @@ def test_images_without_labels_train_without_knn_and_are_no_evaluation(here, tmp
     [
         (["--model.temprature=1"], "unknown key model.temprature. Did you mean model.temperature?"),
         (["--model.temprature", "1"], "unknown key model.temprature. Did you mean model.temperature?"),
-        (["--config=typo.yaml"], "unknown key model.temprature. Did you mean model.temperature?"),
+        (["--config=typo.yaml"], "unknown key model.temprature in typo.yaml. Did you mean model.temperature?"),
         (["--trainer.max_epoch=1"], "unknown key trainer.max_epoch. Did you mean trainer.max_epochs?"),
         (["--trainer.max_epoch", "1"], "unknown key trainer.max_epoch. Did you mean trainer.max_epochs?"),
         (["--temperature=1"], "unknown key temperature. Did you mean model.temperature?"),
         (["--config=nothing.yaml"], "nothing.yaml"),
-        (["--config=broken.yaml"], "Problems parsing config: .* line 2"),
+        (["--config=broken.yaml"], "broken.yaml is not valid YAML: .* line 2"),
         (["--data.train_dir=photo"], r"data.train_dir=photo does not exist\. .* Did you mean .*photos\?"),
         (["--data.train_dir=empty"], "data.train_dir=empty holds no images"),
         (["--data.train_dir=photos/0.png"], "is a file"),

@@ -12,6 +12,7 @@ from simclr import cli
 from simclr.data import ImageData
 from simclr.eval.evaluation import linear_evaluation
 from simclr.module import SimCLR
+from simclr.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -46,7 +47,7 @@ def parse(monkeypatch):
 
         monkeypatch.setattr(cli.TrainCLI, "before_instantiate_classes", stop)
         with pytest.raises(Parsed):
-            cli._parse_and_build(arguments)
+            cli._parse_and_build(arguments, RunFolder())
         return settings
 
     return parse

@@ -16,7 +16,7 @@ LAYERS = [
     ["data"],
     ["module", "checkpoint"],
     ["eval"],
-    ["callbacks", "loggers", "export", "charts"],
+    ["callbacks", "loggers", "export", "charts", "run_folder"],
     ["report"],
     ["cli"],
 ]

@@ -1,0 +1,97 @@
+"""The folder of a run: one name for all ranks, never a folder that is taken, nothing left where a run did not begin."""
+
+import os
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from simclr.checkpoint import LAST
+from simclr.distributed import launched_rank
+
+_CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches
+
+
+class RunFolder:
+    """Chooses and reserves the folder of a run on its first process; the others take the same.
+
+    Attributes:
+        path: the folder; None before `choose`.
+        first: whether this is the run's first process, the one that writes.
+    """
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        launcher, _, chosen = os.environ.get(_CHOSEN, "").partition(":")
+        # The launcher's pid, because a shell that was started within a run, say, inherits the variable too.
+        self._chosen = Path(chosen) if launcher == str(os.getppid()) else None
+        self.first = self._chosen is None and launched_rank() == 0
+        self._made: list[Path] = []
+
+    def choose(self, config: Namespace, resumed: Path | None) -> Path:
+        """The folder asked for, the one continued, or a free name below runs/. On the first process it is made.
+
+        Args:
+            config: the settings of the run.
+            resumed: the folder of the run to continue.
+        Raises:
+            ValueError: if the folder asked for is a file or taken by another run.
+        """
+        if self._chosen is not None:
+            self.path = self._chosen
+            return self.path
+        job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
+        if config.run_dir or resumed:
+            self.path = Path(config.run_dir or resumed)
+        elif job and job != "none":  # ranks launched from outside must agree on a name without talking
+            self.path = Path("runs") / f"{run_name(config)}-{job}"
+        if self.first and self.path is not None:
+            self._refuse_taken(resumed)
+            self._make(self.path)
+        elif self.first:
+            name, number = run_name(config), 1
+            while self.path is None:
+                free = Path("runs") / (name if number == 1 else f"{name}-{number}")
+                try:  # making it is what reserves it: runs started side by side choose different names
+                    self._make(free)
+                    self.path = free
+                except FileExistsError:
+                    number += 1
+        if self.path is None:
+            raise ValueError("several machines or launchers cannot agree on a name by themselves. Give --run_dir.")
+        if self.first:
+            os.environ[_CHOSEN] = f"{os.getpid()}:{self.path}"
+        return self.path
+
+    def _refuse_taken(self, resumed: Path | None) -> None:
+        if self.path.is_file():
+            raise ValueError(f"run_dir={self.path} is a file. Choose a new folder.")
+        if resumed is not None and self.path.resolve() == resumed.resolve():
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            hint = f" or continue it with --ckpt_path {self.path / LAST}" if (self.path / LAST).exists() else ""
+            raise ValueError(f"run_dir={self.path} is taken. Choose another{hint}.")
+
+    def _make(self, path: Path) -> None:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=self.path is not None)
+        self._made = missing
+
+    def release(self) -> None:
+        """Take back the folders that were made, as far as they are empty: the run did not begin."""
+        os.environ.pop(_CHOSEN, None)
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:  # something is in it
+                return
+
+
+def run_name(config: Namespace) -> str:
+    """A run's name: that of its config file, else of its data and encoder."""
+    if config.config:
+        path = Path(str(config.config[-1]))
+        return path.resolve().parent.name if path.stem == "config" else path.stem
+    folder = config.data.train_dir or config.data.data_dir
+    data = Path(folder).resolve().name if folder else ("shapes" if config.data.source == "auto" else config.data.source)
+    return f"{data}_{config.model.encoder}"
