@@ -75,8 +75,8 @@ class LARS(torch.optim.Optimizer):
             grads = torch._foreach_add(grads, weights, alpha=group["weight_decay"])
         if group["trust"]:
             w, g = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(grads))  # (weights,) each
-            rates = torch.where((w > 0) & (g > 0), group["eta"] * w / g * group["lr"], group["lr"])
-            scaled = torch._foreach_mul(grads, rates.unbind())
+            trust = (group["eta"] * w / g).masked_fill_((w == 0) | (g == 0), 1)
+            scaled = torch._foreach_mul(grads, (trust * group["lr"]).unbind())
         else:
             scaled = torch._foreach_mul(grads, group["lr"])
         velocities = []
