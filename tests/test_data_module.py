@@ -272,6 +272,15 @@ def test_construction_touches_no_disk_and_the_module_can_be_sent_to_another_proc
 @pytest.mark.skipif(
     "SIMCLR_CIFAR10" not in os.environ, reason="SIMCLR_CIFAR10 does not name CIFAR-10 as folders of PNGs"
 )
+def test_folders_given_as_paths_stand_in_a_checkpoint_as_text(tmp_path):
+    data = ImageData(train_dir=tmp_path / "a", test_dir=tmp_path / "b", data_dir=tmp_path / "c")
+    torch.save(dict(data.hparams), tmp_path / "settings.pt")
+    settings = torch.load(tmp_path / "settings.pt", weights_only=True)
+    assert [settings[f"{name}_dir"] for name in ("train", "test", "data")] == [str(tmp_path / name) for name in "abc"]
+    assert data.train_dir == str(tmp_path / "a")
+    assert ImageData().hparams["train_dir"] is None
+
+
 def test_cifar10_as_files():
     root = Path(os.environ["SIMCLR_CIFAR10"])
     data = ImageData(train_dir=str(root / "train"), test_dir=str(root / "test"))

@@ -72,6 +72,8 @@ class ImageData(LightningDataModule):
         holdout: float = 0.2,
     ):
         super().__init__()
+        # As text, also where Python code gave a Path: a checkpoint that holds one is refused by weights_only loading.
+        train_dir, test_dir, data_dir = (path and os.fspath(path) for path in (train_dir, test_dir, data_dir))
         self.save_hyperparameters(logger=False)  # a checkpoint tells what the encoder was trained on
         self.source = source if source != "auto" else ("folder" if train_dir else "shapes")
         self.train_dir, self.test_dir, self.data_dir, self.download = train_dir, test_dir, data_dir, download
