@@ -188,6 +188,8 @@ def test_eval_loader_is_sequential_and_its_limit_a_fixed_subset_of_all_classes()
         ({"source": "imagenet", "data_dir": "{tmp}/half"}, r"{tmp}/half exists and has no train"),
         ({"image_size": 0}, r"data\.image_size=0 is not a positive number"),
         ({"workers": -1}, r"data\.workers=-1 is negative"),
+        ({"batch_size": 1}, r"data\.batch_size=1 leaves no image .* Use 2 at least"),
+        ({"batch_size": 0}, r"data\.batch_size=0 leaves"),
         ({"seed": -1}, r"seed=-1 is not an integer"),
     ],
 )

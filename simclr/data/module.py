@@ -96,8 +96,8 @@ class ImageData(LightningDataModule):
     def problems(self, world_size: int = 1) -> list[str]:
         """What stands in the way of training on this many devices, one line each; empty if nothing. Reads no image."""
         found, size = self._source_problems()
-        if self.batch_size < 1:
-            found.append(f"data.batch_size={self.batch_size} is not a positive number.")
+        if self.batch_size < 2:
+            found.append(f"data.batch_size={self.batch_size} leaves no image to tell another from. Use 2 at least.")
         elif self.batch_size % world_size:
             found.append(undivided(self.batch_size, world_size))
         if size is not None and self.batch_size > size:
