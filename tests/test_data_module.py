@@ -134,6 +134,7 @@ def test_classes_of_one_image_each_leave_nothing_to_hold_out(tmp_path):
     data = ImageData(train_dir=str(fill(tmp_path, ["a/1.png", "b/2.png"])), batch_size=2)
     with pytest.raises(ValueError, match=r"no class of .* has two images: .* data\.test_dir"):
         data.eval_loader("train")
+    assert not data.has_labels, "there is nothing to evaluate on"
 
 
 def test_unlabelled_training_images_are_evaluated_within_a_labelled_test_set(tmp_path):
@@ -187,9 +188,9 @@ def test_eval_loader_is_sequential_and_its_limit_a_fixed_subset_of_all_classes()
         ({"source": "stl10", "data_dir": "{tmp}"}, r"looked for {tmp}/stl10_binary, .*data\.download=true"),
         ({"source": "imagenet", "data_dir": "{tmp}/half"}, r"{tmp}/half exists and has no train"),
         ({"image_size": 0}, r"data\.image_size=0 is not a positive number"),
-        ({"workers": -1}, r"data\.workers=-1 is negative"),
         ({"batch_size": 1}, r"data\.batch_size=1 leaves no image .* Use 2 at least"),
         ({"batch_size": 0}, r"data\.batch_size=0 leaves"),
+        ({"workers": -1}, r"data\.workers=-1 is negative"),
         ({"seed": -1}, r"seed=-1 is not an integer"),
     ],
 )
@@ -271,9 +272,6 @@ def test_construction_touches_no_disk_and_the_module_can_be_sent_to_another_proc
     assert pickle.loads(pickle.dumps(data)).batch_size == 7
 
 
-@pytest.mark.skipif(
-    "SIMCLR_CIFAR10" not in os.environ, reason="SIMCLR_CIFAR10 does not name CIFAR-10 as folders of PNGs"
-)
 def test_folders_given_as_paths_stand_in_a_checkpoint_as_text(tmp_path):
     data = ImageData(train_dir=tmp_path / "a", test_dir=tmp_path / "b", data_dir=tmp_path / "c")
     torch.save(dict(data.hparams), tmp_path / "settings.pt")
@@ -283,6 +281,9 @@ def test_folders_given_as_paths_stand_in_a_checkpoint_as_text(tmp_path):
     assert ImageData().hparams["train_dir"] is None
 
 
+@pytest.mark.skipif(
+    "SIMCLR_CIFAR10" not in os.environ, reason="SIMCLR_CIFAR10 does not name CIFAR-10 as folders of PNGs"
+)
 def test_cifar10_as_files():
     root = Path(os.environ["SIMCLR_CIFAR10"])
     data = ImageData(train_dir=str(root / "train"), test_dir=str(root / "test"))

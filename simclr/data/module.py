@@ -319,11 +319,15 @@ class ImageData(LightningDataModule):
     def has_labels(self) -> bool:
         """Whether there is anything to evaluate on."""
         self.setup()
-        return any(part is not None and part.labels is not None for part in (self.labelled_train, self.test))
+        try:
+            self._evaluation()
+        except ValueError:
+            return False
+        return True
 
     def _evaluation(self) -> dict[str, tuple[ImageSet, Tensor, str | None]]:
         train, test = self.labelled_train, self.test
-        if not self.has_labels:
+        if all(part is None or part.labels is None for part in (train, test)):
             raise ValueError(
                 f"{train.name} has no labels: evaluation needs an image set with two or more class folders, "
                 f"in data.train_dir or data.test_dir."
