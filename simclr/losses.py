@@ -23,11 +23,16 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, *, gather: bool = True) 
         Scalar, float32 (float64 for float64 input): mean over the 2N local anchors. Its mean over ranks is the loss of
         the global batch. (The loss in google-research/simclr is twice this mean.)
     Raises:
-        ValueError: if the shapes differ or are not (N, D), N < 1, or temperature <= 0.
+        ValueError: if the shapes differ or are not (N, D), N < 1, the batch that gives the negatives is one image, or
+            temperature <= 0.
     """
     if z1.ndim != 2 or z1.shape != z2.shape or len(z1) < 1:
         raise ValueError(
             f"nt_xent got projections of shapes {tuple(z1.shape)} and {tuple(z2.shape)}. Both need one shape (N, D)."
+        )
+    if len(z1) * (distributed.world_size() if gather else 1) < 2:
+        raise ValueError(
+            "nt_xent got a batch of one image, which has no negatives: its loss is 0. It needs 2 at least."
         )
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} is not positive. Values from 0.05 to 1 are usual.")
