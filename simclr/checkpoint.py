@@ -3,11 +3,13 @@
 import inspect
 import io
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from simclr.encoders import build_encoder
@@ -16,6 +18,9 @@ _ARCHITECTURE = (
     *("encoder", "image_size", "stem", "width", "shortcut", "norm"),
     *("head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm"),
 )
+_NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
+# Decide which images a step trains on, and what they look like when they are cropped.
+_IMAGES = ("source", "train_dir", "data_dir", "load_size", "batch_size", "seed", "shapes_train")
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
 
 
@@ -84,8 +89,9 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     needed = ("state_dict", "hyper_parameters")
     if not isinstance(content, dict) or any(not isinstance(content.get(key), dict) for key in needed):
         raise ValueError(f"{path} is not a checkpoint of simclr: it has no {' and '.join(needed)}.")
-    if "encoder" not in content["hyper_parameters"]:
-        raise ValueError(f"{path} is a checkpoint of another program: its hyper_parameters name no encoder.")
+    lacking = [name for name in _NEEDED if name not in content["hyper_parameters"]]
+    if lacking:
+        raise ValueError(f"{path} is a checkpoint of another program: its hyper_parameters lack {', '.join(lacking)}.")
     return Checkpoint(
         path=path,
         model=dict(content["hyper_parameters"]),
@@ -146,20 +152,54 @@ def settings_of(checkpoint: Checkpoint) -> str:
     return ", ".join(f"{name}={checkpoint.model[name]}" for name in _ARCHITECTURE if name in checkpoint.model)
 
 
-def check_resume(checkpoint: Checkpoint, module: nn.Module) -> None:
-    """Refuse to continue a run with a module whose weights are others than the checkpoint's.
+def check_resume(checkpoint: Checkpoint, module: nn.Module, data: LightningDataModule | None = None) -> None:
+    """Refuse to continue a run with other weights, another optimizer or other images than the checkpoint's.
 
+    Args:
+        checkpoint: where to go on from.
+        module: the `SimCLR` to go on with.
+        data: the images to go on with; not looked at if None, or if the checkpoint names no images.
     Raises:
         ValueError: naming the settings that differ, or else the weights.
     """
-    changed = [
-        f"model.{name}={module.hparams[name]} but the checkpoint has {value}"
-        for name, value in checkpoint.model.items()
-        if name in _ARCHITECTURE and module.hparams[name] != value
-    ]
+    changed = _differences("model", _ARCHITECTURE, module.hparams, checkpoint.model)
     reason = f" ({', '.join(changed)})" if changed else ""
     what = f"{checkpoint.path} is of another architecture{reason}"
     refuse_mismatch(checkpoint.state_dict, module.state_dict(), what)
+    # The optimizer's state is of no use to another; of other images the order, and so the run, would be another.
+    changed = _differences("model", ("optimizer",), module.hparams, checkpoint.model)
+    if data is not None:
+        changed += _differences("data", _IMAGES, *map(_sourced, (data.hparams, checkpoint.data)))
+    if changed:
+        # Linked on the command line, where there is no data.seed.
+        changed = [line.replace("data.seed=", "data.seed (seed_everything)=") for line in changed]
+        raise ValueError(
+            f"{checkpoint.path} cannot be continued: {', '.join(changed)}. Restore the setting, or begin another run."
+        )
+
+
+def _differences(of: str, names: Iterable[str], given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
+    """The settings that both have and that differ, as text."""
+    return [
+        f"{of}.{name}={given[name]} but the checkpoint has {read[name]}"
+        for name in names
+        if name in given and name in read and _compared(name, given[name]) != _compared(name, read[name])
+    ]
+
+
+def _compared(name: str, value: Any) -> Any:
+    """One value for all spellings of a folder."""
+    return os.path.abspath(os.path.expanduser(value)) if name.endswith("_dir") and value else value
+
+
+def _sourced(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `ImageData` with "auto" resolved as there; the number of built-in images only where they are used."""
+    settings = dict(settings)
+    if settings.get("source") == "auto":
+        settings["source"] = "folder" if settings.get("train_dir") else "shapes"
+    if settings.get("source") != "shapes":
+        settings.pop("shapes_train", None)
+    return settings
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torchvision
 
 from simclr import SimCLR, build_encoder, load_encoder
 from simclr.checkpoint import LAST, check_resume, read_checkpoint, save_encoder, write_atomically
-from tiny import BATCH, STEPS, fit, tiny_model
+from tiny import BATCH, STEPS, fit, tiny_data, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,14 @@ def test_a_missing_checkpoint_is_an_error_that_says_what_there_is(tmp_path):
         (b"just some text, no weights", "cannot be read as a checkpoint"),
         ([1, 2], "has no state_dict and hyper_parameters"),
         ({"state_dict": {}}, "has no state_dict and hyper_parameters"),
-        ({"state_dict": {}, "hyper_parameters": {"lr": 1}}, "of another program: its hyper_parameters name no encoder"),
+        (
+            {"state_dict": {}, "hyper_parameters": {"lr": 1}},
+            "hyper_parameters lack encoder, image_size, mean, std, seed",
+        ),
+        (
+            {"state_dict": {}, "hyper_parameters": {"encoder": "vit", "seed": 1}},
+            "another program: .* lack image_size, mean",
+        ),
     ],
 )
 def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path, content, message):
@@ -144,6 +152,27 @@ def test_a_run_of_another_architecture_is_not_continued(run):
         check_resume(read, tiny_model(width=0.5))
     with pytest.raises(ValueError, match=r"model.head=linear but the checkpoint has nonlinear\): head"):
         check_resume(read, tiny_model(head="linear"))
+
+
+def test_a_run_is_not_continued_with_another_optimizer(run):
+    with pytest.raises(ValueError, match=r"model\.optimizer=adamw but the checkpoint has lars\. Restore the setting"):
+        check_resume(read_checkpoint(run[0]), tiny_model(optimizer="adamw"))
+
+
+def test_a_run_is_not_continued_on_other_images(run, tmp_path):
+    read = read_checkpoint(run[0])
+    for same in (None, tiny_data(), tiny_data(source="shapes"), tiny_data(workers=2, shapes_test=7)):
+        check_resume(read, tiny_model(), same)
+    with pytest.raises(
+        ValueError, match=r"data\.batch_size=8 .* has 16, data\.seed \(seed_everything\)=3 but the checkpoint has 0\."
+    ):
+        check_resume(read, tiny_model(), tiny_data(batch_size=8, seed=3))
+    photos = replace(read, data=dict(tiny_data(train_dir="photos").hparams))
+    differences = r"data\.source=shapes .* has folder, data\.train_dir=None but the checkpoint has photos\."
+    with pytest.raises(ValueError, match=differences):
+        check_resume(photos, tiny_model(), tiny_data())
+    check_resume(photos, tiny_model(), tiny_data(train_dir=Path("photos").absolute(), shapes_train=7))
+    check_resume(replace(read, data={}), tiny_model(), tiny_data(batch_size=8))
 
 
 def test_a_saved_encoder_is_torchvisions_without_its_classifier(tmp_path):
