@@ -172,6 +172,6 @@ def unknown_name(name: str) -> str:
     else:
         known = known + timm.list_models()
         advice = ""
-    nearest = difflib.get_close_matches(name, known, n=3)
+    nearest = difflib.get_close_matches(name, dict.fromkeys(known), n=3)  # timm knows some of torchvision's names too
     question = f" Did you mean {' or '.join(nearest)}?" if nearest else " simclr.encoders.encoder_names() lists them."
     return f"Unknown encoder {name!r}.{question}{advice}"

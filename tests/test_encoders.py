@@ -1,6 +1,7 @@
 import importlib.util
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -182,6 +183,14 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, nearest, with_timm, 
         monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=rf"Unknown encoder '{name}'. Did you mean .*\b{nearest}\b"):
         build_encoder(name)
+
+
+def test_a_name_that_timm_knows_too_is_suggested_once(monkeypatch):
+    timm = SimpleNamespace(is_model=lambda name: False, list_models=lambda: ["resnet18", "resnet61q"])
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    with pytest.raises(ValueError, match="Did you mean") as error:
+        build_encoder("resnet1_8")
+    assert str(error.value).count("resnet18") == 1
 
 
 @needs_timm
