@@ -114,7 +114,11 @@ class TrainLoader:
             ValueError: if it is inside an epoch of another order: other images, another batch size or another seed.
         """
         inside = 0 < state["batches"] < state["size"] // state["batch_size"]
-        names = {"size": "number of training images", "batch_size": "data.batch_size", "seed": "data.seed"}
+        names = {
+            "size": "number of training images",
+            "batch_size": "data.batch_size",
+            "seed": "seed (seed_everything on the command line, else ImageData's)",
+        }
         changed = [
             f"{names[key]} was {state[key]}, is {value}"
             for key, value in self._identity().items()
