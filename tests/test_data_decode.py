@@ -1,5 +1,7 @@
 """Decoding: every kind of image file becomes the RGB that Pillow shows; what cannot be read is named."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,14 @@ def test_every_file_that_cannot_be_read_is_counted_and_the_first_are_named(tmp_p
         read_images(paths, 8, threads=threads)
     with pytest.raises(ValueError, match=r"cannot read 1 image file: .*65.jpg"):
         read_images([tmp_path / "65.jpg"], 8)
+
+
+def test_a_few_files_are_shared_by_all_threads(tmp_path, monkeypatch):
+    together = threading.Barrier(4)
+    monkeypatch.setattr(decode_module, "decode", lambda content: (together.wait(5), torch.zeros(3, 8, 8))[1])
+    for i in range(4):
+        (tmp_path / str(i)).touch()
+    read_images([tmp_path / str(i) for i in range(4)], 8, threads=4)  # a barrier that breaks is an error
 
 
 def test_threads_change_nothing(tmp_path):

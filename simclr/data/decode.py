@@ -110,9 +110,10 @@ def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | Non
 
     if threads > 1:
         # Runs of files, because one task per 32-pixel image costs as much as decoding it.
-        starts = range(0, len(paths), 64)
+        run = max(1, min(64, -(-len(paths) // threads)))
+        starts = range(0, len(paths), run)
         with ThreadPoolExecutor(threads) as pool:
-            bad = [line for lines in pool.map(lambda i: read(i, min(i + 64, len(paths))), starts) for line in lines]
+            bad = [line for lines in pool.map(lambda i: read(i, min(i + run, len(paths))), starts) for line in lines]
     else:
         bad = read(0, len(paths))
     if bad:

@@ -149,7 +149,7 @@ class EvalLoader:
     def __init__(self, source: ImageSet, index: Tensor, batch_size: int, workers: int = 0):
         if source.labels is None:
             raise ValueError(f"{source.name} has no labels: evaluation needs class folders.")
-        self.source, self.index, self.batch_size = source, index, batch_size
+        self.source, self.index, self.batch_size, self.workers = source, index, batch_size, workers
         self._batches = Batches(source, workers)
 
     @property

@@ -32,8 +32,8 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def images(self, index: Tensor | Sequence[int]) -> Tensor:
-        """The images of these numbers: (n,) integer -> (n, 3, side, side) uint8."""
+    def images(self, index: Tensor | Sequence[int], threads: int = 1) -> Tensor:
+        """The images of these numbers: (n,) integer -> (n, 3, side, side) uint8. `threads` read files, if there are."""
         ...
 
 
@@ -53,7 +53,7 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def images(self, index: Tensor | Sequence[int]) -> Tensor:
+    def images(self, index: Tensor | Sequence[int], threads: int = 1) -> Tensor:
         index = torch.as_tensor(index, dtype=torch.int64)
         return self.pixels.index_select(0, index.to(self.pixels.device))
 
@@ -93,8 +93,8 @@ class FileImages:
         """Bytes that the decoded images take."""
         return len(self) * 3 * self.side**2
 
-    def images(self, index: Tensor | Sequence[int]) -> Tensor:
-        return read_images([self.paths[int(i)] for i in index], self.side)
+    def images(self, index: Tensor | Sequence[int], threads: int = 1) -> Tensor:
+        return read_images([self.paths[int(i)] for i in index], self.side, threads=threads)
 
     def in_memory(self, threads: int) -> MemoryImages:
         """All images, decoded once."""
