@@ -88,7 +88,8 @@ def fit_to_size(images: Tensor, image_size: int) -> Tensor:
 
     Above 64 px the shorter side is resized to image_size / 0.875 and the centre is cut out, so that the central 87.5 %
     are seen (google-research/simclr); up to 64 px the shorter side is resized to image_size, and only what makes the
-    image longer than wide is cut. Bicubic with antialias, as in training; bicubic overshoot is clamped.
+    image longer than wide is cut. Bicubic with antialias, as in google-research/simclr; overshoot is clamped. (Crops of
+    training are bilinear.)
 
     Args:
         images: (n, 3, H, W) float in [0, 1].

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simclr.augment import SimCLRAugmentation
 from simclr.eval.features import check_split, encode, frozen
 from simclr.eval.metrics import top_k_accuracy, wilson_interval
 from simclr.seeding import epoch_order
@@ -274,8 +275,6 @@ def linear_evaluation_sgd(
         ValueError: if labels and features do not belong together or a setting is out of range.
         RuntimeError: if a parameter or buffer of the encoder changed, or SGD diverged.
     """
-    from simclr.augment import SimCLRAugmentation  # Kornia takes seconds to import; the other protocols do without
-
     home = next((t.device for t in (*encoder.parameters(), *encoder.buffers())), torch.device("cpu"))
     device = torch.device(device) if device is not None else home
     labels = torch.as_tensor(train_set.labels).cpu()
