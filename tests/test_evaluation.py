@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from simclr.checkpoint import LAST, new_encoder, read_checkpoint
 from simclr.cli import train
-from simclr.data import MemoryImages, draw_shapes
+from simclr.data import EvalLoader, FileImages, MemoryImages, draw_shapes, sources
 from simclr.eval import encoder_sha256, evaluation, extract_features, linear_probe, raw_pixels
 from simclr.eval.evaluation import linear_evaluation, write_result
 from simclr.module import SimCLR
@@ -121,6 +121,39 @@ def test_an_encoder_that_changes_while_it_is_measured_is_an_error(run, monkeypat
     monkeypatch.setattr(evaluation, "load_encoder", load)
     with pytest.raises(RuntimeError, match="the encoder changed while it was evaluated"):
         linear_evaluation(run, data())
+
+
+def test_settings_out_of_range_are_refused_by_name_before_anything_is_read():
+    settings = {"epochs": 0, "batch_size": 0, "base_lr": 0, "weight_decay": -1, "knn_k": 0, "knn_temperature": 0}
+    with pytest.raises(ValueError, match="is not positive") as error:
+        linear_evaluation("no/such/run", data(), **settings)
+    assert str(error.value) == (
+        "epochs=0 is not 1 or more; batch_size=0 is not 1 or more; knn_k=0 is not 1 or more; "
+        "base_lr=0 is not positive; knn_temperature=0 is not positive; weight_decay=-1 is negative."
+    )
+
+
+def test_test_classes_without_a_training_image_are_named(run):
+    with pytest.raises(ValueError, match=r"no training image in shapes \(train\): [a-z ]+, [a-z ]+.*\."):
+        linear_evaluation(run, tiny_data(shapes_train=3, shapes_test=48))
+
+
+def test_a_yardstick_that_does_not_converge_is_no_number_and_the_encoder_keeps_its_own(run, record, monkeypatch):
+    monkeypatch.setattr(evaluation, "_YARDSTICK_ITERATIONS", 1)
+    said = []
+    other = linear_evaluation(run, data(), say=said.append)
+    assert (other["random_encoder_top1"], other["raw_pixels_top1"]) == (None, None)
+    assert sum("no number for this yardstick: L-BFGS did not converge" in line for line in said) == 2
+    assert other["linear_top1"] == record["linear_top1"]
+
+
+def test_the_papers_protocol_decodes_files_in_as_many_threads_as_there_are_workers(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sources, "read_images", lambda paths, side, threads: asked.append((paths, side, threads)))
+    files = FileImages("files", ["a", "b", "c"], 8, torch.tensor([0, 1, 1]), ["x", "y"])
+    for workers in (0, 2):
+        evaluation._LabelledPart(EvalLoader(files, torch.tensor([2, 0]), 2, workers)).images(torch.tensor([1, 0]))
+    assert asked == [(["a", "c"], 8, 1), (["a", "c"], 8, 2)]
 
 
 def test_earlier_results_are_kept_under_numbers(tmp_path):

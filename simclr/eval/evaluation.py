@@ -19,11 +19,12 @@ from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint, write_
 from simclr.data import EvalLoader, ImageData
 from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
 from simclr.eval.knn import knn_accuracy
-from simclr.eval.linear import ProbeResult, linear_evaluation_sgd, linear_probe
+from simclr.eval.linear import NotConverged, ProbeResult, linear_evaluation_sgd, linear_probe
 from simclr.eval.metrics import confusion_matrix
 
 LinearProtocol = Literal["lbfgs", "sgd"]
 RESULT = "linear_eval.json"  # in the run folder
+_YARDSTICK_ITERATIONS = 2000  # twice linear_probe's: untrained features are slower to fit
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class _LabelledPart:
         return len(self.loader.index)
 
     def images(self, index: Tensor) -> Tensor:
-        return self.loader.source.images(self.loader.index[index])
+        return self.loader.source.images(self.loader.index[index], threads=max(1, self.loader.workers))
 
 
 def linear_evaluation(
@@ -61,7 +62,8 @@ def linear_evaluation(
     """Measure a pretrained encoder, frozen: linear classifier and kNN, beside a random encoder and raw pixels.
 
     The yardsticks go through the same L-BFGS protocol on the same images. The random encoder is the run's own encoder
-    before its first step: same kind, same seed.
+    before its first step: same kind, same seed. (For runs from the command line, which seeds just before it builds the
+    model; for others it is one of the same distribution.)
 
     Args:
         checkpoint: a run folder or a checkpoint file.
@@ -75,16 +77,22 @@ def linear_evaluation(
         say: is told what goes on, a line at a time.
     Returns:
         The record that `linear_eval.json` holds: accuracies are fractions of the test images, `ci95` is Wilson's
-        interval of `linear_top1`.
+        interval of `linear_top1`. A yardstick whose classifier did not converge is None.
     Raises:
-        FileNotFoundError, ValueError: for a checkpoint or data that do not serve, naming what is wrong.
-        RuntimeError: if the encoder changed while it was measured.
+        FileNotFoundError, ValueError: for a setting, checkpoint or data that do not serve, naming what is wrong.
+        RuntimeError: if the encoder changed while it was measured, or its own classifier did not converge.
     """
+    _refuse_out_of_range(
+        at_least_one={"epochs": epochs, "batch_size": batch_size, "knn_k": knn_k},
+        positive={"base_lr": base_lr, "knn_temperature": knn_temperature},
+        not_negative={"weight_decay": weight_decay},
+    )
     started = time.perf_counter()
     read = read_checkpoint(checkpoint)
     encoder = load_encoder(read.path)
     sha256 = encoder_sha256(encoder)
     train_loader, test_loader = data.eval_loader("train"), data.eval_loader("test")
+    _refuse_unseen_classes(train_loader, test_loader)
     say(f"features of {len(train_loader.index):,} training and {len(test_loader.index):,} test images")
     train = extract_features(encoder, train_loader, device=device)
     test = extract_features(encoder, test_loader, device=device)
@@ -109,13 +117,14 @@ def linear_evaluation(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(read.model["seed"])  # the weights the run began with
         random = new_encoder(read)
-    random_probe = linear_probe(
+    random_top1 = _yardstick(
         *extract_features(random, train_loader, device=device),
         *extract_features(random, test_loader, device=device),
         device=device,
+        say=say,
     )
     say("yardstick: raw pixels")
-    pixel_probe = linear_probe(*raw_pixels(train_loader), *raw_pixels(test_loader), device=device)
+    pixels_top1 = _yardstick(*raw_pixels(train_loader), *raw_pixels(test_loader), device=device, say=say)
     if encoder_sha256(encoder) != sha256:
         raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
     return {
@@ -123,8 +132,8 @@ def linear_evaluation(
         "linear_top5": probe.top5,
         "ci95": list(probe.ci95),
         "knn_top1": knn,
-        "random_encoder_top1": random_probe.accuracy,
-        "raw_pixels_top1": pixel_probe.accuracy,
+        "random_encoder_top1": random_top1,
+        "raw_pixels_top1": pixels_top1,
         "encoder_sha256": sha256,
         "checkpoint": str(read.path),
         "encoder": read.model["encoder"],
@@ -140,6 +149,36 @@ def linear_evaluation(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _refuse_out_of_range(
+    at_least_one: dict[str, int], positive: dict[str, float], not_negative: dict[str, float]
+) -> None:
+    problems = [f"{name}={value} is not 1 or more" for name, value in at_least_one.items() if value < 1]
+    problems += [f"{name}={value} is not positive" for name, value in positive.items() if not value > 0]
+    problems += [f"{name}={value} is negative" for name, value in not_negative.items() if not value >= 0]
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}.")
+
+
+def _refuse_unseen_classes(train: EvalLoader, test: EvalLoader) -> None:
+    # `check_split` refuses them too, by number, and after the features have been computed.
+    unseen = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if unseen:
+        names = ", ".join(test.source.classes[i] if test.source.classes else str(i) for i in unseen[:10])
+        more = f" and {len(unseen) - 10} more" if len(unseen) > 10 else ""
+        raise ValueError(
+            f"{test.source.name} has classes of which there is no training image in {train.source.name}: {names}{more}."
+        )
+
+
+def _yardstick(*split: Tensor, device: torch.device | str, say: Callable[[str], None]) -> float | None:
+    """Accuracy of the L-BFGS protocol, or None: features that are hard to fit must not cost the encoder its number."""
+    try:
+        return linear_probe(*split, max_iterations=_YARDSTICK_ITERATIONS, device=device).accuracy
+    except NotConverged as error:
+        say(f"no number for this yardstick: {error}")
+        return None
 
 
 def _protocol_record(

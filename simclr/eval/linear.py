@@ -29,6 +29,10 @@ _GRAM_ROWS, _GRAM_WIDTH = 4096, 8192  # images that estimate the curvature; widt
 _AUGMENTATION_VIEW = 2  # pretraining draws views 0 and 1; the same crops again would be no new sample
 
 
+class NotConverged(RuntimeError):
+    """The final fit of L-BFGS ended before its gradient was small enough: there is no number."""
+
+
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
     """What a linear classifier on frozen features reached on the test set.
@@ -118,7 +122,7 @@ def linear_probe(
         ProbeResult.
     Raises:
         ValueError: if features, labels or a setting are out of range, with every problem of the data listed.
-        RuntimeError: if L-BFGS does not converge or SGD diverges.
+        RuntimeError: if L-BFGS does not converge (`NotConverged`) or SGD diverges.
     """
     if method not in ("lbfgs", "sgd"):
         raise ValueError(f"method={method!r}: needed 'lbfgs' or 'sgd'.")
@@ -165,7 +169,7 @@ def linear_probe(
             start = fit.weight, fit.bias
             fit = _fit(features, labels, num_classes, chosen, start, max_iterations, product_dtype=torch.float64)
         if not fit.converged:
-            raise RuntimeError(
+            raise NotConverged(
                 f"L-BFGS did not converge in {fit.iterations} iterations at regularization={chosen:.4g} (gradient "
                 f"{fit.gradient:.2g}): raise max_iterations={max_iterations}, or regularize more."
             )
