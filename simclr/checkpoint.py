@@ -20,7 +20,8 @@ _ARCHITECTURE = (
 )
 _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
 # Decide which images a step trains on, and what they look like when they are cropped.
-_IMAGES = ("source", "train_dir", "data_dir", "load_size", "batch_size", "seed", "shapes_train")
+# Not the folders themselves: the same images may have moved.
+_IMAGES = ("source", "load_size", "batch_size", "seed", "shapes_train")
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
 
 
@@ -183,13 +184,8 @@ def _differences(of: str, names: Iterable[str], given: Mapping[str, Any], read: 
     return [
         f"{of}.{name}={given[name]} but the checkpoint has {read[name]}"
         for name in names
-        if name in given and name in read and _compared(name, given[name]) != _compared(name, read[name])
+        if name in given and name in read and given[name] != read[name]
     ]
-
-
-def _compared(name: str, value: Any) -> Any:
-    """One value for all spellings of a folder."""
-    return os.path.abspath(os.path.expanduser(value)) if name.endswith("_dir") and value else value
 
 
 def _sourced(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -264,6 +264,8 @@ def summary(cli: TrainCLI) -> str:
     )
     epochs, steps = trainer.max_epochs, trainer.max_steps
     length = f"{epochs} epoch{'s' if epochs != 1 else ''}" if steps == -1 else f"{steps} steps in all"
+    late = hparams.warmup_epochs > epochs > 0 and steps == -1
+    warmup = f", which {hparams.warmup_epochs:g} warm-up epochs do not reach" if late else ""
     share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
     rows = {
         "run": str(cli.run_dir),
@@ -272,7 +274,7 @@ def summary(cli: TrainCLI) -> str:
         f"z of {model.head.out_dim} ({hparams.head} head)",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}, "
         f"{data.steps_per_epoch} steps an epoch, {length}",
-        "optimiser": f"{hparams.optimizer}, learning rate {lr}, temperature {hparams.temperature:g}",
+        "optimiser": f"{hparams.optimizer}, learning rate {lr}{warmup}, temperature {hparams.temperature:g}",
         "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
@@ -283,6 +285,13 @@ def train(argv: list[str] | None = None) -> None:
     quiet()
     args = sys.argv[1:] if argv is None else argv
     folder = RunFolder()
+    try:
+        _train(args, folder)
+    finally:
+        folder.forget()
+
+
+def _train(args: list[str], folder: RunFolder) -> None:
     try:
         cli = guarded(lambda: _parse_and_build(args, folder))
         guarded(lambda: _check(cli))
@@ -494,7 +503,7 @@ def quiet() -> None:
         r"Experiment logs directory .* exists and is not empty",  # our run folder, and its rows are kept
         r"Checkpoint directory .* exists and is not empty",  # likewise when a run is continued
         r"The number of training batches .* is smaller than the logging interval",
-        r"You have overridden `on_after_batch_transfer` in `LightningModule`",  # on purpose
+        r"You have overridden `\w+` in `LightningModule`",  # on purpose
         r"The '\w+_dataloader' does not have many workers",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch >= 2.11 about Lightning 2.6
     ):

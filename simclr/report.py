@@ -292,9 +292,7 @@ def _headline(
     low, high = (f"{100 * bound:.1f}" for bound in result["ci95"])
     sentence = (
         f'A linear classifier on the frozen features reaches <b class="number">{_percent(result["linear_top1"])}</b>'
-        f' <span class="interval">(95&nbsp;% interval {low} to {high})</span>, '
-        f"{_ahead(result['linear_top1'] - result['raw_pixels_top1'])} raw pixels and "
-        f"{_ahead(result['linear_top1'] - result['random_encoder_top1'])} a random encoder."
+        f' <span class="interval">(95&nbsp;% interval {low} to {high})</span>{_comparison(result)}.'
     )
     parts = [f"<header>{title}<h1>{sentence}</h1>"]
     measured = result.get("encoder_sha256")
@@ -323,6 +321,14 @@ def _how_to_measure(checkpoint: Checkpoint) -> str:
     return f"<code>{_text(shlex.join(['python', 'linear_eval.py', '--checkpoint', str(checkpoint.run_dir)]))}</code>"
 
 
+def _comparison(result: dict[str, Any]) -> str:
+    """By how much the encoder is ahead of each yardstick that has a number: one may not have converged."""
+    names = {"raw_pixels_top1": "raw pixels", "random_encoder_top1": "a random encoder"}
+    known = {name: result[key] for key, name in names.items() if result[key] is not None}
+    words = [f"{_ahead(result['linear_top1'] - value)} {name}" for name, value in known.items()]
+    return f", {' and '.join(words)}" if words else ""
+
+
 def _ahead(difference: float) -> str:
     return f"{abs(100 * difference):.1f}&nbsp;points {'above' if difference >= 0 else 'below'}"
 
@@ -332,7 +338,8 @@ def _bars(result: dict[str, Any]) -> str:
     rows = [("linear classifier", result["linear_top1"], "ours")]
     if "knn_top1" in result:
         rows.append((f"kNN, k = {result.get('knn_k', '?')}", result["knn_top1"], "ours light"))
-    rows += [("random encoder", result["random_encoder_top1"], ""), ("raw pixels", result["raw_pixels_top1"], "")]
+    yardsticks = {"random encoder": result["random_encoder_top1"], "raw pixels": result["raw_pixels_top1"]}
+    rows += [(name, value, "") for name, value in yardsticks.items() if value is not None]
     lines = []
     for number, (name, value, kind) in enumerate(rows):
         low, high = (100 * bound for bound in result["ci95"])

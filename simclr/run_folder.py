@@ -77,9 +77,12 @@ class RunFolder:
         path.mkdir(exist_ok=self.path is not None)
         self._made = missing
 
+    def forget(self) -> None:
+        """The run has ended: what this process launches from here on does not belong to it."""
+        os.environ.pop(_CHOSEN, None)
+
     def release(self) -> None:
         """Take back the folders that were made, as far as they are empty: the run did not begin."""
-        os.environ.pop(_CHOSEN, None)
         for folder in self._made:
             try:
                 folder.rmdir()

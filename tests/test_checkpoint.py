@@ -168,10 +168,9 @@ def test_a_run_is_not_continued_on_other_images(run, tmp_path):
     ):
         check_resume(read, tiny_model(), tiny_data(batch_size=8, seed=3))
     photos = replace(read, data=dict(tiny_data(train_dir="photos").hparams))
-    differences = r"data\.source=shapes .* has folder, data\.train_dir=None but the checkpoint has photos\."
-    with pytest.raises(ValueError, match=differences):
+    with pytest.raises(ValueError, match=r"data\.source=shapes but the checkpoint has folder\."):
         check_resume(photos, tiny_model(), tiny_data())
-    check_resume(photos, tiny_model(), tiny_data(train_dir=Path("photos").absolute(), shapes_train=7))
+    check_resume(photos, tiny_model(), tiny_data(train_dir="moved/photos", shapes_train=7))
     check_resume(replace(read, data={}), tiny_model(), tiny_data(batch_size=8))
 
 

@@ -161,7 +161,7 @@ def test_a_run_goes_on_with_its_own_settings_and_with_no_others(place, tmp_path,
     assert yaml.safe_load(Path("run/config.yaml").read_text())["data"] == yaml.safe_load(config)["data"]
     Path("run/config.yaml").unlink()
     message = refused(train, flags({"ckpt_path": "run/checkpoints/last.ckpt", "data.batch_size": 20}), capsys)
-    assert "data.train_dir=None but the checkpoint has photos" in message
+    assert "data.source=shapes but the checkpoint has folder" in message
 
 
 def test_a_run_named_by_its_config_file(here, tmp_path, monkeypatch):

@@ -142,6 +142,13 @@ def test_a_result_below_a_yardstick_is_said_to_be_below(labelled):
     assert "6.9 points below raw pixels" in Page(write_report(labelled)).text
 
 
+def test_a_yardstick_without_a_number_is_left_out(labelled):
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, raw_pixels_top1=None)))
+    page = write_report(labelled).read_text()
+    assert "raw pixels" not in page
+    assert "a random encoder." in page
+
+
 def test_the_page_needs_nothing_beside_it(labelled):
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
     path = write_report(labelled)
