@@ -108,16 +108,19 @@ def to_gray(x: Tensor) -> Tensor:
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale the channels: torchvision's `adjust_brightness`, one factor an image."""
     return (x * factor).clamp_(0, 1)
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the mean luma of the image: torchvision's `adjust_contrast`."""
     # Row by row: the sum over one large image alone would be split over threads, and rounded by their number.
     mean = to_gray(x).mean(3, keepdim=True).mean(2, keepdim=True)  # (n, 1, 1, 1)
     return (x * factor).add_((1 - factor) * mean).clamp_(0, 1)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the luma of each pixel: torchvision's `adjust_saturation`."""
     return (x * factor).add_((1 - factor) * to_gray(x)).clamp_(0, 1)
 
 
@@ -232,6 +235,8 @@ class _OnChosen(_Described, IntensityAugmentationBase2D):
 
 
 class Rotate(_OnChosen):
+    """Turns by 0, 1, 2 or 3 quarters, counter-clockwise."""
+
     reads = ("rotation", "quarter_turns")
 
     def change(self, x, quarter_turns):
@@ -242,6 +247,8 @@ class Rotate(_OnChosen):
 
 
 class ColorJitter(_OnChosen):
+    """Brightness, contrast, saturation and hue, in an order drawn for each image."""
+
     reads = ("jitter", "order", "brightness", "contrast", "saturation", "hue")
 
     def change(self, x, order, *factors):
@@ -257,6 +264,8 @@ class ColorJitter(_OnChosen):
 
 
 class Grayscale(_OnChosen):
+    """Luma in all three channels."""
+
     reads = ("gray",)
 
     def change(self, x):
@@ -264,6 +273,8 @@ class Grayscale(_OnChosen):
 
 
 class GaussianBlur(_OnChosen):
+    """Gaussian blur with a standard deviation drawn for each image."""
+
     reads = ("blur", "sigma")
 
     def change(self, x, sigma):
@@ -271,6 +282,8 @@ class GaussianBlur(_OnChosen):
 
 
 class Sobel(_OnChosen):
+    """The magnitude of each channel's gradient."""
+
     reads = ("sobel",)
 
     def change(self, x):
@@ -278,6 +291,8 @@ class Sobel(_OnChosen):
 
 
 class GaussianNoise(_OnChosen):
+    """Independent normal noise on every channel of every pixel."""
+
     reads = ("noise", "noise_stream")
 
     def change(self, x, noise_stream):
@@ -287,6 +302,8 @@ class GaussianNoise(_OnChosen):
 
 
 class Cutout(_OnChosen):
+    """A square filled with the mean color."""
+
     reads = ("cutout", "hole")
 
     def change(self, x, hole):

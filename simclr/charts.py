@@ -205,4 +205,5 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
+    """(3, H, W) uint8 as a picture."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -79,12 +79,14 @@ def encoder_names() -> list[str]:
 
 
 def choose_stem(depth: int, image_size: int | None) -> str:
+    """What `auto` means for a ResNet of this depth."""
     if image_size is None:
         return "imagenet" if len(DEPTHS[depth][1]) == 4 else "small"
     return "small" if image_size <= LARGEST_SMALL_IMAGE else "imagenet"
 
 
 def warn_of_unsuitable_stem(stem: Stem, image_size: int) -> None:
+    """Warn where an explicit stem throws away most of an image, or keeps more than it can use."""
     # Both stems are in honest use from 64 to 127 px (Tiny ImageNet, STL-10).
     if stem == "imagenet" and image_size < 64:
         effect = f"leaves {-(-image_size // 4)} of {image_size} px to the first block; 'small' keeps them all"
@@ -96,6 +98,7 @@ def warn_of_unsuitable_stem(stem: Stem, image_size: int) -> None:
 
 
 def refuse_resnet_options(name: str, options: dict[str, object]) -> None:
+    """Raise a ValueError for options of our ResNets that were given for another model."""
     # A default may simply not have been touched, so only other values are a wish that goes unheard.
     parameters = inspect.signature(build_encoder).parameters
     unheard = [f"{option}={value!r}" for option, value in options.items() if value != parameters[option].default]
@@ -106,10 +109,12 @@ def refuse_resnet_options(name: str, options: dict[str, object]) -> None:
 
 
 def torchvision_names() -> list[str]:
+    """All classification models of torchvision."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
 def build_torchvision(name: str, image_size: int | None) -> nn.Module:
+    """A model of torchvision without its classifier; see `build_encoder`."""
     options = {}
     if name in ("googlenet", "inception_v3"):
         # The auxiliary classifiers would turn the output in training mode into a tuple.
@@ -144,6 +149,7 @@ def remove_classifier(model: nn.Module) -> int:
 
 
 def timm_knows(name: str) -> bool:
+    """Whether timm is installed and has a model of this name."""
     try:
         import timm
     except ImportError:
@@ -152,6 +158,7 @@ def timm_knows(name: str) -> bool:
 
 
 def build_timm(name: str, image_size: int | None) -> nn.Module:
+    """A model of timm without its classifier; see `build_encoder`."""
     import timm
 
     options = {}
@@ -164,6 +171,7 @@ def build_timm(name: str, image_size: int | None) -> nn.Module:
 
 
 def unknown_name(name: str) -> str:
+    """The message for a name that nobody knows, with the nearest that are known."""
     known = encoder_names()
     try:
         import timm

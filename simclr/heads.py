@@ -72,6 +72,7 @@ class ProjectionHead(nn.Module):
 
 
 def make_hidden_layer(in_dim: int, out_dim: int, *, batch_norm: bool) -> nn.Sequential:
+    """Linear, BN if asked for, ReLU."""
     layer = nn.Sequential()
     layer.add_module("linear", nn.Linear(in_dim, out_dim, bias=not batch_norm))
     if batch_norm:
@@ -81,6 +82,7 @@ def make_hidden_layer(in_dim: int, out_dim: int, *, batch_norm: bool) -> nn.Sequ
 
 
 def make_last_layer(in_dim: int, out_dim: int, *, batch_norm: bool) -> nn.Sequential:
+    """Linear, and BN without a shift if asked for."""
     layer = nn.Sequential()
     layer.add_module("linear", nn.Linear(in_dim, out_dim, bias=not batch_norm))
     if batch_norm:

@@ -22,6 +22,7 @@ STEMS = {
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """Batch normalisation, or nothing."""
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
 
 

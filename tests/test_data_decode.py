@@ -127,7 +127,8 @@ def test_a_few_files_are_shared_by_all_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(decode_module, "decode", lambda content: (together.wait(5), torch.zeros(3, 8, 8))[1])
     for i in range(4):
         (tmp_path / str(i)).touch()
-    read_images([tmp_path / str(i) for i in range(4)], 8, threads=4)  # a barrier that breaks is an error
+    images = read_images([tmp_path / str(i) for i in range(4)], 8, threads=4)  # a barrier that breaks is an error
+    assert images.shape == (4, 3, 8, 8)
 
 
 def test_threads_change_nothing(tmp_path):
