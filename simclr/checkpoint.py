@@ -64,7 +64,8 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     if (path / LAST).is_file():
         return path / LAST
     if path.is_dir():
-        found = sorted(str(p) for p in path.glob("**/*.ckpt"))[:3]
+        # Not deeper: a folder given by mistake may be a whole home.
+        found = sorted(str(p) for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}*.ckpt"))[:3]
         hint = f"Did you mean {' or '.join(found)}?" if found else "Give a run folder that training has filled."
         raise FileNotFoundError(f"no {LAST} in {path}. {hint}")
     nearest = next(parent for parent in path.absolute().parents if parent.exists())

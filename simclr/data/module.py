@@ -49,7 +49,8 @@ class ImageData(LightningDataModule):
             the GPU if there is one with room.
         download: fetch a named set that is not in `data_dir`.
         seed: the seed of the order in which images are visited.
-        shapes_train, shapes_test: how many of the built-in images to draw.
+        shapes_train: how many of the built-in images to draw for training.
+        shapes_test: how many to draw for testing.
         holdout: the fraction of each class's images that serves as test where there is no labelled test set; one image
             of each class at least is kept for training.
     """

@@ -70,8 +70,12 @@ def linear_evaluation(
         data: labelled images; see `ImageData.eval_loader` for what serves as test where there is no test set.
         protocol: `lbfgs`, fast, regularisation chosen on a split of the training data; or `sgd`, the paper's, on
             cropped and flipped images, last epoch.
-        epochs, batch_size, base_lr, weight_decay: of sgd.
-        knn_k, knn_temperature: of the kNN vote; k is at most the number of training images.
+        epochs: of sgd.
+        batch_size: of sgd, images a step.
+        base_lr: of sgd, per 256 images.
+        weight_decay: of sgd, L2 on the classifier's weights.
+        knn_k: neighbours that vote in kNN, at most the number of training images.
+        knn_temperature: of the kNN vote, exp(similarity / temperature).
         device: where to compute.
         command: recorded with the result.
         say: is told what goes on, a line at a time.
