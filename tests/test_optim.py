@@ -154,6 +154,12 @@ def test_build_optimizer(name, kind):
         build_optimizer("lamb", network(), lr=0.1, weight_decay=0, momentum=0)
 
 
+def test_sgd_is_nesterovs_where_there_is_momentum():
+    for momentum, nesterov in ((0.9, True), (0.0, False)):
+        optimizer = build_optimizer("sgd", network(), lr=0.1, weight_decay=0.0, momentum=momentum)
+        assert [group["nesterov"] for group in optimizer.param_groups] == [nesterov, nesterov]
+
+
 def test_scale_lr():
     assert scale_lr(0.3, 4096, "linear") == pytest.approx(4.8)  # the paper's 0.3 x batch / 256
     assert scale_lr(0.075, 4096, "sqrt") == pytest.approx(4.8)  # and its 0.075 x sqrt(batch)
