@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image, ImageOps
+from PIL import __version__ as pillow_version
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -22,9 +23,18 @@ _DECODE = torch.ops.image.decode_image if torchvision.extension._has_ops() else 
 _RGB = torchvision.io.ImageReadMode.RGB.value
 _NATIVE = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # the first bytes of JPEG and PNG
 
+_VERSION = 1  # of this file: to be raised with every change that gives other pixels
+
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )
+
+
+def decoder() -> str:
+    """What decides which pixels a file gives: this code, and the libraries that decode and resize."""
+    # Without the local part: 2.11.0+cu130 and 2.11.0+cpu decode and resize by the same code on the CPU.
+    versions = (version.partition("+")[0] for version in (torch.__version__, torchvision.__version__, pillow_version))
+    return f"{_VERSION} {' '.join(versions)} {_DECODE is not None}"
 
 
 def decode(content: bytes) -> Tensor:
@@ -96,6 +106,12 @@ def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | Non
     """
     if out is None:
         out = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
+    refuse_unreadable(try_images(paths, side, out, threads))
+    return out
+
+
+def try_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor, threads: int = 1) -> list[str]:
+    """As `read_images`, into the first rows of `out`; returns a line for each file that cannot be read."""
 
     def read(first: int, last: int) -> list[str]:
         bad = []
@@ -108,16 +124,21 @@ def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | Non
                 bad.append(f"{paths[i]} ({error})")
         return bad
 
-    if threads > 1:
-        # Runs of files, because one task per 32-pixel image costs as much as decoding it.
-        run = max(1, min(64, -(-len(paths) // threads)))
+    if threads <= 1:
+        return read(0, len(paths))
+    # Runs of files, because one task per 32-pixel image costs as much as decoding it.
+    run = max(1, min(64, -(-len(paths) // (4 * threads))))
+    pool = ThreadPoolExecutor(threads)
+    try:
         starts = range(0, len(paths), run)
-        with ThreadPoolExecutor(threads) as pool:
-            bad = [line for lines in pool.map(lambda i: read(i, min(i + run, len(paths))), starts) for line in lines]
-    else:
-        bad = read(0, len(paths))
-    if bad:
-        others = f", and {len(bad) - 3} others" if len(bad) > 3 else ""
-        many = "1 image file" if len(bad) == 1 else f"{len(bad)} image files"
-        raise ValueError(f"cannot read {many}: {'; '.join(bad[:3])}{others}. Repair or remove them.")
-    return out
+        return [line for lines in pool.map(lambda i: read(i, min(i + run, len(paths))), starts) for line in lines]
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files at hand, not for all that remain
+
+
+def refuse_unreadable(lines: Sequence[str]) -> None:
+    """Raise one ValueError for files that cannot be read, if there are any."""
+    if lines:
+        others = f", and {len(lines) - 3} others" if len(lines) > 3 else ""
+        many = "1 image file" if len(lines) == 1 else f"{len(lines)} image files"
+        raise ValueError(f"cannot read {many}: {'; '.join(lines[:3])}{others}. Repair or remove them.")
