@@ -1,7 +1,9 @@
 """Batches in an order that is a pure function of (seed, epoch): from any image set, for any rank, resumable."""
 
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -105,14 +107,22 @@ class TrainLoader:
     def state_dict(self) -> dict[str, Any]:
         """The position and what it is a position in."""
         batches = self.trained_batches() if self.trained_batches else self._handed_out
-        return {"epoch": self.sampler.epoch, "batches": batches, **self._identity()}
+        state = {"epoch": self.sampler.epoch, "batches": batches, **self._identity()}
+        return state if self.source.fingerprint is None else {**state, "images": self.source.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position.
 
         Raises:
-            ValueError: if it is inside an epoch of another order: other images, another batch size or another seed.
+            ValueError: if it is of other image files, or inside an epoch of another order: another number of images,
+                batch size or seed.
         """
+        # A checkpoint of images without a fingerprint names none.
+        if None not in (state.get("images"), self.source.fingerprint) and state["images"] != self.source.fingerprint:
+            raise ValueError(
+                f"the checkpoint is of other images than {self.source.name} holds: files were added, removed or "
+                f"renamed since. Restore them, or begin another run."
+            )
         inside = 0 < state["batches"] < state["size"] // state["batch_size"]
         names = {
             "size": "number of training images",
@@ -199,8 +209,34 @@ class Batches:
         pairs = ((index, index) for index in batches)
         if isinstance(batches, Tensor):
             pairs = zip(batches, batches.to(self.source.pixels.device), strict=True)
+        if torch.cuda.is_available() and self.source.pixels.device.type == "cpu":
+            yield from _ahead(self.source.pixels, pairs, pin=True)
+            return
         for index, placed in pairs:
             yield self.source.images(placed), index
+
+
+def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of images on the CPU, gathered two ahead by a thread, while the device is busy.
+
+    Args:
+        pixels: (N, 3, S, S).
+        pairs: (n,) int64 twice, as the batch's index and as a place in `pixels`.
+        pin: gather into page-locked memory, which torch keeps and gives again, and from which a GPU copies by itself.
+    """
+
+    def gather(index: Tensor, placed: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.empty(len(placed), *pixels.shape[1:], dtype=pixels.dtype, pin_memory=pin)
+        return torch.index_select(pixels, 0, placed, out=out), index
+
+    coming = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for pair in pairs:
+            coming.append(thread.submit(gather, *pair))
+            if len(coming) > 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _start_method() -> str:

@@ -47,6 +47,9 @@ class ImageData(LightningDataModule):
             the available cores, shared by the processes here, up to 16.
         memory_limit_gb: images that take no more (in 1e9 bytes, per process) are decoded once and held in memory, on
             the GPU if there is one with room.
+        cache_dir: a folder that keeps the decoded images of image folders from run to run, N * 3 * load_size^2 bytes
+            each. They are decoded once and then mapped from its files, whatever `memory_limit_gb`; all processes of a
+            machine share the memory. Changed images are decoded again. Files in it may be deleted between runs.
         download: fetch a named set that is not in `data_dir`.
         seed: the seed of the order in which images are visited.
         shapes_train: how many of the built-in images to draw for training.
@@ -66,6 +69,7 @@ class ImageData(LightningDataModule):
         load_size: int | None = None,
         workers: int | None = None,
         memory_limit_gb: float = 4.0,
+        cache_dir: str | None = None,
         download: bool = False,
         seed: int = 0,
         shapes_train: int = 8192,
@@ -74,14 +78,15 @@ class ImageData(LightningDataModule):
     ):
         super().__init__()
         # As text, also where Python code gave a Path: a checkpoint that holds one is refused by weights_only loading.
-        train_dir, test_dir, data_dir = (path and os.fspath(path) for path in (train_dir, test_dir, data_dir))
+        folders = (train_dir, test_dir, data_dir, cache_dir)
+        train_dir, test_dir, data_dir, cache_dir = (path and os.fspath(path) for path in folders)
         self.save_hyperparameters(logger=False)  # a checkpoint tells what the encoder was trained on
         self.source = source if source != "auto" else ("folder" if train_dir else "shapes")
         self.train_dir, self.test_dir, self.data_dir, self.download = train_dir, test_dir, data_dir, download
         self.batch_size, self.image_size, self.seed, self.holdout = batch_size, image_size, seed, holdout
         self.load_size = load_size if load_size is not None else self._default_load_size()
         self.workers = workers
-        self.memory_limit_gb = memory_limit_gb
+        self.memory_limit_gb, self.cache_dir = memory_limit_gb, cache_dir
         self.shapes_train, self.shapes_test = shapes_train, shapes_test
         self.train: ImageSet | None = None
         self.test: ImageSet | None = None
@@ -148,6 +153,11 @@ class ImageData(LightningDataModule):
             found.append(f"data.workers={self.workers} is negative. Use 0 to decode in the training process.")
         if not 0 < self.holdout < 1:
             found.append(f"data.holdout={self.holdout} is not a fraction between 0 and 1.")
+        if self.cache_dir:
+            cache = Path(self.cache_dir).expanduser()
+            if not cache.is_dir() and (cache.exists() or not cache.parent.is_dir()):
+                wrong = "is a file" if cache.exists() else f"cannot be made: {cache.parent} does not exist"
+                found.append(f"data.cache_dir={self.cache_dir} {wrong}. Give a folder with room for the images.")
         try:
             check_seed(self.seed)
         except ValueError as error:
@@ -214,7 +224,10 @@ class ImageData(LightningDataModule):
         return self._files(train, train.classes, train.labels), test, None
 
     def _files(self, folder: Folder, classes: list[str] | None, labels: Tensor | None) -> ImageSet:
-        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes)
+        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes, folder.fingerprint)
+        if self.cache_dir:
+            # One process builds for all of this machine, so it may use what the others will.
+            return files.cached(self.cache_dir, max(1, self.workers if self.workers is not None else min(16, _cores())))
         return files.in_memory(max(1, self._processes())) if files.nbytes <= self.memory_limit_gb * 1e9 else files
 
     def _find_named(self) -> Path:

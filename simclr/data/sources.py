@@ -1,6 +1,7 @@
 """Where images come from: sets in memory, sets of files, and what a folder of images holds."""
 
 import difflib
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from simclr.data.cache import map_decoded
 from simclr.data.decode import EXTENSIONS, read_images
 
 _SPLITS = frozenset(("train", "training", "test", "val", "valid", "validation", "unlabeled"))
@@ -23,12 +25,14 @@ class ImageSet(Protocol):
         side: the images' side in pixels.
         labels: (N,) int64 into `classes`, or None.
         classes: the classes' names, or None.
+        fingerprint: a hash that tells other images from these, or None.
     """
 
     name: str
     side: int
     labels: Tensor | None
     classes: list[str] | None
+    fingerprint: str | None
 
     def __len__(self) -> int: ...
 
@@ -38,15 +42,22 @@ class ImageSet(Protocol):
 
 
 class MemoryImages:
-    """Images held in one tensor, in memory or on the training device.
+    """Images held in one tensor: in memory, mapped from a file, or on the training device.
 
     Args:
-        name, labels, classes: as in ImageSet.
+        name, labels, classes, fingerprint: as in ImageSet.
         pixels: (N, 3, S, S) uint8.
     """
 
-    def __init__(self, name: str, pixels: Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None):
-        self.name, self.pixels, self.labels = name, pixels, labels
+    def __init__(
+        self,
+        name: str,
+        pixels: Tensor,
+        labels: Tensor | None = None,
+        classes: Sequence[str] | None = None,
+        fingerprint: str | None = None,
+    ):
+        self.name, self.pixels, self.labels, self.fingerprint = name, pixels, labels, fingerprint
         self.classes = None if classes is None else list(classes)
         self.side = pixels.shape[-1]
 
@@ -70,7 +81,7 @@ class FileImages:
     """Images in files, decoded when asked for.
 
     Args:
-        name, side, labels, classes: as in ImageSet.
+        name, side, labels, classes, fingerprint: as in ImageSet.
         paths: N image files; each is cropped to its central square and resized to `side`.
     """
 
@@ -81,8 +92,10 @@ class FileImages:
         side: int,
         labels: Tensor | None = None,
         classes: Sequence[str] | None = None,
+        fingerprint: str | None = None,
     ):
         self.name, self.paths, self.side, self.labels = name, list(paths), side, labels
+        self.fingerprint = fingerprint
         self.classes = None if classes is None else list(classes)
 
     def __len__(self) -> int:
@@ -98,7 +111,21 @@ class FileImages:
 
     def in_memory(self, threads: int) -> MemoryImages:
         """All images, decoded once."""
-        return MemoryImages(self.name, read_images(self.paths, self.side, threads=threads), self.labels, self.classes)
+        return self._held(read_images(self.paths, self.side, threads=threads))
+
+    def cached(self, cache_dir: str, threads: int) -> MemoryImages:
+        """All images, decoded into `cache_dir` unless they are there already, and mapped from it."""
+        name = Path(self.name).resolve().name
+        names = self.fingerprint or fingerprint_of(self.paths)
+        return self._held(map_decoded(self.paths, names, self.side, cache_dir, threads, name))
+
+    def _held(self, pixels: Tensor) -> MemoryImages:
+        return MemoryImages(self.name, pixels, self.labels, self.classes, self.fingerprint)
+
+
+def fingerprint_of(names: Sequence[str]) -> str:
+    """A hash of a list of names."""
+    return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:20]
 
 
 @dataclass
@@ -110,12 +137,15 @@ class Folder:
         paths: its image files at any depth, sorted by their path below `root`, whatever the operating system.
         classes: the names of its first-level folders, if every image lies in one and there are two or more; else None.
         labels: (N,) int64 into `classes`, or None.
+        fingerprint: a hash of the paths below `root`: the same where the folder has moved, another where files were
+            added, removed or renamed.
     """
 
     root: str
     paths: list[str]
     classes: list[str] | None
     labels: Tensor | None
+    fingerprint: str
 
 
 def list_folder(root: str, option: str) -> Folder:
@@ -139,8 +169,9 @@ def list_folder(root: str, option: str) -> Folder:
         kinds = ", ".join(sorted(kind[1:] for kind in EXTENSIONS))
         raise ValueError(f"{option}={root} holds no images. Looked at every depth for {kinds}.")
     paths = [str(top.joinpath(*parts)) for parts in found]
+    fingerprint = fingerprint_of(["/".join(parts) for parts in found])
     if any(len(parts) == 1 for parts in found) or len({parts[0] for parts in found}) < 2:
-        return Folder(str(top), paths, None, None)
+        return Folder(str(top), paths, None, None, fingerprint)
     classes = sorted({parts[0] for parts in found})
     if {name.lower() for name in classes} <= _SPLITS:
         first = next((name for name in classes if name.lower().startswith("train")), classes[0])
@@ -149,7 +180,7 @@ def list_folder(root: str, option: str) -> Folder:
             f"Give each to its own setting, for example data.train_dir={top / first}."
         )
     number = {name: i for i, name in enumerate(classes)}
-    return Folder(str(top), paths, classes, torch.tensor([number[parts[0]] for parts in found]))
+    return Folder(str(top), paths, classes, torch.tensor([number[parts[0]] for parts in found]), fingerprint)
 
 
 def _walk(folder: Path, parts: tuple[str, ...], seen: frozenset[str]):

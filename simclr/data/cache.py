@@ -1,0 +1,144 @@
+"""Decoded images in one file that later runs map into memory: found by what determines its bytes, never half-written.
+
+The file is plain .npy, uint8 (N, 3, S, S). Its name ends in a hash of the files' relative paths, sizes and times of
+change, of S, and of the code that decodes. Sizes and times, as `make` and `rsync` compare them, because hashing the
+content would read the whole folder at every start, which is what the cache is there to avoid. So a file that is
+replaced by another of the same size and the same time of change to the nanosecond is not noticed; a copy of the folder
+with new times is decoded again, which costs time only.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from torch import Tensor
+
+from simclr.data.decode import decoder, refuse_unreadable, try_images
+
+_BLOCK = 256e6  # bytes decoded at a time: enough files to keep every thread busy, little beside a model
+
+
+def map_decoded(
+    paths: Sequence[str], fingerprint: str, side: int, cache_dir: str, threads: int = 1, name: str = "images"
+) -> Tensor:
+    """The images of these files, decoded once and mapped into memory from then on.
+
+    A build that is interrupted leaves nothing that is read, and what it leaves is removed by the next one. Of several
+    processes that ask at once one builds and the others wait; if it dies, the next takes over.
+
+    Args:
+        paths: N image files.
+        fingerprint: a hash of their names below the folder they belong to.
+        side: as in `read_images`.
+        cache_dir: the folder that holds the decoded images; made if only itself is missing.
+        threads: how many decode at once.
+        name: what the file's name begins with, for people.
+    Returns:
+        (N, 3, side, side) uint8, equal to what `read_images` returns. What is written into it stays in this process.
+    Raises:
+        ValueError: naming the images that cannot be read or the room that is lacking.
+    """
+    folder, shape = Path(cache_dir).expanduser(), (len(paths), 3, side, side)
+    key = _key(paths, fingerprint, side)
+    file = folder / f"{name[:40]}-{side}px-{key}.npy"
+    try:
+        pixels = _map(file, shape)
+        if pixels is not None:  # asked before anything is locked or made: the folder may be read-only
+            return pixels
+        folder.mkdir(exist_ok=True)
+        with _lock(file):
+            pixels = _map(file, shape)  # another process may have built it by the time it is our turn
+            if pixels is not None:
+                return pixels
+            partial = file.with_name(f".{file.name}.partial")
+            _remove_abandoned(partial)
+            try:
+                _decode_into(partial, paths, side, threads)
+                if _key(paths, fingerprint, side) != key:
+                    raise ValueError(f"images of {name} changed while they were being read. Start again.")
+                os.replace(partial, file)
+            finally:
+                partial.unlink(missing_ok=True)
+            return _map(file, shape)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_room(folder, shape, f" ({error.strerror})") from error
+        raise ValueError(f"data.cache_dir={folder} cannot be used: {error}.") from error
+
+
+def _key(paths: Sequence[str], fingerprint: str, side: int) -> str:
+    try:
+        stats = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
+    except OSError as error:
+        refuse_unreadable([f"{error.filename} ({error})"])
+    whole = hashlib.sha256(f"{fingerprint} {side} {decoder()}".encode())
+    whole.update(np.array(stats, dtype="<i8").tobytes())
+    return whole.hexdigest()[:20]
+
+
+def _map(file: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The file's images; None if it is not there, or cut short, or something else, and so has to be built."""
+    try:
+        # "c": written to in memory only. torch warns of arrays that it cannot write to.
+        pixels = np.lib.format.open_memmap(file, mode="c")
+    except (FileNotFoundError, ValueError):
+        return None
+    whole = pixels.shape == shape and pixels.dtype == np.uint8 and file.stat().st_size == pixels.offset + pixels.nbytes
+    return torch.from_numpy(pixels) if whole else None
+
+
+def _lock(file: Path, **options) -> FileLock:
+    """Held by who builds this file. The operating system takes it back from a process that dies."""
+    return FileLock(file.with_name(f".{file.name}.lock"), **options)
+
+
+def _remove_abandoned(partial: Path) -> None:
+    """Remove what interrupted builds have left beside this partial file, and itself: its lock is ours."""
+    partial.unlink(missing_ok=True)
+    for other in partial.parent.glob(".*.npy.partial"):
+        try:
+            with _lock(other.with_name(other.name.removeprefix(".").removesuffix(".partial")), timeout=0):
+                other.unlink(missing_ok=True)
+        except Timeout:
+            continue  # it is being built
+
+
+def _decode_into(partial: Path, paths: Sequence[str], side: int, threads: int) -> None:
+    shape = (len(paths), 3, side, side)
+    if shutil.disk_usage(partial.parent).free < np.prod(shape, dtype=np.int64):
+        raise _no_room(partial.parent, shape)
+    some = max(1, int(_BLOCK / (3 * side**2)))
+    block = torch.empty(min(some, len(paths)), 3, side, side, dtype=torch.uint8)
+    unreadable = []
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    # A line that comes and goes on a terminal; nothing in a log.
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with progress, open(partial, "wb") as out:
+        shown = progress.add_task(f"decoding into {partial.parent}", total=len(paths))
+        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for first in range(0, len(paths), some):
+            part = paths[first : first + some]
+            unreadable += try_images(part, side, block, threads)
+            if not unreadable:  # else the others are only tried, to name all that cannot be read
+                out.write(block[: len(part)].numpy())
+            progress.advance(shown, len(part))
+        out.flush()
+        os.fsync(out.fileno())  # or a power cut could leave the name on disk without all of the bytes
+    refuse_unreadable(unreadable)
+
+
+def _no_room(folder: Path, shape: tuple[int, ...], reason: str = "") -> ValueError:
+    needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(folder).free
+    return ValueError(
+        f"data.cache_dir={folder} has no room: {shape[0]:,} decoded images take {needed:,} bytes, {free:,} are "
+        f"free{reason}. Make room, choose another folder, or leave data.cache_dir out."
+    )
