@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 import simclr.data.decode as decode_module
-from simclr.data.decode import decode, read_images, to_square
+from simclr.data.decode import decode, decode_square, read_images, to_square
 
 
 def picture(height: int = 20, width: int = 30) -> Image.Image:
@@ -102,6 +102,51 @@ def test_resizing_is_antialiased():
     assert small.shape == (3, 16, 16)
     # One-pixel stripes average to gray; read at every fifth pixel they would stay black and white.
     assert (small[..., 1:-1].int() - 127).abs().max() <= 12
+
+
+def photograph(height: int, width: int) -> Image.Image:
+    """Coarse and fine detail, edges and grain, and nothing that a turn or a shift would leave alike."""
+    generator = np.random.default_rng(0)
+    pixels = np.array(picture(height, width), dtype=np.float64)
+    for size in (5, 20, 80):
+        cells = Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        pixels += 0.4 * (np.array(cells.resize((width, height), Image.Resampling.NEAREST)) - 127.5)
+    return Image.fromarray((pixels + generator.normal(0, 6, (height, width, 1))).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("size", [(1201, 900), (641, 999)])
+def test_a_large_jpeg_is_read_reduced_and_is_near_what_all_of_its_pixels_give(
+    tmp_path, monkeypatch, size, orientation, mode
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph(*size).convert(mode).save(tmp_path / "a.jpg", exif=exif, quality=90)
+    content = (tmp_path / "a.jpg").read_bytes()
+    whole = {side: to_square(decode(content), side) for side in (24, 64)}
+    monkeypatch.setattr(decode_module, "decode", None)  # would read all of the pixels
+    for side, want in whole.items():
+        got = decode_square(content, side)
+        assert (got.shape, got.dtype) == ((3, side, side), torch.uint8)
+        difference = (got.int() - want.int()).abs().float()
+        assert difference.mean() <= 1, side
+        assert difference.flatten().quantile(0.99) <= 5, side
+
+
+def test_a_jpeg_that_is_not_eight_times_as_large_is_read_bit_for_bit(tmp_path):
+    photograph(255, 300).save(tmp_path / "a.jpg", quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    assert torch.equal(decode_square(content, 32), to_square(decode(content), 32))
+    assert not torch.equal(decode_square(content, 31), to_square(decode(content), 31))
+
+
+def test_a_large_jpeg_cut_short_is_refused(tmp_path):
+    photograph(640, 640).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    decode_square(content, 32)
+    with pytest.raises(ValueError, match="truncated"):
+        decode_square(content[: len(content) // 2], 32)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
