@@ -4,6 +4,8 @@ Every function works without a process group too: then there is one rank, and a 
 """
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,35 +39,65 @@ def launched_rank() -> int:
 
 
 class _Gather(torch.autograd.Function):
-    """Forward: every rank's block, in rank order. Backward: the sum over ranks of what reaches this rank's block."""
+    """Forward: every rank's rows, in rank order. Backward: the sum over ranks of what reaches this rank's rows."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        gathered = x.new_empty(world_size() * len(x), *x.shape[1:])
+    def forward(ctx, x: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.counts = counts
+        largest = max(counts)
+        if len(x) < largest:  # a collective moves blocks of one size
+            x = torch.cat((x, x.new_zeros(largest - len(x), *x.shape[1:])))
+        gathered = x.new_empty(len(counts) * largest, *x.shape[1:])
         dist.all_gather_into_tensor(gathered, x.contiguous())
-        return gathered
+        if min(counts) == largest:
+            return gathered
+        return torch.cat([block[:n] for block, n in zip(gathered.split(largest), counts, strict=True)])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        # A rank's block is used by every rank's loss, so its gradient is the sum over ranks: DDP's mean over ranks
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        # A rank's rows are used by every rank's loss, so their gradient is the sum over ranks: DDP's mean over ranks
         # then gives the gradient of the mean of the ranks' losses, which is the loss of the global batch.
         # Sum and slice rather than reduce_scatter, which gloo does not have in every version.
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
-        start = rank() * ctx.rows
-        return grad[start : start + ctx.rows]
+        start = sum(ctx.counts[: rank()])
+        return grad[start : start + ctx.counts[rank()]], None
 
 
-def gather(x: Tensor) -> Tensor:
+def gather(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """The concatenation of every rank's x along dimension 0, in rank order, with the gradient of the sum over ranks.
 
     Args:
-        x: (n, ...), of the same shape on every rank.
+        x: (n, ...), of the same n on every rank unless `counts` says otherwise.
+        counts: n of each rank, the same list on all of them.
     Returns:
-        (world_size * n, ...). Rank r's rows start at r * n.
+        (sum of n, ...): rank 0's rows, then rank 1's, and so on.
     """
-    return _Gather.apply(x) if world_size() > 1 else x
+    return _Gather.apply(x, counts or [len(x)] * world_size()) if world_size() > 1 else x
+
+
+def exchange(numbers: Sequence[float]) -> list[list[float]]:
+    """Every rank's numbers, in rank order, as many on each: between the hosts, without waiting for a device."""
+    if world_size() == 1:
+        return [list(numbers)]
+    group = _host_group(dist.group.WORLD)
+    mine = torch.tensor(numbers, dtype=torch.float64)
+    everyone = mine.new_empty(world_size() * len(mine))
+    dist.all_gather_into_tensor(everyone, mine, group=group)
+    return everyone.view(-1, len(mine)).tolist()
+
+
+_host_group_of: tuple[Any, Any] | None = None  # the process group, and the one of its hosts
+
+
+def _host_group(world: Any) -> Any:
+    """A group of all ranks that moves numbers of the hosts: gloo, beside NCCL and its like. None: `world` itself."""
+    global _host_group_of
+    if dist.get_backend(world) == "gloo":
+        return None
+    if _host_group_of is None or _host_group_of[0] is not world:
+        _host_group_of = world, dist.new_group(backend="gloo")
+    return _host_group_of[1]
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:

@@ -1,0 +1,308 @@
+"""Sums over all pairs of projections without the matrix of all pairs: tile by tile, with the gradient.
+
+Let z (M, D) be all projections, s_ij = z_i . z_j / temperature, and f a term of s_ij. `sums` gives, for each anchor i
+of this rank, sum_j f(s_ij); `gradient` gives, for weights w of all M anchors, sum_j (w_i + w_j) f'(s_ij) z_j. Because s
+is symmetric that is the whole gradient of sum_i w_i sum_j f(s_ij) over the anchors of all ranks: a rank that knows the
+others' z and *one weight per row* needs no further communication, and its own square of the matrix needs the upper
+triangle only. The most that is ever allocated is a few tiles, which stay in a CPU's cache.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Values in a tile. CPU: 512 KB for each thread, so that two of them fit its cache. CUDA: 32 MB, where a kernel takes
+# longer than its launch.
+_TILE_VALUES = {"cpu": 2**17, "cuda": 2**23}
+
+
+class Tile(NamedTuple):
+    """A part of the matrix of logits, in a band of rows.
+
+    Attributes:
+        columns: of the candidates.
+        mirror: the columns as anchors, where the tile also stands for its mirror image; else None.
+        excluded: diagonals of the tile (0: from its first corner) whose pairs do not count.
+    """
+
+    columns: slice
+    mirror: slice | None
+    excluded: tuple[int, ...]
+
+
+class Term(NamedTuple):
+    """f(s) and f'(s) on a tile of logits S (r, c), which both may overwrite; a pair that does not count is -inf in S.
+
+    Attributes:
+        sums: (S, threshold_i (r, 1), threshold_j (c)) -> sums of the rows (K, r) and of the columns (K, c).
+        slopes: (S, threshold_i, threshold_j, w_i (r, 1), w_j (c), scratch like S) -> (w_i + w_j) f'(S), (r, c).
+        outputs: K.
+        has_threshold: whether f depends on its anchor's threshold; if not, None is passed.
+    """
+
+    sums: Callable[..., tuple[Tensor, Tensor]]
+    slopes: Callable[..., Tensor]
+    outputs: int = 1
+    has_threshold: bool = False
+
+
+def _exp_sums(logits: Tensor, threshold_i: None, threshold_j: None) -> tuple[Tensor, Tensor]:
+    e = logits.exp_()
+    return e.sum(1)[None], e.sum(0)[None]
+
+
+def _exp_slopes(logits, threshold_i, threshold_j, w_i, w_j, scratch) -> Tensor:
+    return logits.exp_().mul_(torch.add(w_i, w_j, out=scratch))
+
+
+def _softplus_sums(logits: Tensor, threshold_i: None, threshold_j: None) -> tuple[Tensor, Tensor]:
+    # log(1 + e^s) = max(s, 0) + log1p(e^-|s|), which is exact at both ends.
+    value = logits.abs().neg_().exp_().log1p_().add_(logits.clamp_(min=0))
+    return value.sum(1)[None], value.sum(0)[None]
+
+
+def _softplus_slopes(logits, threshold_i, threshold_j, w_i, w_j, scratch) -> Tensor:
+    return logits.sigmoid_().mul_(torch.add(w_i, w_j, out=scratch))
+
+
+def _hinge_sums(logits: Tensor, threshold_i: Tensor, threshold_j: Tensor) -> tuple[Tensor, Tensor]:
+    sums = []
+    for threshold, dim in ((threshold_i, 1), (threshold_j, 0)):
+        above = logits - threshold
+        active = (above > 0).sum(dim).to(logits.dtype)
+        sums.append(torch.stack((above.clamp_(min=0).sum(dim), active)))
+    return sums[0], sums[1]
+
+
+def _hinge_slopes(logits, threshold_i, threshold_j, w_i, w_j, scratch) -> Tensor:
+    torch.mul(logits > threshold_i, w_i, out=scratch)
+    return scratch.add_((logits > threshold_j) * w_j)
+
+
+EXP = Term(_exp_sums, _exp_slopes)
+SOFTPLUS = Term(_softplus_sums, _softplus_slopes)
+HINGE = Term(_hinge_sums, _hinge_slopes, 2, has_threshold=True)  # max(s - threshold, 0), and how many are above 0
+
+
+def bands(
+    rows: int, columns: int, start: int, excluded: tuple[int, ...], tile: tuple[int, int]
+) -> Iterator[tuple[slice, list[Tile]]]:
+    """Bands of rows, in tiles that cover each pair of an anchor and a candidate once, by itself or as a mirror image.
+
+    Args:
+        rows: this rank's anchors, which are the candidates `start` ... `start + rows - 1`.
+        columns: all candidates.
+        excluded: pairs (i, i + k) of own anchors do not count, nor do their mirror images, for these k >= 0.
+        tile: height and width.
+    """
+    height, width = tile
+    for top in range(0, rows, height):
+        bottom = min(top + height, rows)
+        # In this rank's own square: the tile on the diagonal, then those right of it, which stand for both triangles.
+        offsets = {sign * k for k in excluded for sign in (1, -1)}
+        band = [Tile(slice(start + top, start + bottom), None, tuple(k for k in offsets if abs(k) < bottom - top))]
+        for left in range(bottom, rows, width):
+            right = min(left + width, rows)
+            offsets = [k + top - left for k in excluded]
+            inside = tuple(k for k in offsets if top - bottom < k < right - left)
+            band.append(Tile(slice(start + left, start + right), slice(left, right), inside))
+        for begin, end in ((0, start), (start + rows, columns)):
+            band += [Tile(slice(left, min(left + width, end)), None, ()) for left in range(begin, end, width)]
+        yield slice(top, bottom), band
+
+
+def tile_shape(device: torch.device) -> tuple[int, int]:
+    """Height and width of a tile that suits the device."""
+    values = _TILE_VALUES.get(device.type, _TILE_VALUES["cuda"])
+    if device.type == "cpu":
+        values *= torch.get_num_threads()
+    width = 2 ** (values.bit_length() // 2)
+    return values // width, width
+
+
+def sums(
+    anchors: Tensor,
+    candidates: Tensor,
+    start: int,
+    temperature: float,
+    term: Term,
+    excluded: tuple[int, ...] = (0,),
+    thresholds: Tensor | None = None,
+    tile: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each anchor's sum of a term over its pairs, and its largest logit among them.
+
+    Args:
+        anchors: (m, D), normalised; they are the candidates `start` ... `start + m - 1`.
+        candidates: (M, D), normalised.
+        start: see `anchors`.
+        temperature: divides the cosines.
+        term: what is summed.
+        excluded: see `tiles`.
+        thresholds: (M,) of each candidate, for a term that has one.
+        tile: height and width; by the device if not given.
+    Returns:
+        (m, K) for the K outputs of the term, and (m,), -inf for an anchor without pairs.
+    """
+    matrix = _Matrix(anchors, candidates, start, temperature, excluded, tile)
+    total = matrix.zeros(term.outputs, len(anchors))
+    largest = matrix.zeros(len(anchors)).fill_(-torch.inf)
+    reduce = _compiled(_reduce, anchors.device.type)
+    for rows, band in matrix:
+        threshold_i = thresholds[start:][rows, None] if term.has_threshold else None
+        for columns, mirror, logits in band:
+            threshold_j = thresholds[columns] if term.has_threshold else None
+            (row_max, row_sums), (column_max, column_sums) = reduce(
+                logits, threshold_i, threshold_j, term.sums, mirror is not None
+            )
+            _maximum(largest[rows], row_max)
+            total[:, rows] += row_sums
+            if mirror:
+                _maximum(largest[mirror], column_max)
+                total[:, mirror] += column_sums
+    return total.T, largest
+
+
+def gradient(
+    anchors: Tensor,
+    candidates: Tensor,
+    start: int,
+    temperature: float,
+    term: Term,
+    weights: Tensor,
+    excluded: tuple[int, ...] = (0,),
+    thresholds: Tensor | None = None,
+    tile: tuple[int, int] | None = None,
+) -> Tensor:
+    """What the sums of all anchors of all ranks, weighted, pull on this rank's: sum_j (w_i + w_j) f'(s_ij) z_j.
+
+    The gradient with respect to z_i is this divided by the temperature.
+
+    Args:
+        weights: (M,), of each candidate as an anchor.
+        anchors, candidates, start, temperature, term, excluded, thresholds, tile: as for `sums`.
+    Returns:
+        (m, D).
+    """
+    matrix = _Matrix(anchors, candidates, start, temperature, excluded, tile)
+    total = matrix.zeros(*anchors.shape)
+    scratch = torch.empty_like(matrix.buffer)
+    slope = _compiled(term.slopes, anchors.device.type)
+    for rows, band in matrix:
+        own = slice(start + rows.start, start + rows.stop)
+        z_i, total_i, weight_i = candidates[own], total[rows], weights[own, None]
+        threshold_i = thresholds[own, None] if term.has_threshold else None
+        for columns, mirror, logits in band:
+            threshold_j = thresholds[columns] if term.has_threshold else None
+            room = scratch[: logits.numel()].view_as(logits)
+            slopes = slope(logits, threshold_i, threshold_j, weight_i, weights[columns], room)
+            _add_product(total_i, slopes, candidates[columns])
+            if mirror:
+                _add_product(total[mirror], slopes.T, z_i)
+    return total
+
+
+def closest_below(
+    anchors: Tensor,
+    candidates: Tensor,
+    start: int,
+    temperature: float,
+    thresholds: Tensor,
+    excluded: tuple[int, ...] = (0,),
+    tile: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each anchor's pair with the largest logit below the anchor's threshold: a semi-hard negative.
+
+    Args:
+        thresholds: (m,), of each anchor.
+        anchors, candidates, start, temperature, excluded, tile: as for `sums`.
+    Returns:
+        The pairs' logits (m,), -inf where there is none; their candidates' numbers (m,); and, as `sums` does, each
+        anchor's largest logit (m,).
+    """
+    matrix = _Matrix(anchors, candidates, start, temperature, excluded, tile)
+    best = matrix.zeros(len(anchors)).fill_(-torch.inf)
+    largest, number = best.clone(), torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+    for rows, band in matrix:
+        for columns, mirror, logits in band:
+            sides = [(rows, columns.start, 1), (mirror, start + rows.start, 0)]
+            for anchor, first, dim in sides[: 2 if mirror else 1]:
+                _maximum(largest[anchor], logits.amax(dim))
+                below = logits.where(logits < thresholds[anchor].unsqueeze(dim), -torch.inf)
+                value, place = below.max(dim)
+                better = value > best[anchor]
+                best[anchor] = torch.where(better, value, best[anchor])
+                number[anchor] = torch.where(better, place + first, number[anchor])
+    return best, number, largest
+
+
+class _Matrix:
+    """The logits of all pairs, one tile after the other in one buffer: (rows, [(columns, mirror, logits), ...])."""
+
+    def __init__(
+        self,
+        anchors: Tensor,
+        candidates: Tensor,
+        start: int,
+        temperature: float,
+        excluded: tuple[int, ...],
+        tile: tuple[int, int] | None,
+    ):
+        rows, columns = len(anchors), len(candidates)
+        height, width = tile or tile_shape(anchors.device)
+        height, width = min(height, rows), min(width, columns)
+        self.anchors, self.candidates, self.temperature = anchors, candidates, temperature
+        self.dtype = torch.promote_types(candidates.dtype, torch.float32)
+        self.buffer = self.zeros(height * max(height, width))
+        self.bands = bands(rows, columns, start, excluded, (height, width))
+
+    def zeros(self, *shape: int) -> Tensor:
+        return self.anchors.new_zeros(shape, dtype=self.dtype)
+
+    def __iter__(self) -> Iterator[tuple[slice, Iterator[tuple[slice, slice | None, Tensor]]]]:
+        for rows, band in self.bands:
+            yield rows, self._band((self.anchors[rows] / self.temperature).to(self.candidates.dtype), band)
+
+    def _band(self, z_i: Tensor, band: list[Tile]) -> Iterator[tuple[slice, slice | None, Tensor]]:
+        for columns, mirror, excluded in band:
+            z_j = self.candidates[columns]
+            logits = self.buffer[: len(z_i) * len(z_j)].view(len(z_i), len(z_j))
+            if z_i.dtype == self.dtype:
+                torch.mm(z_i, z_j.T, out=logits)
+            else:  # operands of 16 bits, sums of 32
+                torch.mm(z_i, z_j.T, out_dtype=self.dtype, out=logits)
+            for k in excluded:
+                logits.diagonal(k).fill_(-torch.inf)
+            yield columns, mirror, logits
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if b.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += torch.mm(a.to(b.dtype), b, out_dtype=total.dtype)
+
+
+def _maximum(largest: Tensor, other: Tensor) -> None:
+    torch.maximum(largest, other, out=largest)
+
+
+def _reduce(
+    logits: Tensor, threshold_i: Tensor | None, threshold_j: Tensor | None, sums: Callable, both: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor]]:
+    """Largest logit and sums, of the rows and of the columns; the columns' are of use only if asked for `both`."""
+    largest = logits.amax(1), logits.amax(0) if both else None
+    row_sums, column_sums = sums(logits, threshold_i, threshold_j)
+    return (largest[0], row_sums), (largest[1], column_sums)
+
+
+@functools.cache
+def _compiled(function: Callable, device_type: str) -> Callable:
+    """On CUDA, where Triton is there, the element-wise work on a tile is a few kernels in place of ten."""
+    if device_type == "cuda" and importlib.util.find_spec("triton"):
+        return torch.compile(function, dynamic=True)
+    return function
