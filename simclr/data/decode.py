@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from PIL import __version__ as pillow_version
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision.transforms.v2 import functional as F
 
 # The operator itself: torchvision 0.29 deprecates its Python wrapper (a warning per call), not what stands behind it.
@@ -138,7 +139,8 @@ def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | Non
     Args:
         paths: N files.
         side: the side of the squares in pixels.
-        out: (N, 3, side, side) uint8 to write into; made here if not given.
+        out: (N, 3, side, side) uint8 to write into; made here if not given, in a worker process of a DataLoader in
+            memory that it shares with the process it works for.
         threads: how many decode at once.
     Returns:
         (N, 3, side, side) uint8.
@@ -146,7 +148,10 @@ def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | Non
         ValueError: naming the files that cannot be read, after all have been tried. None is skipped.
     """
     if out is None:
-        out = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
+        out = torch.empty(0, dtype=torch.uint8)
+        if get_worker_info() is not None:  # else the batch would be copied there, as torch's default_collate knows too
+            out.set_(torch.UntypedStorage._new_shared(len(paths) * 3 * side**2))
+        out = out.resize_(len(paths), 3, side, side)
     refuse_unreadable(try_images(paths, side, out, threads))
     return out
 
