@@ -239,9 +239,14 @@ def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) ->
             yield coming.popleft().result()
 
 
-def _start_method() -> str:
+def _start_method() -> multiprocessing.context.BaseContext:
     methods = multiprocessing.get_all_start_methods()
-    return "forkserver" if "forkserver" in methods else "spawn"
+    if "forkserver" not in methods:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # Imported once for all workers, which share it in memory: else each imports torch for itself, in seconds.
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class _Order:
