@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,16 @@ def test_a_folder_is_held_in_memory_or_read_from_files_with_equal_images(tmp_pat
     for a, b in zip(memory.eval_loader("test", 3), files.eval_loader("test", 3), strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
+
+
+def test_a_worker_is_sent_the_paths_in_memory_that_is_shared_and_finds_each_as_it_was():
+    paths = [f"/top/{'x' * (i % 50)}/ü\udcff {i}.png" for i in range(1000)]  # \udcff: a byte that is no UTF-8
+    sent = ForkingPickler.dumps(FileImages("files", paths, 8))
+    received = pickle.loads(sent)
+    assert len(sent) < 5000, "grows with the number of files"
+    assert list(received.paths) == paths
+    assert (received.paths[-1], len(received), received.side) == (paths[-1], 1000, 8)
+    assert list(pickle.loads(pickle.dumps(received)).paths) == paths
 
 
 def test_load_size_leaves_room_to_crop_above_64_pixels():

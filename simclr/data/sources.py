@@ -5,9 +5,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,6 +103,14 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @cached_property
+    def _packed(self) -> "_Packed":
+        return _Packed(self.paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What worker processes get: a million paths as a list would be copied to each of them."""
+        return {**self.__dict__, "paths": self._packed}
+
     @property
     def nbytes(self) -> int:
         """Bytes that the decoded images take."""
@@ -121,6 +131,22 @@ class FileImages:
 
     def _held(self, pixels: Tensor) -> MemoryImages:
         return MemoryImages(self.name, pixels, self.labels, self.classes, self.fingerprint)
+
+
+class _Packed(Sequence):
+    """Paths one after the other in a tensor, which torch puts into memory that processes share."""
+
+    def __init__(self, paths: Sequence[str]):
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8))
+        self._bounds = torch.tensor([0, *map(len, encoded)]).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, i: int) -> str:
+        first, last = self._bounds[range(len(self))[i] :][:2].tolist()
+        return os.fsdecode(self._bytes[first:last].numpy().tobytes())
 
 
 def fingerprint_of(names: Sequence[str]) -> str:
