@@ -376,6 +376,7 @@ def _with_config_of_run(args: list[str]) -> list[str]:
 
 def _check(cli: TrainCLI) -> None:
     cli.datamodule.validate(cli.trainer.world_size)
+    cli.model.check(cli.trainer)
     if cli.trainer.max_epochs == cli.trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
     if cli.resumed:

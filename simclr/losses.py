@@ -20,7 +20,7 @@ from simclr.precision import Operands, is_exact, products
 # Below it e^(1 / temperature) leaves the range where float32 sums of it are safe, and rounding costs 1e-5 of a logit.
 _SMALLEST_IN_FLOAT32 = 1 / 64
 _DENSE = 256  # anchors up to which one matrix is faster than tiles
-_SMALLEST = 0.0015  # e^(1 / temperature) is near the end of float64's range
+SMALLEST_TEMPERATURE = 0.0015  # e^(1 / temperature) is near the end of float64's range
 
 
 class ContrastStats(NamedTuple):
@@ -508,16 +508,21 @@ def _first_problem(
         return 1, f"projections of shapes {listed} do not fit. Two views or more, all of one shape (N, D), are needed."
     if labels is not None and labels.shape != shapes[0][:1]:
         return 1, f"labels of shape {tuple(labels.shape)} do not fit projections of shape {shapes[0]}: one an image."
-    if not temperature >= _SMALLEST or temperature == float("inf"):
-        return 2, f"temperature={temperature} is not {_SMALLEST} or more. Values from 0.05 to 1 are usual."
+    if not temperature >= SMALLEST_TEMPERATURE or temperature == float("inf"):
+        return 2, f"temperature={temperature} is not {SMALLEST_TEMPERATURE} or more. Values from 0.05 to 1 are usual."
     if settings.margin is not None and not 0 < settings.margin < float("inf"):
         return 2, f"margin={settings.margin} is not positive. Cosines lie between -1 and 1."
     if settings.operands not in get_args(Operands):
         return 2, f"operands={settings.operands!r} is none of {', '.join(get_args(Operands))}."
     if views[0].device.type == "mps" and (temperature < _SMALLEST_IN_FLOAT32):
         return 2, f"temperature={temperature} needs float64, which this device lacks. Use {_SMALLEST_IN_FLOAT32}."
-    if views[0].device.type == "cpu":
-        bad = sum((~view.detach().isfinite()).any(1).sum().item() for view in views)
-        if bad:
-            return 3, f"{bad} of {len(views) * len(views[0])} projections are NaN or infinite."
+    if bad := _not_finite(views):
+        return 3, f"{bad} of {len(views) * len(views[0])} projections are NaN or infinite."
     return 0, ""
+
+
+def _not_finite(views: Sequence[Tensor]) -> int:
+    """How many projections are not finite, on a CPU: a look at another device's would wait for it."""
+    if views[0].device.type != "cpu":
+        return 0
+    return sum(int((~view.detach().isfinite()).any(1).sum()) for view in views)

@@ -2,19 +2,28 @@
 
 import inspect
 import warnings
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from simclr import distributed
+from simclr import losses
 from simclr.augment import SimCLRAugmentation
 from simclr.encoders import Norm, Shortcut, Stem, build_encoder
+from simclr.gradient_cache import backward_in_parts
 from simclr.heads import ProjectionHead
-from simclr.losses import nt_xent
 from simclr.optim import LrScaling, OptimizerName, build_optimizer, scale_lr, warmup_cosine
+
+Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
+
+_SMALL_GROUP = 64  # views; batch statistics of fewer are noisy
+_DIVERGED = "Lower base_lr, lengthen warmup_epochs, or use bf16 in place of fp16."
 
 
 class SimCLR(LightningModule):
@@ -38,7 +47,14 @@ class SimCLR(LightningModule):
         projection_dim: size of a projection z.
         head_layers: layers of a deep head.
         head_batch_norm: batch normalisation in the head, as in google-research/simclr.
-        temperature: tau > 0 of NT-Xent.
+        loss: nt_xent; dcl, which leaves the positive pair out of the denominator; nt_logistic; margin_triplet. See
+            simclr.losses.
+        temperature: tau of the loss, which margin_triplet has not.
+        margin: of margin_triplet, in cosines.
+        semi_hard: nt_logistic and margin_triplet: compare with the nearest of the farther negatives instead of all.
+        views: of each image. More than two need loss=nt_xent, which then compares all pairs of them.
+        micro_batch_size: images on a device at a time. The gradient is that of the whole batch, in the memory of one
+            micro-batch (and of BatchNorm over one micro-batch), for a third more time. If not given: all at once.
         optimizer: lars, sgd (Nesterov) or adamw. Biases and normalisation neither decay nor take LARS's trust ratio.
         base_lr: learning rate before scaling: per 256 images for lr_scaling=linear, per image for sqrt.
         lr_scaling: linear: base_lr x batch_size / 256; sqrt: base_lr x sqrt(batch_size); none: base_lr.
@@ -69,7 +85,12 @@ class SimCLR(LightningModule):
         projection_dim: int = 128,
         head_layers: int = 3,
         head_batch_norm: bool | Literal["hidden"] = True,
+        loss: Loss = "nt_xent",
         temperature: float = 0.2,
+        margin: float = 0.5,
+        semi_hard: bool = False,
+        views: int = 2,
+        micro_batch_size: int | None = None,
         optimizer: OptimizerName = "lars",
         base_lr: float = 1.0,
         lr_scaling: LrScaling = "linear",
@@ -82,12 +103,19 @@ class SimCLR(LightningModule):
         **augmentation: Any,
     ):
         super().__init__()
-        positive = {"temperature": temperature, "base_lr": base_lr, "batch_size": batch_size}
+        positive = {"temperature": temperature, "margin": margin, "base_lr": base_lr, "batch_size": batch_size}
+        positive |= {"micro_batch_size": 1 if micro_batch_size is None else micro_batch_size}
         not_negative = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
         problems = [f"{name}={value} is not positive" for name, value in positive.items() if not value > 0]
         problems += [f"{name}={value} is negative" for name, value in not_negative.items() if not value >= 0]
+        if 0 < temperature < losses.SMALLEST_TEMPERATURE:
+            problems.append(f"temperature={temperature} is below {losses.SMALLEST_TEMPERATURE}, where logits overflow")
         if not 0 <= momentum < 1:
             problems.append(f"momentum={momentum} is not in [0, 1)")
+        if semi_hard and loss not in ("nt_logistic", "margin_triplet"):
+            problems.append(f"semi_hard=True is for loss=nt_logistic and margin_triplet, not for {loss}")
+        if views < 2 or (views > 2 and loss != "nt_xent"):
+            problems.append(f"views={views} with loss={loss}: use 2 views, or more with nt_xent")
         if problems:
             raise ValueError(f"{'; '.join(problems)}.")
         self.augment = SimCLRAugmentation(image_size, **augmentation)
@@ -132,6 +160,41 @@ class SimCLR(LightningModule):
             raise ValueError(
                 f"SimCLR has batch_size={self.hparams.batch_size}, the data module {given}. Give both the same."
             )
+        self.check(self.trainer)
+        hparams, synchronised = self.hparams, self._has(torch.nn.SyncBatchNorm)
+        if hparams.micro_batch_size is not None and self._has(torch.nn.modules.batchnorm._BatchNorm):
+            group = hparams.views * hparams.micro_batch_size * (self.trainer.world_size if synchronised else 1)
+            if group < min(_SMALL_GROUP, hparams.views * hparams.batch_size):
+                rank_zero_warn(
+                    f"BatchNorm's statistics are those of a micro-batch, {group} views: few. The gradient is exact for "
+                    "that network; a larger model.micro_batch_size trains one nearer to the whole batch's."
+                )
+
+    def check(self, trainer: Trainer) -> None:
+        """Refuse micro-batches that do not divide, and a strategy with which they are not known to be exact.
+
+        Raises:
+            ValueError: with the sizes to use.
+        """
+        size, share = self.hparams.micro_batch_size, self.hparams.batch_size // trainer.world_size
+        if size is None:
+            return
+        if share % size:
+            divisors = [n for n in range(1, share + 1) if share % n == 0]
+            near = [n for n in divisors if n < size][-1:] + [n for n in divisors if n > size][:1]
+            where = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else " of a batch"
+            raise ValueError(
+                f"model.micro_batch_size={size} does not divide the {share} images{where}. "
+                f"Use a divisor, for example {' or '.join(map(str, near))}."
+            )
+        if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+            raise ValueError(
+                f"model.micro_batch_size is for one device and for DDP, not for {type(trainer.strategy).__name__}. "
+                "Use --trainer.strategy ddp, or leave it out."
+            )
+
+    def _has(self, kind: type[torch.nn.Module]) -> bool:
+        return any(isinstance(module, kind) for module in self.modules())
 
     def forward(self, images: Tensor) -> Tensor:
         """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""
@@ -155,19 +218,82 @@ class SimCLR(LightningModule):
                 "a batch is (images, index) with the images' numbers in the data set, but numbers repeat in the first "
                 "batch. Are they labels? simclr.data.ImageData yields what is needed."
             )
-        return self.augment(images, index, epoch=self.current_epoch, seed=self.hparams.seed)
+        if self.hparams.micro_batch_size is not None:
+            return batch  # views are made as each micro-batch needs them
+        return self._views(images, index)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """NT-Xent of a batch of views, (n, 3, H, W) each."""
-        views = torch.cat(batch)  # both views in one forward, so that they share BN statistics
-        # Views are float32; under Lightning's bf16-true, 16-true and 64-true the weights are not.
-        views = views.to(next(self.encoder.parameters()).dtype)
-        if self.hparams.channels_last:
-            views = views.contiguous(memory_format=torch.channels_last)
-        z1, z2 = self.head(self.encoder(views)).chunk(2)
-        loss = nt_xent(z1, z2, self.hparams.temperature)
-        self._log(loss, first=batch_idx == 0)
+    def _views(self, images: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+        """The views of this epoch, a pure function: a second call gives the same."""
+        epoch, seed = self.current_epoch, self.hparams.seed
+        return tuple(self.augment.view(images, index, epoch, seed, view) for view in range(self.hparams.views))
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """The loss of a batch of views, (n, 3, H, W) each; with micro-batches, of (images, index)."""
+        if self.hparams.micro_batch_size is not None:
+            return self._step_in_parts(*batch, batch_idx)
+        loss, stats = self._loss(self._project(batch))
+        self._log(stats, batch_idx)
         return loss
+
+    def _project(self, views: tuple[Tensor, ...]) -> Tensor:
+        """Projections, (views * n, D), view after view."""
+        x = torch.cat(views)  # all views in one forward, so that they share BN statistics
+        # Views are float32; under Lightning's bf16-true, 16-true and 64-true the weights are not.
+        x = x.to(next(self.encoder.parameters()).dtype)
+        if self.hparams.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.head(self.encoder(x))
+
+    def _loss(self, z: Tensor) -> tuple[Tensor, losses.ContrastStats]:
+        """The loss chosen, of projections view after view."""
+        hparams, views = self.hparams, z.chunk(self.hparams.views)
+        function = partial(getattr(losses, hparams.loss), *views, hparams.temperature)
+        if len(views) > 2:
+            function = partial(losses.sup_con, views, hparams.temperature)
+        elif hparams.loss == "margin_triplet":
+            function = partial(losses.margin_triplet, *views, hparams.margin, semi_hard=hparams.semi_hard)
+        elif hparams.loss == "nt_logistic":
+            function = partial(function, semi_hard=hparams.semi_hard)
+        try:
+            return function(return_stats=True)
+        except FloatingPointError as error:
+            step = self.trainer.global_step
+            raise FloatingPointError(f"the loss is nan at step {step}: {error} {_DIVERGED}") from error
+
+    def _step_in_parts(self, images: Tensor, index: Tensor, batch_idx: int) -> Tensor:
+        """The step with a gradient cache: see `simclr.gradient_cache`. Views are made anew in its second pass."""
+        size, views = self.hparams.micro_batch_size, self.hparams.views
+        accumulate = self.trainer.accumulate_grad_batches
+        if batch_idx % accumulate == 0:
+            self.optimizers(use_pl_optimizer=False).zero_grad()
+        parts = [
+            lambda part=part: self._project(self._views(*part))
+            for part in zip(images.split(size), index.split(size), strict=True)
+        ]
+        stats = []
+
+        def loss_of(z: list[Tensor]) -> Tensor:
+            by_view = [torch.cat(view) for view in zip(*(part.chunk(views) for part in z), strict=True)]
+            loss, found = self._loss(torch.cat(by_view))
+            stats.append(found)
+            return loss
+
+        def backward(surrogate: Tensor) -> None:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            surrogate = surrogate / accumulate  # as Lightning does to what this step returns
+            # One all-reduce a step, that of the last part.
+            with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+                (scaler.scale(surrogate) if scaler else surrogate).backward()
+
+        cached = backward_in_parts(parts, loss_of, backward, [self.encoder, self.head])
+        self._log(stats[0], batch_idx)
+        self.log("gradient_cache_error", cached.error, on_step=True, on_epoch=False)
+        return cached.last
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning calls this after the step, when micro-batches have put their gradients there."""
+        if self.hparams.micro_batch_size is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A run continued in the middle of an epoch reports the mean loss of the whole epoch."""
@@ -180,20 +306,19 @@ class SimCLR(LightningModule):
             self.epoch_loss.mean_value.fill_(mean_value)
             self.epoch_loss.weight.fill_(weight)
 
-    def _log(self, loss: Tensor, first: bool) -> None:
-        loss = distributed.mean_over_ranks(loss)  # the loss of the global batch
+    def _log(self, stats: losses.ContrastStats, batch_idx: int) -> None:
+        """Logs the loss of the global batch and what goes with it, alike on all ranks."""
         # A look at the value waits for the device: only where it is logged in any case, and once at the end.
         step = self.trainer.global_step
-        if (step % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch) and not loss.isfinite():
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {step}. "
-                "Lower base_lr, lengthen warmup_epochs, or use bf16 in place of fp16."
-            )
+        if (step % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch) and not stats.loss.isfinite():
+            raise FloatingPointError(f"the loss is {stats.loss.item()} at step {step}. {_DIVERGED}")
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({"train_loss": loss, "lr": lr}, on_step=True, on_epoch=False)
-        if first:
+        values = {"train_loss": stats.loss, "lr": lr, "contrast_top1": stats.accuracy}
+        values |= {"positive_cosine": stats.positive_cosine, "negative_cosine": stats.negative_cosine}
+        self.log_dict(values, on_step=True, on_epoch=False)
+        if batch_idx == 0:
             self.epoch_loss.reset()
-        self.epoch_loss.update(loss)
+        self.epoch_loss.update(stats.loss)
         self.log("train_loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:

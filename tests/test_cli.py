@@ -281,6 +281,8 @@ def test_images_without_labels_train_without_knn_and_are_no_evaluation(here, tmp
         (["--data.batch_size=many"], "data.batch_size=many is not int"),
         (["--model.temperature=0"], "temperature=0.0 is not positive"),
         (["--model.temperature=-1"], "temperature=-1.0 is not positive"),
+        (["--model.temperature=0.001"], "temperature=0.001 is below 0.0015"),
+        (["--model.micro_batch_size=5"], "micro_batch_size=5 does not divide the 16 images of a batch. .* 4 or 8"),
         (["--model.encoder=resnet19"], "Unknown encoder 'resnet19'. Did you mean"),
         (["--model.head=mlp"], "model.head=mlp is not .*identity.*linear"),
         (["--model.blur_prob=2"], "blur_prob"),

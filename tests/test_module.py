@@ -15,11 +15,11 @@ import torch
 from pytorch_lightning import Callback
 from torch.utils.data import DataLoader, TensorDataset
 
-from simclr import LARS, ProjectionHead, SimCLR, SimCLRAugmentation, build_encoder
+from simclr import LARS, ProjectionHead, SimCLR, SimCLRAugmentation, build_encoder, losses
 from simclr.cli import newest_checkpoint, train
 from simclr.data import ImageData, draw_shapes
 from simclr.seeding import epoch_order
-from test_losses import double_loop
+from test_losses import reference
 from tiny import BATCH, IMAGES, STEPS, Record, StopAt, fit, flags, tiny_data, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def test_the_loss_is_nt_xent_of_head_of_encoder_of_both_views(tmp_path):
     index = epoch_order(0, 0, IMAGES)[:BATCH]
     views = SimCLRAugmentation(16)(draw_shapes(IMAGES, 16)[0][index], index)
     z1, z2 = start.head(start.encoder(torch.cat(views))).double().chunk(2)
-    assert record.steps[0]["train_loss"] == pytest.approx(double_loop(z1, z2, 0.3).item(), rel=1e-5)
+    assert record.steps[0]["train_loss"] == pytest.approx(reference("nt_xent", (z1, z2), 0.3).item(), rel=1e-5)
 
 
 class Transfer(Callback):
@@ -204,9 +204,16 @@ class Break(Callback):
             torch.nn.init.constant_(pl_module.head.layers[-1].linear.weight, math.nan)
 
 
+@pytest.mark.parametrize("step", [0, 1, STEPS - 1])
+def test_projections_that_are_not_finite_stop_the_run(tmp_path, step):
+    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {step}: 32 of 32 .* Lower base_lr"):
+        fit(tmp_path, callbacks=[Break(step)], log_every_n_steps=50)
+
+
 @pytest.mark.parametrize("step", [0, STEPS - 1])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, step):
-    # Looked at where it is logged, and at the last step of an epoch: before anything is saved.
+def test_on_a_gpu_a_loss_that_is_not_finite_stops_the_run_where_it_is_logged(tmp_path, step, monkeypatch):
+    # And at the last step of an epoch: before anything is saved.
+    monkeypatch.setattr(losses, "_not_finite", lambda views: 0)
     with pytest.raises(FloatingPointError, match=f"the loss is nan at step {step}. Lower base_lr"):
         fit(tmp_path, callbacks=[Break(step)], log_every_n_steps=50)
 
@@ -300,11 +307,117 @@ def test_a_checkpoint_without_the_loss_of_its_epoch_is_continued(tmp_path):
     assert fit(tmp_path, max_epochs=2, ckpt_path=tmp_path / "x.ckpt").global_step == 2 * STEPS
 
 
+WITHOUT_BN = {"norm": "none", "head_batch_norm": False, "optimizer": "sgd", "warmup_epochs": 0, "base_lr": 0.2}
+
+
+class Gradients(Callback):
+    """The gradient of every optimiser step, after clipping, and what the cache said of itself."""
+
+    def __init__(self):
+        self.steps, self.errors = [], []
+
+    def on_train_batch_end(self, trainer, *args):
+        self.errors.append(trainer.callback_metrics.get("gradient_cache_error"))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.steps.append(torch.cat([p.grad.flatten().clone() for p in pl_module.parameters()]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gradient_clip_val": 0.1}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}],
+    ids=["plain", "clipped", "accumulated", "bf16"],
+)
+def test_micro_batches_take_the_steps_of_the_whole_batch(tmp_path, settings):
+    # With a gradient as small as rounding, a relative difference says nothing: one epoch, before anything is learned.
+    runs = []
+    for size in (None, BATCH // 4):
+        seen, model = Gradients(), tiny_model(**WITHOUT_BN, micro_batch_size=size)
+        runs.append((seen, fit(tmp_path, model, callbacks=[seen], max_epochs=1, **settings).lightning_module))
+    (whole, model), (parts, other) = runs
+    assert whole.errors == [None] * STEPS
+    assert [error.item() for error in parts.errors] == [0.0] * STEPS
+    assert len(whole.steps) == len(parts.steps) == STEPS // settings.get("accumulate_grad_batches", 1)
+    # bfloat16 gradients of weights are sums over 32 views in the one case and four sums over 8 in the other.
+    tolerance = 2e-2 if settings.get("precision") else 1e-5
+    for grad, expected in zip(parts.steps, whole.steps, strict=True):
+        assert (grad - expected).norm() < tolerance * expected.norm()
+    for a, b in zip(other.state_dict().values(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+FEW = "ignore:BatchNorm's statistics are those of a micro-batch"
+
+
+@pytest.mark.filterwarnings(FEW)
+def test_running_statistics_move_once_for_each_micro_batch(tmp_path):
+    model = fit(tmp_path, tiny_model(micro_batch_size=BATCH // 4), max_epochs=1).lightning_module
+    counts = {int(b) for name, b in model.named_buffers() if name.endswith("num_batches_tracked")}
+    assert counts == {4 * STEPS}
+
+
+@pytest.mark.filterwarnings(FEW)
+def test_micro_batches_continue_exactly(tmp_path):
+    """A run stopped in the middle ends in the bits of one that was not."""
+    whole = fit(tmp_path, tiny_model(micro_batch_size=8), max_epochs=2).lightning_module.state_dict()
+    stop = StopAt(tmp_path, 5)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, tiny_model(micro_batch_size=8), callbacks=[stop], max_epochs=2)
+    found = fit(tmp_path, tiny_model(micro_batch_size=8), max_epochs=2, ckpt_path=stop.path).lightning_module
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_a_micro_batch_that_does_not_divide_is_refused(tmp_path):
+    message = r"model.micro_batch_size=5 does not divide the 16 images of a batch\. .* example 4 or 8"
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, tiny_model(micro_batch_size=5), max_steps=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "dcl"},
+        {"loss": "nt_logistic"},
+        {"loss": "nt_logistic", "semi_hard": True},
+        {"loss": "margin_triplet"},
+        {"loss": "margin_triplet", "semi_hard": True},
+        {"views": 3},
+        {"views": 3, "micro_batch_size": 8},
+    ],
+    ids=str,
+)
+def test_the_loss_chosen_is_the_loss_of_the_views(tmp_path, settings):
+    model, record = tiny_model(temperature=0.3, margin=0.4, head_batch_norm=False, norm="none", **settings), Record()
+    start = copy.deepcopy(model)
+    fit(tmp_path, model, callbacks=[record], max_steps=1)
+    index, views = epoch_order(0, 0, IMAGES)[:BATCH], settings.get("views", 2)
+    images, augment = draw_shapes(IMAGES, 16)[0][index], SimCLRAugmentation(16)
+    z = [start.head(start.encoder(augment.view(images, index, view=v))).double() for v in range(views)]
+    name = settings.get("loss", "views") + (" sh" if settings.get("semi_hard") else "")
+    expected = reference(name, z, 0.4 if "margin" in name else 0.3)
+    assert record.steps[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match="semi_hard=True is for loss=nt_logistic and margin_triplet, not for nt_xent"):
+        tiny_model(semi_hard=True)
+    with pytest.raises(ValueError, match="views=3 with loss=dcl: use 2 views, or more with nt_xent"):
+        tiny_model(views=3, loss="dcl")
+    with pytest.raises(ValueError, match="micro_batch_size=0 is not positive"):
+        tiny_model(micro_batch_size=0)
+
+
+def test_few_views_in_a_batch_norm_group_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="BatchNorm's statistics are those of a micro-batch, 16 views"):
+        fit(tmp_path, tiny_model(micro_batch_size=8), max_steps=1)
+
+
 BN_FREE = flags(
     {"model.norm": "none", "model.head_batch_norm": "false", "model.optimizer": "sgd", "model.warmup_epochs": 0}
     # Gentle enough not to collapse: among projections that are nearly one, rounding is all that tells them apart.
     | {"model.base_lr": 0.2, "model.image_size": 32, "model.width": 0.5, "data.shapes_train": 512}
-    | {"data.batch_size": 64, "trainer.max_epochs": 1, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
+    | {"data.batch_size": 48, "trainer.max_epochs": 1, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
 )
 
 
@@ -313,25 +426,33 @@ def curve(run: Path) -> list[float]:
         return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
 
 
-def test_two_ranks_train_the_run_of_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train([*BN_FREE, "--trainer.devices", "1", "--run_dir", "one"])
-    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run_dir", "two"]
-    command = [sys.executable, str(ROOT / "train.py"), *BN_FREE, *ranks]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+@pytest.fixture(scope="module")
+def run_of_one(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ranks")
+    train([*BN_FREE, "--trainer.devices", "1", "--run_dir", str(root / "one")])
+    return root / "one"
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(2, None), (3, 4)])
+def test_more_ranks_and_micro_batches_train_the_run_of_one(tmp_path, run_of_one, ranks, micro_batch_size):
+    more = ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp", "--run_dir", "more"]
+    more += ["--model.micro_batch_size", str(micro_batch_size)] if micro_batch_size else []
+    command = [sys.executable, str(ROOT / "train.py"), *BN_FREE, *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
-    assert len(one) == 8
-    losses = max(abs(a - b) for a, b in zip(one, two, strict=True))
-    a, b = (torch.load(tmp_path / run / "checkpoints" / "last.ckpt")["state_dict"] for run in ("one", "two"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["more"]
+    one, found = curve(run_of_one), curve(tmp_path / "more")
+    assert len(one) == 10
+    apart = max(abs(a - b) for a, b in zip(one, found, strict=True))
+    a, b = (torch.load(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (run_of_one, tmp_path / "more"))
     weights = max((a[name] - b[name]).abs().max().item() for name in a)
     torch.manual_seed(0)
-    start = SimCLR(**torch.load(tmp_path / "one" / "checkpoints" / "last.ckpt")["hyper_parameters"]).state_dict()
+    start = SimCLR(**torch.load(run_of_one / "checkpoints" / "last.ckpt")["hyper_parameters"]).state_dict()
     moved = max((a[name] - start[name]).abs().max().item() for name in a)
     print(
-        f"largest difference between 1 and 2 ranks: loss {losses:.1e}, weight {weights:.1e}; training moved {moved:.1e}"
+        f"largest difference between 1 and {ranks} ranks: loss {apart:.1e}, weight {weights:.1e}; "
+        f"training moved {moved:.1e}"
     )
-    assert losses < 1e-4
+    assert apart < 1e-4
     assert weights < 1e-4
     assert moved > 1e-2  # so that an error in the gradient would show
