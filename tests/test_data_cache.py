@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 import simclr.data.cache as cache_module
+import simclr.data.loader as loader_module
 from simclr.data import FileImages, ImageData, MemoryImages, TrainLoader
 from simclr.data.cache import map_decoded
 from simclr.data.decode import read_images
-from simclr.data.loader import GlobalBatchSampler, _ahead
+from simclr.data.loader import Batches, GlobalBatchSampler, _ahead
 from tiny import fit, tiny_model
 
 SIDE, COUNT = 8, 10
@@ -317,6 +318,19 @@ def test_going_on_with_other_files_is_refused_and_a_checkpoint_that_names_none_i
     loader.load_state_dict(old)
     without = TrainLoader(FileImages("files", ["a"] * COUNT, SIDE), GlobalBatchSampler(COUNT, 4))
     without.load_state_dict(state)
+
+
+def test_images_for_which_a_gpu_has_no_room_are_gathered_ahead_for_it_and_others_are_not(monkeypatch):
+    images = MemoryImages("images", torch.zeros(COUNT, 3, 4, 4, dtype=torch.uint8))
+    asked = []
+    monkeypatch.setattr(loader_module, "_ahead", lambda pixels, pairs, pin: asked.append(pin) or iter(()))
+    images.hold_on(torch.device("cpu"))
+    assert len(list(Batches(images)(torch.arange(4).view(2, 2)))) == 2
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * images.pixels.nbytes - 1, 0))
+    images.hold_on(torch.device("cuda"))
+    assert images.pixels.device.type == "cpu"
+    list(Batches(images)(torch.arange(4).view(2, 2)))
+    assert asked == [True]
 
 
 def test_batches_gathered_ahead_are_the_batches_in_order_and_an_epoch_may_be_left():

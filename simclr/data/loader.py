@@ -209,7 +209,7 @@ class Batches:
         pairs = ((index, index) for index in batches)
         if isinstance(batches, Tensor):
             pairs = zip(batches, batches.to(self.source.pixels.device), strict=True)
-        if torch.cuda.is_available() and self.source.pixels.device.type == "cpu":
+        if self.source.pin:
             yield from _ahead(self.source.pixels, pairs, pin=True)
             return
         for index, placed in pairs:

@@ -49,7 +49,12 @@ class MemoryImages:
     Args:
         name, labels, classes, fingerprint: as in ImageSet.
         pixels: (N, 3, S, S) uint8.
+
+    Attributes:
+        pin: whether batches are to be gathered ahead into page-locked memory, for a GPU that has no room for all.
     """
+
+    pin = False
 
     def __init__(
         self,
@@ -71,11 +76,12 @@ class MemoryImages:
         return self.pixels.index_select(0, index.to(self.pixels.device))
 
     def hold_on(self, device: torch.device, share: float = 0.25) -> None:
-        """Move the pixels to a CUDA device if they take at most this share of its free memory."""
+        """Move the pixels to a CUDA device if they take at most this share of its free memory; else see `pin`."""
         if device.type != "cuda" or self.pixels.device == device:
             return
         free, _ = torch.cuda.mem_get_info(device)
-        if self.pixels.nbytes <= share * free:
+        self.pin = self.pixels.nbytes > share * free
+        if not self.pin:
             self.pixels = self.pixels.to(device)
 
 
