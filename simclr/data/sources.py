@@ -200,7 +200,7 @@ def list_folder(root: str, option: str) -> Folder:
     if not found:
         kinds = ", ".join(sorted(kind[1:] for kind in EXTENSIONS))
         raise ValueError(f"{option}={root} holds no images. Looked at every depth for {kinds}.")
-    paths = [str(top.joinpath(*parts)) for parts in found]
+    paths = [os.path.join(top, *parts) for parts in found]
     fingerprint = fingerprint_of(["/".join(parts) for parts in found])
     if any(len(parts) == 1 for parts in found) or len({parts[0] for parts in found}) < 2:
         return Folder(str(top), paths, None, None, fingerprint)
@@ -215,7 +215,7 @@ def list_folder(root: str, option: str) -> Folder:
     return Folder(str(top), paths, classes, torch.tensor([number[parts[0]] for parts in found]), fingerprint)
 
 
-def _walk(folder: Path, parts: tuple[str, ...], seen: frozenset[str]):
+def _walk(folder: str | Path, parts: tuple[str, ...], seen: frozenset[str]):
     """Yield the path below the root, as a tuple of names, of every image file; `seen` breaks circles of links."""
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -228,7 +228,7 @@ def _walk(folder: Path, parts: tuple[str, ...], seen: frozenset[str]):
                     if real in seen:
                         continue
                     inside = seen | {real}
-                yield from _walk(Path(entry.path), (*parts, entry.name), inside)
+                yield from _walk(entry.path, (*parts, entry.name), inside)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 yield (*parts, entry.name)
 
