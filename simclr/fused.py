@@ -1,0 +1,192 @@
+"""The augmentation as two compiled functions of fixed shapes: the fast path behind the Kornia pipeline's parameters.
+
+Kornia's operations run one after the other on the images chosen for each. Here every image goes through one chain that
+contains every order of the color jitter, and its numbers make all but its own steps the identity: nothing depends on
+the drawn values but values, so that one compilation serves every batch and no device is waited for.
+
+The order of brightness (b), saturation (s), contrast (c) and hue (h) is drawn for each image. Contrast needs the mean
+of an image and hue is expensive, so the chain has one contrast and two hues:
+
+    b/s b/s  h  b/s b/s   c   b/s b/s  h  b/s b/s
+
+What an order puts before the contrast runs in the left half, the rest in the right one; what it puts before the hue
+runs on that side of a hue; the first of b and s takes the first place of a pair, the other the second.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# One row an image: the parameters of `crop_and_color` and of `blur`, sent to a device in one copy.
+_WIDTHS = {"box": 4, "flip": 1, "factor": 8, "saturates": 8, "turn": 2, "contrast": 1, "gray": 1, "sigma": 1, "rows": 1}
+_IDENTITY_SIGMA = 1e-3  # pixels: every tap but the central one is 0 in float32
+_BLOCKS = 4  # The chosen images are blurred in quarters of the batch: a fixed shape, and at most a quarter in vain.
+
+
+def pack(table: dict[str, Tensor]) -> Tensor:
+    """The drawn parameters of `SimCLRAugmentation.draw` as one float32 tensor on the CPU, one row an image.
+
+    Whole numbers stay exact: they are below 2^24.
+    """
+    jitter, at = table["jitter"], table["order"].argsort(1)  # (N,), (N, 4): where each adjustment is in its order
+    brightness, contrast, saturation, hue = at.unbind(1)
+    factor, saturates = torch.ones(len(at), 8), torch.zeros(len(at), 8)
+    for name, mine, other in (("brightness", brightness, saturation), ("saturation", saturation, brightness)):
+        place = (4 * (mine > contrast) + 2 * (mine > hue) + (mine > other))[:, None]  # (N, 1)
+        factor.scatter_(1, place, torch.where(jitter, table[name], 1.0)[:, None])
+        saturates.scatter_(1, place, float(name == "saturation"))
+    half = torch.stack((hue < contrast, hue > contrast), dim=1)  # (N, 2)
+    columns = {
+        "box": table["box"],
+        "flip": table["flip"],
+        "factor": factor,
+        "saturates": saturates,
+        "turn": half * torch.where(jitter, table["hue"], 0.0)[:, None],
+        "contrast": torch.where(jitter, table["contrast"], 1.0),
+        "gray": table["gray"],
+        "sigma": torch.where(table["blur"], table["sigma"], _IDENTITY_SIGMA),
+        "rows": (~table["blur"]).to(torch.uint8).argsort(stable=True),  # those to blur first
+    }
+    return torch.cat([columns[name].view(len(at), width).float() for name, width in _WIDTHS.items()], dim=1)
+
+
+def _column(draws: Tensor, name: str) -> Tensor:
+    names = list(_WIDTHS)
+    start = sum(_WIDTHS[earlier] for earlier in names[: names.index(name)])
+    return draws[:, start : start + _WIDTHS[name]]
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # Boxes lie inside the images, so that no index needs a check, which would cost an eighth of the time.
+    return torch.compile(function, fullgraph=True, dynamic=False, options={"assert_indirect_indexing": False})
+
+
+def crop_and_color(images: Tensor, draws: Tensor, size: int) -> Tensor:
+    """Crop, resize, flip, color jitter and gray of every image, compiled.
+
+    Args:
+        images: (N, 3, H, W), uint8, or floating point in [0, 1].
+        draws: (N, 27) from `pack`, on the images' device.
+        size: side of the views, in pixels.
+    Returns:
+        (N, 3, size, size) float32 in [0, 1].
+    """
+    return _compiled(_crop_and_color)(images, draws, size)
+
+
+def blur(x: Tensor, draws: Tensor, count: int, kernel_size: int) -> None:
+    """Gaussian blur, in place, of the `count` images that are to be blurred: x (N, 3, H, H), draws (N, 27)."""
+    block = len(x) // _BLOCKS if len(x) % _BLOCKS == 0 else len(x)
+    rows, sigma = _column(draws, "rows")[:, 0].long(), _column(draws, "sigma")[:, 0]
+    for chosen in rows[: -(-count // block) * block].split(block):
+        # Padded outside of the compiled function: mirrored indices inside would keep a CPU from vectorising.
+        padded = F.pad(x.index_select(0, chosen), (kernel_size // 2,) * 4, mode="reflect")
+        x.index_copy_(0, chosen, _compiled(_convolve)(padded, sigma[chosen], kernel_size))
+
+
+def _convolve(padded: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """Gaussian of sigma (n,) over (n, 3, H + kernel_size - 1, W + kernel_size - 1): (n, 3, H, W)."""
+    offset = torch.arange(kernel_size, device=padded.device) - kernel_size // 2
+    weight = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # (n, kernel_size)
+    # Far taps of a narrow kernel are denormal: a CPU is ten times slower on them.
+    weight = (weight * (weight > 1e-12)).T[..., None, None, None]
+    height, width = padded.shape[2] - kernel_size + 1, padded.shape[3] - kernel_size + 1
+    rows = sum(padded[:, :, k : k + height] * weight[k] for k in range(kernel_size))
+    return sum(rows[..., k : k + width] * weight[k] for k in range(kernel_size))
+
+
+def _crop_and_color(images: Tensor, draws: Tensor, size: int) -> Tensor:
+    planes = _crop(images, _column(draws, "box").int(), _column(draws, "flip")[:, 0] > 0, size)
+    draws = draws[..., None, None]  # each number beside (N, height, width)
+    factor, saturates = _column(draws, "factor").unflatten(1, (2, 4)), _column(draws, "saturates").unflatten(1, (2, 4))
+    turn, contrast = _column(draws, "turn"), _column(draws, "contrast")[:, 0]
+    planes = _half(planes, factor[:, 0], saturates[:, 0], turn[:, 0])
+    # Row by row: a sum that is split over threads would be rounded by their number.
+    mean = _luma(planes).mean(2, keepdim=True).mean(1, keepdim=True)
+    planes = [(x * contrast + (1 - contrast) * mean).clamp(0, 1) for x in planes]
+    planes = _half(planes, factor[:, 1], saturates[:, 1], turn[:, 1])
+    gray, luma = _column(draws, "gray")[:, 0] > 0, _luma(planes)
+    return torch.stack([torch.where(gray, luma, x) for x in planes], dim=1)
+
+
+def _crop(images: Tensor, box: Tensor, flip: Tensor, size: int) -> list[Tensor]:
+    """The crops' red, green and blue, (N, size, size) each: `resized_crop` (bilinear, antialias) and `hflip`."""
+    top, left, height, width = box.unbind(1)
+    scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    rows, row_weights = _taps(top, height, images.shape[2], size, torch.zeros_like(flip))
+    columns, column_weights = _taps(left, width, images.shape[3], size, flip)
+    every_column = torch.arange(images.shape[3], device=images.device)
+    every_row = torch.arange(size, device=images.device)[:, None]
+    planes = []
+    for channel in images.unbind(1):
+        lines = sum(  # (N, size, W)
+            channel[image, at[:, :, None], every_column].float() * weight[:, :, None]
+            for at, weight in zip(rows, row_weights, strict=True)
+        )
+        plane = sum(  # (N, size, size)
+            lines[image, every_row, at[:, None]] * weight[:, None]
+            for at, weight in zip(columns, column_weights * scale, strict=True)
+        )
+        planes.append(plane)
+    return planes
+
+
+def _taps(start: Tensor, length: Tensor, source: int, size: int, flip: Tensor) -> tuple[Tensor, Tensor]:
+    """Which source pixels make each output pixel, integer, and how much, float: (taps, N, size) both.
+
+    Counted in 1 / (2 * size) of a pixel, where all centres are whole numbers: no rounding decides which pixels.
+    """
+    length = length[:, None]
+    reach = length.clamp(min=size)  # half the triangle filter's base: a pixel, and more where the box shrinks
+    output = torch.arange(size, device=start.device, dtype=torch.int32)
+    output = torch.where(flip[:, None], size - 1 - output, output)  # (N, size)
+    centre = (2 * output + 1) * length
+    first = torch.div(centre - 2 * reach + size, 2 * size, rounding_mode="floor")
+    pixels = torch.stack([first + tap for tap in range(max(2, math.ceil(2 * source / size)))])
+    inside = (pixels >= 0) & (pixels < length)
+    weights = (2 * reach - ((2 * pixels + 1) * size - centre).abs()).clamp(min=0) * inside
+    return pixels.clamp(min=0).minimum(length - 1) + start[:, None], weights / weights.sum(0)
+
+
+def _luma(planes: list[Tensor]) -> Tensor:
+    """ITU-R 601, rounded as in torchvision."""
+    red, green, blue = planes
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
+
+
+def _half(planes: list[Tensor], factor: Tensor, saturates: Tensor, turn: Tensor) -> list[Tensor]:
+    """Two of brightness and saturation, the hue, two of brightness and saturation: factor and saturates are (N, 4)."""
+    for place in (0, 1):
+        planes = _blend(planes, factor[:, place], saturates[:, place])
+    planes = [torch.where(turn == 0, x, turned) for x, turned in zip(planes, _hue(planes, turn), strict=True)]
+    for place in (2, 3):
+        planes = _blend(planes, factor[:, place], saturates[:, place])
+    return planes
+
+
+def _blend(planes: list[Tensor], factor: Tensor, saturates: Tensor) -> list[Tensor]:
+    """Blend with black, or with each pixel's luma where `saturates` is 1."""
+    other = _luma(planes) * ((1 - factor) * saturates)
+    return [(x * factor + other).clamp(0, 1) for x in planes]
+
+
+def _hue(planes: list[Tensor], turn: Tensor) -> list[Tensor]:
+    """As `augment.adjust_hue`, whose docstring explains it, channel by channel."""
+    red, green, blue = planes
+    largest = torch.maximum(torch.maximum(red, green), blue)
+    smallest = torch.minimum(torch.minimum(red, green), blue)
+    spread = largest - smallest
+    hue = (green + blue - red - smallest) * ((1 / 6) / spread.clamp(min=1e-12)) + 1 / 6
+    hue = torch.where(green >= blue, hue, -hue) + turn
+    turned = []
+    for start in (5 / 6, 3 / 6, 1 / 6):
+        k = hue + start
+        k = k - k.floor()
+        turned.append(largest - spread * ((k - 2 / 6).abs() * -6 + 2).clamp(0, 1))
+    return turned
