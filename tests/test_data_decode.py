@@ -176,6 +176,21 @@ def test_a_few_files_are_shared_by_all_threads(tmp_path, monkeypatch):
     assert images.shape == (4, 3, 8, 8)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_decodes_shares_no_image_among_more_threads_and_leaves_torch_its_own(tmp_path, monkeypatch, threads):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(decode_module, "decode", lambda content: seen.append(torch.get_num_threads()) or 1 / 0)
+    (tmp_path / "a").touch()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(ZeroDivisionError):
+            read_images([tmp_path / "a"] * 4, 8, threads=threads)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
 def test_threads_change_nothing(tmp_path):
     for i in range(130):
         Image.new("RGB", (9, 9), (i, 255 - i, 7)).save(tmp_path / f"{i:03}.png")

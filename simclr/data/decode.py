@@ -170,16 +170,22 @@ def try_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor, threa
                 bad.append(f"{paths[i]} ({error})")
         return bad
 
-    if threads <= 1:
-        return read(0, len(paths))
+    # Of the files alone: torch would share the copying of each small image among its own threads too, those that start
+    # below included, and wait for them.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     # Runs of files, because one task per 32-pixel image costs as much as decoding it.
     run = max(1, min(64, -(-len(paths) // (4 * threads))))
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(threads) if threads > 1 else None
     try:
+        if pool is None:
+            return read(0, len(paths))
         starts = range(0, len(paths), run)
         return [line for lines in pool.map(lambda i: read(i, min(i + run, len(paths))), starts) for line in lines]
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files at hand, not for all that remain
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files at hand, not for all that remain
+        torch.set_num_threads(before)
 
 
 def refuse_unreadable(lines: Sequence[str]) -> None:
