@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -185,8 +186,21 @@ def exact_products() -> Iterator[None]:
 
 def _to(parameter: Tensor, x: Tensor) -> Tensor:
     """A CPU parameter on the images' device, without waiting for it: a blocking copy would wait for all queued work."""
+    # Only from page-locked memory does CUDA copy without waiting.
+    if x.device.type == "cuda":
+        parameter = parameter.pin_memory()
     # Apple's GPUs may read the memory of a non-blocking copy after it was reused (pytorch issue 83015).
     return parameter.to(x.device, non_blocking=x.device.type != "mps")
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Once a process: lets a CPU use the memory of one part of the views again for the next.
+
+    glibc takes a block of more than 128 KB from the system and gives it back when it is freed, and every page taken
+    anew costs more than the arithmetic on it. A block that is freed raises that threshold to its own size, up to 32 MB.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 class _Described:
@@ -442,6 +456,8 @@ class SimCLRAugmentation(nn.Module):
         _refuse_bad_batch(images, index)
         table = self.draw(index, images.shape[2], images.shape[3], epoch, seed, view)
         part = max(1, _CHUNK_VALUES // (3 * self.image_size**2)) if images.device.type == "cpu" else max(1, len(images))
+        if images.device.type == "cpu":
+            _keep_freed_memory()
         # Half precision would shift the crop by parts of a pixel and bend the colors.
         with torch.autocast(images.device.type, enabled=False), exact_products():
             if len(images) and self._compiles(images.device):
@@ -475,7 +491,7 @@ class SimCLRAugmentation(nn.Module):
         """The view as `_replay` makes it, up to rounding, by compiled functions and the operations they leave out."""
         count, size, on_cpu = len(images), self.image_size, images.device.type == "cpu"
         # One shape on a CPU, whatever the batch: compiled once, and always rounding alike.
-        part = _power_of_two(_CHUNK_VALUES // (3 * size**2)) if on_cpu else count
+        part = _power_of_two(2 * _CHUNK_VALUES // (3 * size**2)) if on_cpu else count
         views = images.new_empty(count, 3, size, size, dtype=torch.float32)
         mean, std = (_to(torch.tensor(values).view(3, 1, 1), images) for values in (self.mean, self.std))
         for start in range(0, count, part):

@@ -82,22 +82,31 @@ def crop_and_color(images: Tensor, draws: Tensor, size: int) -> Tensor:
 def blur(x: Tensor, draws: Tensor, count: int, kernel_size: int) -> None:
     """Gaussian blur, in place, of the `count` images that are to be blurred: x (N, 3, H, H), draws (N, 27)."""
     block = len(x) // _BLOCKS if len(x) % _BLOCKS == 0 else len(x)
-    rows, sigma = _column(draws, "rows")[:, 0].long(), _column(draws, "sigma")[:, 0]
-    for chosen in rows[: -(-count // block) * block].split(block):
-        # Padded outside of the compiled function: mirrored indices inside would keep a CPU from vectorising.
-        padded = F.pad(x.index_select(0, chosen), (kernel_size // 2,) * 4, mode="reflect")
-        x.index_copy_(0, chosen, _compiled(_convolve)(padded, sigma[chosen], kernel_size))
-
-
-def _convolve(padded: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Gaussian of sigma (n,) over (n, 3, H + kernel_size - 1, W + kernel_size - 1): (n, 3, H, W)."""
-    offset = torch.arange(kernel_size, device=padded.device) - kernel_size // 2
-    weight = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # (n, kernel_size)
+    rows = _column(draws, "rows")[:, 0].long()
+    offset = torch.arange(kernel_size // 2 + 1, device=x.device)
+    weight = torch.exp(-0.5 * (offset / _column(draws, "sigma")) ** 2)  # (N, kernel_size // 2 + 1), from the centre
+    weight = weight / (2 * weight.sum(1, keepdim=True) - 1)
     # Far taps of a narrow kernel are denormal: a CPU is ten times slower on them.
-    weight = (weight * (weight > 1e-12)).T[..., None, None, None]
-    height, width = padded.shape[2] - kernel_size + 1, padded.shape[3] - kernel_size + 1
-    rows = sum(padded[:, :, k : k + height] * weight[k] for k in range(kernel_size))
-    return sum(rows[..., k : k + width] * weight[k] for k in range(kernel_size))
+    weight = weight * (weight > 1e-12)
+    for chosen in rows[: -(-count // block) * block].split(block):
+        # Padding and weights are left out of the compiled function, where a CPU would not vectorise either.
+        padded = F.pad(x.index_select(0, chosen), (kernel_size // 2,) * 4, mode="reflect")
+        x.index_copy_(0, chosen, _compiled(_convolve)(padded, weight[chosen]))
+
+
+def _convolve(padded: Tensor, weight: Tensor) -> Tensor:
+    """Both passes of a symmetric kernel, weight (n, r + 1) from its centre: (n, 3, H + 2r, W + 2r) -> (n, 3, H, W)."""
+    radius = weight.shape[1] - 1
+    weight = weight.T[..., None, None, None]
+    height, width = padded.shape[2] - 2 * radius, padded.shape[3] - 2 * radius
+
+    def pair(x: Tensor, offset: int, axis: int, length: int) -> Tensor:
+        return x.narrow(axis, radius - offset, length) + x.narrow(axis, radius + offset, length)
+
+    rows = padded.narrow(2, radius, height) * weight[0]
+    rows = rows + sum(pair(padded, k, 2, height) * weight[k] for k in range(1, radius + 1))
+    view = rows.narrow(3, radius, width) * weight[0]
+    return view + sum(pair(rows, k, 3, width) * weight[k] for k in range(1, radius + 1))
 
 
 def _crop_and_color(images: Tensor, draws: Tensor, size: int) -> Tensor:
