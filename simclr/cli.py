@@ -33,6 +33,7 @@ from simclr.checkpoint import LAST, Checkpoint, check_resume, read_checkpoint, s
 from simclr.data import ImageData
 from simclr.eval.evaluation import linear_evaluation, write_result
 from simclr.loggers import WandbMode, build_loggers
+from simclr.memory import check_memory
 from simclr.module import SimCLR
 from simclr.report import write_report
 from simclr.run_folder import RunFolder
@@ -267,17 +268,24 @@ def summary(cli: TrainCLI) -> str:
     late = hparams.warmup_epochs > epochs > 0 and steps == -1
     warmup = f", which {hparams.warmup_epochs:g} warm-up epochs do not reach" if late else ""
     share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
+    parts = f", {hparams.micro_batch_size} at a time" if hparams.micro_batch_size else ""
+    chosen = {"nt_xent": "NT-Xent", "dcl": "DCL", "nt_logistic": "NT-Logistic", "margin_triplet": "margin triplet"}
+    loss = f"{chosen[hparams.loss]}{', semi-hard' if hparams.semi_hard else ''}, " + (
+        f"margin {hparams.margin:g}" if hparams.loss == "margin_triplet" else f"temperature {hparams.temperature:g}"
+    )
     rows = {
         "run": str(cli.run_dir),
         "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {hparams.image_size} px",
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
         f"z of {model.head.out_dim} ({hparams.head} head)",
-        "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}, "
+        "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
         f"{data.steps_per_epoch} steps an epoch, {length}",
-        "optimiser": f"{hparams.optimizer}, learning rate {lr}{warmup}, temperature {hparams.temperature:g}",
+        "loss": f"{loss}{f', {hparams.views} views' if hparams.views > 2 else ''}",
+        "optimiser": f"{hparams.optimizer}, learning rate {lr}{warmup}",
+        "memory": cli.memory,
         "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}",
     }
-    return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
+    return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 
 
 def train(argv: list[str] | None = None) -> None:
@@ -381,6 +389,15 @@ def _check(cli: TrainCLI) -> None:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
     if cli.resumed:
         check_resume(cli.resumed, cli.model, cli.datamodule)
+    trainer = cli.trainer
+    cli.memory = check_memory(
+        cli.model,
+        trainer.strategy.root_device,
+        cli.datamodule.batch_size // trainer.world_size,
+        trainer.world_size,
+        trainer.num_devices,
+        trainer.precision,
+    )
     cli.datamodule.setup("fit")
 
 

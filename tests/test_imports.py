@@ -15,6 +15,7 @@ LAYERS = [
     ["augment", "fused", "losses", "gradient_cache", "heads", "resnet", "encoders", "optim"],
     ["data"],
     ["module", "checkpoint"],
+    ["memory"],
     ["eval"],
     ["callbacks", "loggers", "export", "charts", "run_folder"],
     ["report"],

@@ -1,0 +1,137 @@
+"""What a training step needs of a device's memory, before it runs: by a forward pass on shapes alone."""
+
+import copy
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from simclr.module import SimCLR
+
+# Beyond what backward keeps, a step holds gradients of activations and a kernel's workspace: one or two more of the
+# largest activations. Measured on a CPU, see tests/test_memory.py.
+_TRANSIENT_ACTIVATIONS = 3
+_STATES = {"lars": 1, "sgd": 1, "adamw": 2}  # numbers an optimiser keeps for each weight
+
+
+class Memory(NamedTuple):
+    """Bytes on one device at the peak of a step; an estimate.
+
+    Attributes:
+        activations: what the encoder and the head keep for backward, of the images at hand at a time.
+        views: the views of those images.
+        weights: with their gradients and the optimiser's state.
+        loss: projections and tiles.
+    """
+
+    activations: int
+    views: int
+    weights: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def estimate(
+    model: SimCLR, images: int, at_a_time: int | None = None, world_size: int = 1, precision: str = "32-true"
+) -> Memory:
+    """Memory of a step: within a third for the networks it was measured with, ResNets of 0.1 to 25 M weights.
+
+    Args:
+        model: as configured; its weights are not looked at.
+        images: of one device.
+        at_a_time: of them in a micro-batch; all if None.
+        world_size: devices.
+        precision: Lightning's name of it.
+    """
+    hparams = model.hparams
+    at_a_time = at_a_time or images
+    rows = hparams.views * at_a_time
+    views = rows * 3 * hparams.image_size**2 * 4
+    kept, largest = _activations(model, rows, 2 if precision.startswith(("16", "bf16")) else 4)
+    numbers = sum(p.numel() for p in model.parameters())
+    per_weight = 2 + _STATES[hparams.optimizer] + (world_size > 1)  # DDP's buckets are one more copy of the gradient
+    everyone = hparams.views * images * world_size
+    loss = everyone * model.head.out_dim * 4 * 3 + hparams.views * images * model.head.out_dim * 4 * 4
+    return Memory(kept + _TRANSIENT_ACTIVATIONS * largest, 2 * views, numbers * 4 * per_weight, loss)
+
+
+def _activations(model: SimCLR, rows: int, number_bytes: int) -> tuple[int, int]:
+    """Bytes that backward keeps of a forward pass of `rows` views, and of the largest single tensor among them."""
+    network = nn.Sequential(*(copy.deepcopy(part).to("meta") for part in (model.encoder, model.head))).train()
+    weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, tuple[int, object]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            scale = number_bytes / 4 if tensor.is_floating_point() else 1
+            kept[storage._cdata] = int(storage.nbytes() * scale), storage  # held, so that no other gets its address
+        return tensor
+
+    side = model.hparams.image_size
+    x = torch.empty(rows, 3, side, side, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+        z = network(x)
+    sizes = [size for size, _ in kept.values()]
+    del z
+    return sum(sizes), max(sizes, default=0)
+
+
+def check_memory(model: SimCLR, device: torch.device, images: int, world_size: int, here: int, precision: str) -> str:
+    """One line on the memory of a step, for people; empty if it cannot be told.
+
+    Args:
+        device: of this process.
+        images: of one device.
+        world_size: devices in all.
+        here: devices on this machine, which share the memory of CPUs.
+        precision: Lightning's name of it.
+    Raises:
+        ValueError: if a step certainly does not fit, with a micro-batch that would.
+    """
+    try:
+        need = estimate(model, images, model.hparams.micro_batch_size, world_size, precision)
+    except (NotImplementedError, RuntimeError):  # a network that cannot run on shapes alone
+        return ""
+    line = f"about {_size(need.total)} a step: activations {_size(need.activations)}, weights {_size(need.weights)}, "
+    line += f"views {_size(need.views)}, loss {_size(need.loss)}"
+    have = available(device)
+    if have is None:
+        return line
+    have //= here if device.type == "cpu" else 1
+    if need.total > have:
+        fits = [n for n in range(1, images) if images % n == 0]
+        needs = {n: estimate(model, images, n, world_size, precision).total for n in fits}
+        fits = [n for n in fits if needs[n] < 0.8 * have]
+        advice = (
+            f"--model.micro_batch_size {fits[-1]} takes about {_size(needs[fits[-1]])}, for the same gradient."
+            if fits
+            else "Use a smaller encoder or batch."
+        )
+        raise ValueError(
+            f"a step of {model.hparams.micro_batch_size or images} images takes about {_size(need.total)} on a device "
+            f"that has {_size(have)}. {advice}"
+        )
+    return f"{line}; of {_size(have)}"
+
+
+def _size(count: int) -> str:
+    """Bytes for people: two digits and a unit."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.{0 if count >= 10 * unit else 1}f} {name}"
+    return f"{count} bytes"
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes of memory the device has in all, of a CPU what the machine has; None if that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
