@@ -9,9 +9,9 @@ do their work on the chosen images only, and follow torchvision's float semantic
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -225,6 +225,18 @@ class ResizedCrop(_Described, GeometricAugmentationBase2D):
         return crop_resize(input, params["box"], params["flip"], flags["size"]).mul_(scale)
 
 
+def _change(x: Tensor, rows: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> None:
+    """Change the images x[rows] in place: rows (n,) ascend and, like the parameters (N, ...), are on the CPU."""
+    if len(rows) == 0:
+        return
+    first, last, chosen = int(rows[0]), int(rows[-1]), [parameter[rows] for parameter in parameters]
+    if last - first == len(rows) - 1:  # next to each other, as often in the small parts of large images: no copy
+        x[first : last + 1] = change(x[first : last + 1], *chosen)
+    else:
+        on_device = _to(rows, x)
+        x.index_copy_(0, on_device, change(x.index_select(0, on_device), *chosen))
+
+
 class _OnChosen(_Described, IntensityAugmentationBase2D):
     """A Kornia operation that changes, in place, the images for which the first parameter it `reads` is true.
 
@@ -240,10 +252,7 @@ class _OnChosen(_Described, IntensityAugmentationBase2D):
 
     def apply_transform(self, input, params, flags, transform=None):
         rows = params[self.reads[0]].nonzero().flatten()
-        if len(rows):
-            on_device = _to(rows, input)
-            changed = self.change(input.index_select(0, on_device), *(params[name][rows] for name in self.reads[1:]))
-            input.index_copy_(0, on_device, changed)
+        _change(input, rows, self.change, *(params[name] for name in self.reads[1:]))
         return input
 
     def change(self, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -267,16 +276,17 @@ class ColorJitter(_OnChosen):
 
     reads = ("jitter", "order", "brightness", "contrast", "saturation", "hue")
 
-    def change(self, x, order, *factors):
+    def apply_transform(self, input, params, flags, transform=None):
+        chosen, order, *factors = (params[name] for name in self.reads)
         adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
         for step in range(4):
             for which, adjust in enumerate(adjustments):
-                rows = (order[:, step] == which).nonzero().flatten()
-                if len(rows):
-                    on_device = _to(rows, x)
-                    factor = _to(factors[which][rows], x).view(-1, 1, 1, 1)
-                    x.index_copy_(0, on_device, adjust(x.index_select(0, on_device), factor))
-        return x
+                rows = (chosen & (order[:, step] == which)).nonzero().flatten()
+                _change(input, rows, partial(self.change, adjust), factors[which])
+        return input
+
+    def change(self, adjust, x, factor):
+        return adjust(x, _to(factor, x).view(-1, 1, 1, 1))
 
 
 class Grayscale(_OnChosen):
