@@ -193,8 +193,9 @@ def _data_of(checkpoint: Checkpoint) -> ImageData:
     """The images a run was trained on, read from where they were."""
     if not checkpoint.data:
         raise ValueError("the run was not trained on an ImageData, so its images are not known.")
-    # Nothing is decoded ahead: a report shows a few of the images.
-    settings = {**checkpoint.data, "image_size": checkpoint.model["image_size"], "memory_limit_gb": 0.0}
+    # Nothing is decoded ahead, and no cache is built anew: a report shows a few of the images.
+    ahead = {"memory_limit_gb": 0.0, "cache_dir": None}
+    settings = {**checkpoint.data, "image_size": checkpoint.model["image_size"], **ahead}
     return ImageData(**settings)
 
 
