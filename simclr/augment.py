@@ -3,7 +3,8 @@
 Read it in the order it runs: `SimCLRAugmentation.draw` draws what happens to each image, a table on the CPU that
 depends on (seed, epoch, image index, view number) alone; `SimCLRAugmentation.view` injects that table into a Kornia
 `AugmentationSequential` through Kornia's own `params=` replay. The operations are Kornia operations with kernels that
-do their work on the chosen images only, and follow torchvision's float semantics.
+do their work on the chosen images only, and follow torchvision's float semantics. On CUDA, and elsewhere on request,
+compiled functions (`simclr/fused.py`) make the same views from the same table.
 """
 
 import itertools
@@ -344,7 +345,8 @@ class SimCLRAugmentation(nn.Module):
 
     A view is a pure function of (seed, epoch, image index, view number): it does not depend on the batch around the
     image, on the number of devices or workers, or on any random number drawn elsewhere. On a CPU that holds to the last
-    bit; on other devices the parameters are the same bits (they are drawn on the CPU) and the pixels agree to rounding.
+    bit, for either way of `compile_views`; on other devices the parameters are the same bits (they are drawn on the
+    CPU) and the pixels agree to rounding.
 
     The operations run in this order: crop and resize, flip, rotation, color jitter, gray, blur, Sobel, noise, cutout,
     normalisation. Each is applied to an image with its own probability; 0 leaves it out. An image's random numbers
@@ -465,7 +467,6 @@ class SimCLRAugmentation(nn.Module):
         """
         _refuse_bad_batch(images, index)
         table = self.draw(index, images.shape[2], images.shape[3], epoch, seed, view)
-        part = max(1, _CHUNK_VALUES // (3 * self.image_size**2)) if images.device.type == "cpu" else max(1, len(images))
         if images.device.type == "cpu":
             _keep_freed_memory()
         # Half precision would shift the crop by parts of a pixel and bend the colors.
@@ -474,18 +475,17 @@ class SimCLRAugmentation(nn.Module):
                 try:
                     return self._compiled_view(images, table)
                 except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-                    SimCLRAugmentation._compiler_works = False
-                    reason = str(error).strip().replace("\n", " ")[:300]
-                    warnings.warn(
-                        f"Kornia's operations make the views, which is slower, because torch.compile failed: {reason} "
-                        "... On a CPU it needs a C++ compiler. Pass compile_views=False to do without.",
-                        stacklevel=2,
-                    )
-            views = images.new_empty(len(images), 3, self.image_size, self.image_size, dtype=torch.float32)
-            for start in range(0, len(images), part):
-                rows = slice(start, start + part)
-                views[rows] = self._replay(images[rows], {name: values[rows] for name, values in table.items()})
-            return views
+                    self._do_without_compiler(error)
+            return self._kornia_view(images, table)
+
+    def _kornia_view(self, images: Tensor, table: dict[str, Tensor]) -> Tensor:
+        count, size = len(images), self.image_size
+        part = max(1, _CHUNK_VALUES // (3 * size**2) if images.device.type == "cpu" else count)
+        views = images.new_empty(count, 3, size, size, dtype=torch.float32)
+        for start in range(0, count, part):
+            rows = slice(start, start + part)
+            views[rows] = self._replay(images[rows], {name: values[rows] for name, values in table.items()})
+        return views
 
     def _replay(self, images: Tensor, table: dict[str, Tensor]) -> Tensor:
         """The Kornia pipeline with the parameters of the table."""
@@ -497,19 +497,27 @@ class SimCLRAugmentation(nn.Module):
         wanted = device.type == "cuda" if self.compile_views is None else self.compile_views
         return wanted and self._compiler_works
 
+    def _do_without_compiler(self, error: Exception) -> None:
+        SimCLRAugmentation._compiler_works = False
+        reason = str(error).strip().replace("\n", " ")[:300]
+        warnings.warn(
+            f"Kornia's operations make the views, which is slower, because torch.compile failed: {reason} ... "
+            "On a CPU it needs a C++ compiler. Pass compile_views=False to do without.",
+            stacklevel=3,
+        )
+
     def _compiled_view(self, images: Tensor, table: dict[str, Tensor]) -> Tensor:
-        """The view as `_replay` makes it, up to rounding, by compiled functions and the operations they leave out."""
-        count, size, on_cpu = len(images), self.image_size, images.device.type == "cpu"
+        """The same view up to rounding, by compiled functions and by the operations that they leave out."""
+        count, size = len(images), self.image_size
         # One shape on a CPU, whatever the batch: compiled once, and always rounding alike.
-        part = _power_of_two(2 * _CHUNK_VALUES // (3 * size**2)) if on_cpu else count
+        part = _power_of_two(_CHUNK_VALUES / (3 * size**2)) if images.device.type == "cpu" else count
         views = images.new_empty(count, 3, size, size, dtype=torch.float32)
         mean, std = (_to(torch.tensor(values).view(3, 1, 1), images) for values in (self.mean, self.std))
         for start in range(0, count, part):
             end = min(start + part, count)
-            rows = slice(start, end)
-            if end - start < part:
-                # Filled up with the last image.
-                rows = torch.arange(start, start + part).clamp(max=count - 1)
+            # The last part is filled up with the last image.
+            whole = end - start == part
+            rows = slice(start, end) if whole else torch.arange(start, start + part).clamp(max=count - 1)
             drawn = {name: values[rows] for name, values in table.items()}
             draws = _to(fused.pack(drawn), images)
             x = fused.crop_and_color(images[rows], draws, size)
@@ -638,9 +646,9 @@ class SimCLRAugmentation(nn.Module):
             raise ValueError("SimCLRAugmentation: " + " ".join(problems))
 
 
-def _power_of_two(number: int) -> int:
-    """The largest that is not above the number; 1 for 0."""
-    return 1 << max(number, 1).bit_length() - 1
+def _power_of_two(number: float) -> int:
+    """The nearest one, by ratio; 1 for numbers below."""
+    return 1 << max(0, round(math.log2(number)))
 
 
 def _is_range(ends: tuple[float, ...], largest: float = math.inf) -> bool:
