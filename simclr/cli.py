@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import simclr
+from simclr import distributed
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
 from simclr.checkpoint import LAST, Checkpoint, check_resume, read_checkpoint, save_encoder
 from simclr.data import ImageData
@@ -40,6 +41,7 @@ from simclr.run_folder import RunFolder
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # as a shell reports Ctrl-C
+_AGREE_EVERY = 8  # steps after which several ranks ask each other whether to stop
 
 
 class Parser(LightningArgumentParser):
@@ -206,7 +208,7 @@ def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
 class SaveOnInterrupt(Callback):
     """On Ctrl-C or SIGTERM: finish the step, save a checkpoint that continues exactly from it, and stop.
 
-    With several ranks, which may notice at different steps, a run stops at once and goes on from its last epoch.
+    Several ranks, which may be told at different steps or not all, agree on the step.
 
     Args:
         run_dir: the run folder.
@@ -214,25 +216,35 @@ class SaveOnInterrupt(Callback):
 
     def __init__(self, run_dir: Path):
         self.path = Path(run_dir) / LAST
-        self.asked = self.saved = False
+        self.asked = self.agreed = self.saved = False
         self.previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the two signals."""
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self.previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        # Lightning agrees on a SIGTERM before every batch on the device, and so waits for all that is queued there
+        # (its issue 21487). This callback agrees between the hosts.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nfinishing this step, then saving; again to stop at once", file=sys.stderr, flush=True)
+        if distributed.rank() == 0:
+            print("\nfinishing this step, then saving; again to stop at once", file=sys.stderr, flush=True)
+
+    def _agree(self) -> None:
+        self.agreed |= any(asked for (asked,) in distributed.exchange([self.asked]))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, if asked to stop: after an optimiser step, because accumulated gradients are not in a checkpoint."""
-        if self.asked and (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
+        if trainer.world_size == 1 or batch_idx % _AGREE_EVERY == 0:
+            self._agree()
+        if self.agreed and (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
             self.saved = True
 
@@ -243,7 +255,8 @@ class SaveOnInterrupt(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asked to stop in the last step of an epoch: what belongs to its end, the checkpoint too, has been done."""
-        if self.asked:
+        self._agree()
+        if self.agreed:
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -142,7 +142,8 @@ def test_a_run_without_checkpoints_and_one_with_the_users_beside_ours(tmp_path, 
 
 def test_an_interrupt_waits_for_accumulated_gradients(tmp_path):
     saved = []
-    trainer = SimpleNamespace(accumulate_grad_batches=2, is_last_batch=False, save_checkpoint=saved.append)
+    trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=2, is_last_batch=False)
+    trainer.save_checkpoint = saved.append
     callback = SaveOnInterrupt(tmp_path)
     callback.asked = True
     callback.on_train_batch_end(trainer, None, None, None, 0)

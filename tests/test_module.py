@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -456,3 +457,37 @@ def test_more_ranks_and_micro_batches_train_the_run_of_one(tmp_path, run_of_one,
     assert apart < 1e-4
     assert weights < 1e-4
     assert moved > 1e-2  # so that an error in the gradient would show
+
+
+def test_two_ranks_stopped_by_one_signal_continue_to_the_same_bits(tmp_path):
+    """Only one rank is told to stop, in the middle of an epoch; both save after the same step."""
+    command = [sys.executable, str(ROOT / "train.py")]
+    settings = [*BN_FREE, "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "6"]
+    whole = subprocess.run([*command, *settings, "--run_dir", "whole"], cwd=tmp_path, capture_output=True, timeout=150)
+    assert whole.returncode == 0, whole.stderr
+    with subprocess.Popen(
+        [*command, *settings, "--run_dir", "cut"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as run:
+        while not run.stdout.readline().startswith("epoch 1/6"):
+            assert run.poll() is None
+        time.sleep(0.1)  # into the second epoch
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert said.count("finishing this step, then saving") == 1
+    assert "continue with: python train.py --ckpt_path cut/checkpoints/last.ckpt" in said
+    stopped = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt")["global_step"]
+    assert 10 <= stopped < 60
+    print(f"stopped at step {stopped}")
+    again = [*command, "--ckpt_path", "cut/checkpoints/last.ckpt"]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    expected, found = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt")["state_dict"] for run in ("whole", "cut")
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
