@@ -1,6 +1,6 @@
 """The loss beside its rivals and beside its own matrix products: time, memory and error, all in one run.
 
-    python benchmarks/nt_xent.py                           # one CPU thread, N = 256 to 32 768: most of an hour
+    python benchmarks/nt_xent.py                           # one CPU thread, N = 256 to 32 768: half an hour
     python benchmarks/nt_xent.py --quick                   # N = 4 096 alone: a minute
     python benchmarks/nt_xent.py --device cuda             # N = 4 096, 32 768 and 65 536
 
