@@ -160,7 +160,7 @@ class EpochLines(Callback):
         knn = f"  kNN {100 * metrics['knn_top1'].item():5.1f} %" if measured else ""
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         epoch = f"{trainer.current_epoch + 1:>{max(1, len(last) - 1)}}{last}"
-        line = f"epoch {epoch}  loss {metrics['train_loss_epoch'].item():.4f}  {seconds:5.1f} s{knn}"
+        line = f"epoch {epoch}  loss {pl_module.mean_epoch_loss():.4f}  {seconds:5.1f} s{knn}"
         _print(trainer, line)
 
 

@@ -11,7 +11,6 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from simclr import losses
 from simclr.augment import SimCLRAugmentation
@@ -147,8 +146,8 @@ class SimCLR(LightningModule):
         )
         if channels_last:
             self.encoder.to(memory_format=torch.channels_last)
-        # Equal on all ranks already; NaN is looked for in `_log`.
-        self.epoch_loss = MeanMetric(nan_strategy="disable", sync_on_compute=False)
+        self.epoch_loss: Tensor | float = 0.0  # summed over the steps of the epoch so far
+        self.epoch_steps = 0
 
     def setup(self, stage: str) -> None:
         """Refuse a data module whose batch is not the one that the learning rate goes by."""
@@ -286,8 +285,7 @@ class SimCLR(LightningModule):
                 (scaler.scale(surrogate) if scaler else surrogate).backward()
 
         cached = backward_in_parts(parts, loss_of, backward, [self.encoder, self.head])
-        self._log(stats[0], batch_idx)
-        self.log("gradient_cache_error", cached.error, on_step=True, on_epoch=False)
+        self._log(stats[0], batch_idx, gradient_cache_error=cached.error)
         return cached.last
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
@@ -297,29 +295,39 @@ class SimCLR(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A run continued in the middle of an epoch reports the mean loss of the whole epoch."""
-        checkpoint["epoch_loss"] = [self.epoch_loss.mean_value.item(), self.epoch_loss.weight.item()]
+        checkpoint["epoch_loss"] = [float(self.epoch_loss), float(self.epoch_steps)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `on_save_checkpoint`; a checkpoint that another tool wrote need not have it."""
-        if "epoch_loss" in checkpoint:
-            mean_value, weight = checkpoint["epoch_loss"]
-            self.epoch_loss.mean_value.fill_(mean_value)
-            self.epoch_loss.weight.fill_(weight)
+        self.epoch_loss, steps = checkpoint.get("epoch_loss", (0.0, 0.0))
+        self.epoch_steps = int(steps)
 
-    def _log(self, stats: losses.ContrastStats, batch_idx: int) -> None:
-        """Logs the loss of the global batch and what goes with it, alike on all ranks."""
-        # A look at the value waits for the device: only where it is logged in any case, and once at the end.
-        step = self.trainer.global_step
-        if (step % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch) and not stats.loss.isfinite():
-            raise FloatingPointError(f"the loss is {stats.loss.item()} at step {step}. {_DIVERGED}")
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        values = {"train_loss": stats.loss, "lr": lr, "contrast_top1": stats.accuracy}
-        values |= {"positive_cosine": stats.positive_cosine, "negative_cosine": stats.negative_cosine}
-        self.log_dict(values, on_step=True, on_epoch=False)
+    def _log(self, stats: losses.ContrastStats, batch_idx: int, **more: Tensor) -> None:
+        """Logs the loss of the global batch and what goes with it, alike on all ranks, where Lightning writes it down.
+
+        Lightning would take it at every step, at the price of a tenth of a short one.
+        """
         if batch_idx == 0:
-            self.epoch_loss.reset()
-        self.epoch_loss.update(stats.loss)
-        self.log("train_loss_epoch", self.epoch_loss, on_step=False, on_epoch=True, prog_bar=True)
+            self.epoch_loss, self.epoch_steps = 0.0, 0
+        self.epoch_loss, self.epoch_steps = self.epoch_loss + stats.loss, self.epoch_steps + 1
+        trainer = self.trainer
+        every, done = trainer.log_every_n_steps, trainer.fit_loop.epoch_loop._batches_that_stepped
+        logged = every > 0 and (done + 1) % every == 0
+        # A look at the value waits for the device.
+        if (logged or trainer.is_last_batch) and not stats.loss.isfinite():
+            raise FloatingPointError(f"the loss is {stats.loss.item()} at step {trainer.global_step}. {_DIVERGED}")
+        if logged:
+            values = {"train_loss": stats.loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+            values |= {"contrast_top1": stats.accuracy, "positive_cosine": stats.positive_cosine}
+            self.log_dict({**values, "negative_cosine": stats.negative_cosine, **more}, on_step=True, on_epoch=False)
+
+    def mean_epoch_loss(self) -> float:
+        """The mean loss of the global batches of this epoch so far."""
+        return float(self.epoch_loss) / max(1, self.epoch_steps)
+
+    def on_train_epoch_end(self) -> None:
+        """The mean loss of the epoch, the same on all ranks."""
+        self.log("train_loss_epoch", self.mean_epoch_loss(), prog_bar=True, rank_zero_only=True, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser, and warm-up and cosine by the step over the length of the run."""

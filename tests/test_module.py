@@ -211,12 +211,12 @@ def test_projections_that_are_not_finite_stop_the_run(tmp_path, step):
         fit(tmp_path, callbacks=[Break(step)], log_every_n_steps=50)
 
 
-@pytest.mark.parametrize("step", [0, STEPS - 1])
-def test_on_a_gpu_a_loss_that_is_not_finite_stops_the_run_where_it_is_logged(tmp_path, step, monkeypatch):
+@pytest.mark.parametrize(("step", "every", "seen"), [(0, 2, 1), (0, 50, STEPS - 1), (STEPS - 1, 50, STEPS - 1)])
+def test_on_a_gpu_a_loss_that_is_not_finite_stops_the_run_where_it_is_logged(tmp_path, monkeypatch, step, every, seen):
     # And at the last step of an epoch: before anything is saved.
     monkeypatch.setattr(losses, "_not_finite", lambda views: 0)
-    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {step}. Lower base_lr"):
-        fit(tmp_path, callbacks=[Break(step)], log_every_n_steps=50)
+    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {seen}. Lower base_lr"):
+        fit(tmp_path, callbacks=[Break(step)], log_every_n_steps=every)
 
 
 def test_labels_in_place_of_image_numbers_are_refused(tmp_path):

@@ -45,7 +45,7 @@ class Record(Callback):
         self.steps.append({name: trainer.callback_metrics[name].item() for name in ("train_loss", "lr")})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epochs.append(trainer.callback_metrics["train_loss_epoch"].item())
+        self.epochs.append(pl_module.mean_epoch_loss())
 
 
 class StopAt(SaveOnInterrupt):
