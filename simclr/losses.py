@@ -19,6 +19,7 @@ from simclr.precision import Operands, is_exact, products
 
 # Below it e^(1 / temperature) leaves the range where float32 sums of it are safe, and rounding costs 1e-5 of a logit.
 _SMALLEST_IN_FLOAT32 = 1 / 64
+_SMALLEST_NORM = 1e-8  # of a projection, which is divided by its norm
 _DENSE = 256  # anchors up to which one matrix is faster than tiles
 SMALLEST_TEMPERATURE = 0.0015  # e^(1 / temperature) is near the end of float64's range
 
@@ -337,7 +338,9 @@ class _LossBySums(torch.autograd.Function):
             thresholds = z.new_zeros(len(candidates))
             thresholds[own] = positive - settings.margin
         with products(settings.operands):
-            total, largest = tiles.sums(**tile_arguments, thresholds=thresholds)  # (m, K), (m,)
+            total, largest = tiles.sums(  # (m, K), (m,)
+                **tile_arguments, thresholds=thresholds, with_largest=settings.return_stats
+            )
         if extra is not None:
             total = total + extra[:, None]
         table = batch.gather(torch.cat((total, positive[:, None], largest[:, None]), dim=1))  # (M, K + 2)
@@ -345,7 +348,8 @@ class _LossBySums(torch.autograd.Function):
         negatives = len(candidates) - batch.views
         losses, weights, slopes = rule(total, positive, negatives)  # (M,) each
 
-        ctx.save_for_backward(tile_arguments.pop("anchors"), candidates, weights, slopes[own], positive)
+        operands = tile_arguments.pop("anchors"), tile_arguments.pop("candidates")
+        ctx.save_for_backward(*operands, weights, slopes[own], positive)
         ctx.tile_arguments, ctx.batch, ctx.settings, ctx.own = tile_arguments, batch, settings, own
         ctx.extra, ctx.dtype = extra is not None, z.dtype
         ctx.set_materialize_grads(False)
@@ -415,12 +419,32 @@ def _normalised(views: Sequence[Tensor], temperature: float) -> Tensor:
     """All projections of this rank, view after view, at length 1 and in the precision of the loss: (m, D)."""
     small = temperature < _SMALLEST_IN_FLOAT32
     dtype = torch.float64 if small or views[0].dtype == torch.float64 else torch.float32
-    return F.normalize(torch.cat(tuple(views)).to(dtype), dim=1, eps=1e-8)
+    return _Normalise.apply(torch.cat(tuple(views)).to(dtype))
+
+
+class _Normalise(torch.autograd.Function):
+    """`F.normalize` of rows, whose backward makes two tensors of the size of z in place of seven."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        norm = x.norm(dim=1, keepdim=True).clamp_(min=_SMALLEST_NORM)
+        z = x / norm
+        ctx.save_for_backward(z, norm)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        z, norm = ctx.saved_tensors
+        along = (grad * z).sum(1, keepdim=True).masked_fill_(norm <= _SMALLEST_NORM, 0)
+        return torch.addcmul(grad, z, along, value=-1).div_(norm)
 
 
 def _same_image_logits(z: Tensor, batch: _Batch) -> Tensor:
     """Each anchor's logits with the other views of its image, (V - 1, m)."""
     by_view = z.unflatten(0, (batch.views, batch.n))
+    if batch.views == 2:  # the logit of either end of a pair is the same
+        return ((by_view[0] * by_view[1]).sum(1) / batch.temperature).repeat(2)[None]
     logits = [(by_view * by_view.roll(-k, 0)).sum(2) for k in range(1, batch.views)]
     return torch.stack(logits).flatten(1) / batch.temperature
 
@@ -524,5 +548,8 @@ def _first_problem(
 def _not_finite(views: Sequence[Tensor]) -> int:
     """How many projections are not finite, on a CPU: a look at another device's would wait for it."""
     if views[0].device.type != "cpu":
+        return 0
+    # Their sum costs a tenth of a look at each, and is finite only if all of them are.
+    if all(view.detach().sum(dtype=torch.float64).isfinite() for view in views):
         return 0
     return sum(int((~view.detach().isfinite()).any(1).sum()) for view in views)

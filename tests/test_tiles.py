@@ -62,7 +62,7 @@ def test_sums_and_gradient_are_those_of_the_whole_matrix(rows, columns, start, n
     count = pairs_that_count(rows, columns, start, excluded)
     term, thresholds = getattr(tiles, name), numbers - 0.5
     expected = value(name, logits, thresholds[own]).where(count, 0).sum(1)
-    sums, largest = tiles.sums(z[own], z, start, temperature, term, excluded, thresholds, tile)
+    sums, largest = tiles.sums(z[own], z, start, temperature, term, excluded, thresholds, tile=tile)
     torch.testing.assert_close(sums[:, 0], expected, rtol=1e-12, atol=1e-12)
     if name == "HINGE":
         assert sums[:, 1].equal(((logits > thresholds[own, None]) & count).sum(1).double())
@@ -108,16 +108,15 @@ def test_a_tile_has_the_same_size_for_every_batch_and_stays_in_a_cores_cache(mon
 
 
 @pytest.mark.parametrize("term", [tiles.EXP, tiles.SOFTPLUS, tiles.HINGE])
-@pytest.mark.parametrize("both", [True, False])
-def test_the_bodies_of_a_tile_compile_whole(term, both):
+def test_the_bodies_of_a_tile_compile_whole(term):
     """What CUDA compiles, traced without a graph break; the code generator is left out."""
     generator = torch.Generator().manual_seed(0)
     logits, scratch = torch.randn(2, 6, 9, generator=generator)
     i, j, w_i, w_j = (torch.rand(n, generator=generator) for n in (6, 9, 6, 9))
     thresholds = (i[:, None], j) if term.has_threshold else (None, None)
     compile_ = {"fullgraph": True, "dynamic": True, "backend": "aot_eager"}
-    expected = tiles._reduce(logits.clone(), *thresholds, term.sums, both)
-    found = torch.compile(tiles._reduce, **compile_)(logits.clone(), *thresholds, term.sums, both)
+    expected = term.sums(logits.clone(), *thresholds)
+    found = torch.compile(term.sums, **compile_)(logits.clone(), *thresholds)
     torch.testing.assert_close(found, expected)
     arguments = (*thresholds, w_i[:, None], w_j)
     expected = term.slopes(logits.clone(), *arguments, scratch.clone())
