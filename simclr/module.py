@@ -1,7 +1,9 @@
 """SimCLR (Chen et al. 2020): two views of each image, encoded, projected, and told apart from all others."""
 
 import inspect
+import math
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -36,6 +38,9 @@ class SimCLR(LightningModule):
         encoder: a name that `build_encoder` knows: resnet18 ... resnet152, resnet8 ... resnet110 (CIFAR), or any
             torchvision or timm model.
         image_size: side of a view, in pixels.
+        start_size: progressive resolution: views of the first epoch have this side, and grow to image_size in steps of
+            32 pixels (of 4 below 128) over the first grow_epochs epochs. If not given: image_size throughout.
+        grow_epochs: see start_size; four fifths of the run save about a third of its time at 160 to 224.
         stem: `small` (3x3, stride 1), `small_stride2`, `imagenet` (7x7, stride 2, max-pool), or `auto` by image_size.
         width: multiplies every channel of a ResNet.
         shortcut: of a ResNet: A (zero padding), B (projection where dimensions grow), C (all projections) or none.
@@ -63,6 +68,8 @@ class SimCLR(LightningModule):
         batch_size: the global batch, which lr_scaling goes by. On the command line it comes from data.batch_size.
         channels_last: memory layout of images and convolutions: faster on most devices, the same numbers up to
             rounding.
+        compile_encoder: run encoder and head by torch.compile: a minute at the start, faster steps after it on most
+            GPUs. A CPU needs a C++ compiler.
         seed: of the views. On the command line it comes from seed_everything.
         **augmentation: settings of SimCLRAugmentation: strength, crop_scale, flip_prob, blur_prob, mean, std ...
     Raises:
@@ -74,6 +81,8 @@ class SimCLR(LightningModule):
         encoder: str = "resnet18",
         *,
         image_size: int = 32,
+        start_size: int | None = None,
+        grow_epochs: int = 0,
         stem: Stem = "auto",
         width: float = 1.0,
         shortcut: Shortcut = "B",
@@ -98,6 +107,7 @@ class SimCLR(LightningModule):
         warmup_epochs: float = 10,
         batch_size: int = 256,
         channels_last: bool = True,
+        compile_encoder: bool = False,
         seed: int = 0,
         **augmentation: Any,
     ):
@@ -113,6 +123,13 @@ class SimCLR(LightningModule):
             problems.append(f"momentum={momentum} is not in [0, 1)")
         if semi_hard and loss not in ("nt_logistic", "margin_triplet"):
             problems.append(f"semi_hard=True is for loss=nt_logistic and margin_triplet, not for {loss}")
+        if start_size is not None and not (1 <= start_size <= image_size and grow_epochs > 0):
+            problems.append(
+                f"start_size={start_size} with grow_epochs={grow_epochs}: use a size up to image_size={image_size} "
+                "and 1 epoch or more"
+            )
+        if start_size is None and grow_epochs:
+            problems.append(f"grow_epochs={grow_epochs} needs a start_size to grow from")
         if views < 2 or (views > 2 and loss != "nt_xent"):
             problems.append(f"views={views} with loss={loss}: use 2 views, or more with nt_xent")
         if problems:
@@ -146,6 +163,8 @@ class SimCLR(LightningModule):
         )
         if channels_last:
             self.encoder.to(memory_format=torch.channels_last)
+        self._smaller: SimCLRAugmentation | None = None  # of the epochs while views grow
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self.epoch_loss: Tensor | float = 0.0  # summed over the steps of the epoch so far
         self.epoch_steps = 0
 
@@ -223,8 +242,26 @@ class SimCLR(LightningModule):
 
     def _views(self, images: Tensor, index: Tensor) -> tuple[Tensor, ...]:
         """The views of this epoch, a pure function: a second call gives the same."""
-        epoch, seed = self.current_epoch, self.hparams.seed
-        return tuple(self.augment.view(images, index, epoch, seed, view) for view in range(self.hparams.views))
+        epoch, seed, augment = self.current_epoch, self.hparams.seed, self.augment_of(self.current_epoch)
+        return tuple(augment.view(images, index, epoch, seed, view) for view in range(self.hparams.views))
+
+    def view_size(self, epoch: int) -> int:
+        """The side of the views of an epoch, in pixels: image_size, or less while a progressive resolution grows."""
+        start, end, epochs = self.hparams.start_size, self.hparams.image_size, self.hparams.grow_epochs
+        if start is None or epoch >= epochs:
+            return end
+        step = 32 if end >= 128 else 4
+        return min(end, start + math.ceil((end - start) / step) * epoch // epochs * step)
+
+    def augment_of(self, epoch: int) -> SimCLRAugmentation:
+        """The augmentation of an epoch, at its resolution."""
+        size = self.view_size(epoch)
+        if size == self.hparams.image_size:
+            return self.augment
+        if size != getattr(self._smaller, "image_size", None):
+            settings = {name: self.hparams[name] for name in inspect.signature(SimCLRAugmentation).parameters}
+            self._smaller = SimCLRAugmentation(**{**settings, "image_size": size}).to(self.device)
+        return self._smaller
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of a batch of views, (n, 3, H, W) each; with micro-batches, of (images, index)."""
@@ -241,6 +278,13 @@ class SimCLR(LightningModule):
         x = x.to(next(self.encoder.parameters()).dtype)
         if self.hparams.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
+        if not self.hparams.compile_encoder:
+            return self._encode(x)
+        if self._compiled is None:
+            self._compiled = torch.compile(self._encode)  # not the whole step: logging inside it broke before
+        return self._compiled(x)
+
+    def _encode(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(x))
 
     def _loss(self, z: Tensor) -> tuple[Tensor, losses.ContrastStats]:

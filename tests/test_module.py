@@ -400,7 +400,38 @@ def test_the_loss_chosen_is_the_loss_of_the_views(tmp_path, settings):
     assert record.steps[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_views_grow_with_the_epochs_and_stay_pure_functions(tmp_path):
+    seen, model = Batches(), tiny_model(start_size=8, grow_epochs=2)
+    assert [tiny_model(image_size=224, start_size=160, grow_epochs=4).view_size(e) for e in range(6)] == [
+        160,
+        160,
+        192,
+        192,
+        224,
+        224,
+    ]
+    fit(tmp_path, model, callbacks=[seen], max_epochs=3)
+    assert [views[0].shape[-1] for views in seen.views] == [8] * STEPS + [12] * STEPS + [16] * STEPS
+    index = epoch_order(0, 1, IMAGES)[:BATCH]
+    expected = SimCLRAugmentation(12)(draw_shapes(IMAGES, 16)[0][index], index, epoch=1)
+    for view, other in zip(seen.views[STEPS], expected, strict=True):
+        assert torch.equal(view, other)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_takes_the_steps_of_the_plain_one(tmp_path):
+    plain, compiled = Record(), Record()
+    fit(tmp_path, tiny_model(**WITHOUT_BN), callbacks=[plain], max_epochs=1)
+    fit(tmp_path, tiny_model(**WITHOUT_BN, compile_encoder=True), callbacks=[compiled], max_epochs=1)
+    for step, other in zip(compiled.steps, plain.steps, strict=True):
+        assert step["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+
+
 def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match="start_size=64 with grow_epochs=3: use a size up to image_size=16"):
+        tiny_model(start_size=64, grow_epochs=3)
+    with pytest.raises(ValueError, match="grow_epochs=3 needs a start_size"):
+        tiny_model(grow_epochs=3)
     with pytest.raises(ValueError, match="semi_hard=True is for loss=nt_logistic and margin_triplet, not for nt_xent"):
         tiny_model(semi_hard=True)
     with pytest.raises(ValueError, match="views=3 with loss=dcl: use 2 views, or more with nt_xent"):
