@@ -378,7 +378,12 @@ class SimCLR(LightningModule):
         hparams = self.hparams
         lr = scale_lr(hparams.base_lr, hparams.batch_size, hparams.lr_scaling)
         optimizer = build_optimizer(
-            hparams.optimizer, self, lr=lr, weight_decay=hparams.weight_decay, momentum=hparams.momentum
+            hparams.optimizer,
+            self,
+            lr=lr,
+            weight_decay=hparams.weight_decay,
+            momentum=hparams.momentum,
+            fused=not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda"),
         )
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):

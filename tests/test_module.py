@@ -317,11 +317,10 @@ class Gradients(Callback):
     def __init__(self):
         self.steps, self.errors = [], []
 
-    def on_train_batch_end(self, trainer, *args):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.errors.append(trainer.callback_metrics.get("gradient_cache_error"))
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.steps.append(torch.cat([p.grad.flatten().clone() for p in pl_module.parameters()]))
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:  # a hook before the step would be before clipping
+            self.steps.append(torch.cat([p.grad.flatten().clone() for p in pl_module.parameters()]))
 
 
 @pytest.mark.parametrize(
@@ -345,6 +344,14 @@ def test_micro_batches_take_the_steps_of_the_whole_batch(tmp_path, settings):
         assert (grad - expected).norm() < tolerance * expected.norm()
     for a, b in zip(other.state_dict().values(), model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+def test_gradients_are_clipped_under_mixed_precision(tmp_path, optimizer):
+    seen = Gradients()
+    settings = {"gradient_clip_val": 0.05, "precision": "bf16-mixed", "max_steps": 2}
+    fit(tmp_path, tiny_model(optimizer=optimizer), callbacks=[seen], **settings)
+    assert [grad.norm().item() for grad in seen.steps] == pytest.approx([0.05, 0.05], rel=1e-4)
 
 
 FEW = "ignore:BatchNorm's statistics are those of a micro-batch"
