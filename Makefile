@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCHMARKS := nt_xent augmentation gradient_cache training
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow lint install clean bench bench-gpu
 
 demo: install  ## pretrain on the built-in images, evaluate, draw: about four minutes on two cores
 	$(BIN)/python train.py --config configs/pretrain/shapes_resnet8.yaml --run_dir $(DEMO_RUN)
@@ -27,6 +28,18 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
+
+bench: install  ## every benchmark on the CPU, about an hour; tables in benchmarks/results
+	$(BIN)/python -m pip install --quiet --editable '.[benchmarks]'
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py --markdown benchmarks/results/$${name}_cpu.md || exit 1; done
+	$(BIN)/python benchmarks/decoding.py | tee benchmarks/results/decoding_cpu.md
+
+bench-gpu: install  ## every benchmark that has a GPU side, and the tests that need one
+	$(BIN)/python -m pip install --quiet --editable '.[benchmarks]'
+	$(BIN)/python -m pytest -m gpu
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py --device cuda --markdown benchmarks/results/$${name}_cuda.md || exit 1; done
 
 clean:
 	rm -rf $(VENV)
