@@ -281,7 +281,9 @@ def summary(cli: TrainCLI) -> str:
     late = hparams.warmup_epochs > epochs > 0 and steps == -1
     warmup = f", which {hparams.warmup_epochs:g} warm-up epochs do not reach" if late else ""
     share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
-    parts = f", {hparams.micro_batch_size} at a time" if hparams.micro_batch_size else ""
+    group = model.batch_norm_group(trainer)
+    over = f" (BatchNorm over {group} views)" if group else ""
+    parts = f", {hparams.micro_batch_size} at a time{over}" if hparams.micro_batch_size else ""
     chosen = {"nt_xent": "NT-Xent", "dcl": "DCL", "nt_logistic": "NT-Logistic", "margin_triplet": "margin triplet"}
     loss = f"{chosen[hparams.loss]}{', semi-hard' if hparams.semi_hard else ''}, " + (
         f"margin {hparams.margin:g}" if hparams.loss == "margin_triplet" else f"temperature {hparams.temperature:g}"

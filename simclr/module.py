@@ -179,14 +179,22 @@ class SimCLR(LightningModule):
                 f"SimCLR has batch_size={self.hparams.batch_size}, the data module {given}. Give both the same."
             )
         self.check(self.trainer)
-        hparams, synchronised = self.hparams, self._has(torch.nn.SyncBatchNorm)
-        if hparams.micro_batch_size is not None and self._has(torch.nn.modules.batchnorm._BatchNorm):
-            group = hparams.views * hparams.micro_batch_size * (self.trainer.world_size if synchronised else 1)
-            if group < min(_SMALL_GROUP, hparams.views * hparams.batch_size):
-                rank_zero_warn(
-                    f"BatchNorm's statistics are those of a micro-batch, {group} views: few. The gradient is exact for "
-                    "that network; a larger model.micro_batch_size trains one nearer to the whole batch's."
-                )
+        group = self.batch_norm_group(self.trainer)
+        few = group is not None and group < min(_SMALL_GROUP, self.hparams.views * self.hparams.batch_size)
+        if few and self.hparams.micro_batch_size is not None:
+            rank_zero_warn(
+                f"BatchNorm's statistics are those of a micro-batch, {group} views: few. The gradient is exact for "
+                "that network; a larger model.micro_batch_size trains one nearer to the whole batch's."
+            )
+
+    def batch_norm_group(self, trainer: Trainer) -> int | None:
+        """How many views share BatchNorm's statistics; None for a network without."""
+        kinds = [module for module in self.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+        if not kinds:
+            return None
+        images = self.hparams.micro_batch_size or self.hparams.batch_size // trainer.world_size
+        synchronised = getattr(trainer.strategy, "_layer_sync", None) is not None
+        return self.hparams.views * images * (trainer.world_size if synchronised else 1)
 
     def check(self, trainer: Trainer) -> None:
         """Refuse micro-batches that do not divide, and a strategy with which they are not known to be exact.
@@ -210,9 +218,6 @@ class SimCLR(LightningModule):
                 f"model.micro_batch_size is for one device and for DDP, not for {type(trainer.strategy).__name__}. "
                 "Use --trainer.strategy ddp, or leave it out."
             )
-
-    def _has(self, kind: type[torch.nn.Module]) -> bool:
-        return any(isinstance(module, kind) for module in self.modules())
 
     def forward(self, images: Tensor) -> Tensor:
         """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""
