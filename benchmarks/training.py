@@ -359,15 +359,16 @@ def race(contenders: Sequence[Contender], rounds: int) -> dict[str, Result]:
     say(f"{len(contenders)} x {rounds} epochs: {', '.join(contender.name for contender in contenders)} ...")
     racers: list[Racer] = []
     try:
-        for contender in contenders:
-            racer = Racer(contender)
-            racers.append(racer)
+        racers += [Racer(contender) for contender in contenders]
+        for racer in list(racers):
             try:
                 racer.result.ready = max(answer[1] for answer in racer.answers())
-                racer.epoch(counted=False)
             except ImportError as error:
-                say(f"{contender.name} is left out: {error}. pip install -e '.[benchmarks]'")
-                racers.pop().end()
+                say(f"{racer.result.contender.name} is left out: {error}. pip install -e '.[benchmarks]'")
+                racer.end()
+                racers.remove(racer)
+        for racer in racers:
+            racer.epoch(counted=False)
         for number in range(rounds):
             for racer in racers if number % 2 == 0 else reversed(racers):
                 racer.epoch()
@@ -465,10 +466,10 @@ def whole_training(base: Contender, rounds: int, bars: bool) -> Iterator[str]:
     yield ""
 
 
-def cost_of_the_trainer(base: Contender, rounds: int, batches: Sequence[int]) -> Iterator[str]:
+def cost_of_the_trainer(base: Contender, rounds: int) -> Iterator[str]:
     """Time of a step under the Trainer and in the bare loop, where steps are short."""
     rows = []
-    for size in batches:
+    for size in (64, 32):  # steps of 10 to 20 ms and somewhat below on two cores
         base = replace(base, model={**EIGHT_LAYERS, "width": 1}, batch_size=size)
         results = race(
             [replace(base, name="ours", kind="trainer"), replace(base, name="bare loop", kind="bare")], rounds
@@ -616,7 +617,7 @@ def parts(options: argparse.Namespace, scratch: Path) -> Iterator[str]:
     """The tables, line by line."""
     on_cuda = options.device == "cuda" or options.rehearse
     batch_size = options.batch_size or (16 if options.rehearse else 512 if on_cuda else 256)
-    wanted = 4 * batch_size if options.rehearse else 50_000 if on_cuda else 10_240 if options.quick else 25_600
+    wanted = 4 * batch_size if options.rehearse else 50_000 if on_cuda else 10_240 if options.quick else 20_480
     if options.images is None:
         say(f"making {wanted:,} PNGs ...")
         make_images(scratch / "made", wanted)
@@ -638,13 +639,15 @@ def parts(options: argparse.Namespace, scratch: Path) -> Iterator[str]:
         yield from on_gpu(base, options.rounds, () if options.rehearse else ("default", "reduce-overhead"))
         return
     quick = options.quick
-    base = replace(base, folder=chosen("some", options.count or (2560 if quick else 7680)))
+    base = replace(base, folder=chosen("some", options.count or (2560 if quick else 5120)))
     asked = options.only or ["training", "trainer", "ranks", "growth"]
-    many = min(10_240 if quick else 25_600, len(paths))
+    many = min(10_240 if quick else 20_480, len(paths))
     sections: dict[str, Callable[[], Iterator[str]]] = {
         "training": lambda: whole_training(base, options.rounds, batch_size == 256),
-        "trainer": lambda: cost_of_the_trainer(base, 2 * options.rounds, (64,)),
-        "ranks": lambda: two_ranks(base, options.rounds),
+        "trainer": lambda: cost_of_the_trainer(
+            replace(base, folder=chosen("steps", 2560 if quick else 12_800)), options.rounds
+        ),
+        "ranks": lambda: two_ranks(base, min(3, options.rounds)),
         "growth": lambda: growth(base, chosen("few", many // 10), chosen("many", many), min(3, options.rounds)),
     }
     for name, section in sections.items():
