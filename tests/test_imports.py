@@ -17,7 +17,7 @@ LAYERS = [
     ["module", "checkpoint"],
     ["memory"],
     ["eval"],
-    ["callbacks", "loggers", "export", "charts", "run_folder"],
+    ["callbacks", "loggers", "export", "charts", "run_folder", "profile"],
     ["report"],
     ["cli"],
 ]

@@ -1,0 +1,123 @@
+"""The profile of a step: parts that add up, a limit that is one, a command that writes nothing."""
+
+import time
+
+import pytest
+import torch
+
+from simclr.cli import BAD_INPUT, INTERRUPTED, main
+from simclr.profile import StepClock, count_operations, dtype_of, throughput
+from tiny import fit, flags, tiny_model
+
+
+class Slow(StepClock):
+    """A clock under which the loss takes 20 ms longer."""
+
+    def on_train_start(self, trainer, pl_module):
+        loss = pl_module._loss
+
+        def slow(z):
+            time.sleep(0.02)
+            return loss(z)
+
+        pl_module._loss = slow
+        super().on_train_start(trainer, pl_module)
+
+
+def clocked(root, kind=StepClock, **settings):
+    clock, model = kind(5, "cpu"), tiny_model(**settings)
+    fit(root, model, callbacks=[clock], max_epochs=-1, max_steps=clock.steps)
+    return clock, model
+
+
+def test_parts_of_a_step_add_up_and_time_is_found_where_it_is_spent(tmp_path):
+    clock, model = clocked(tmp_path, Slow)
+    assert len(clock.timed) == len(clock.untouched) == 1  # epochs of 4 steps, blocks of 5
+    assert 5 * 0.02 <= clock.parts["loss"] < 5 * 0.02 + 0.1
+    assert clock.untouched[0] >= 5 * 0.02
+    assert 0.9 * clock.timed[0] < sum(clock.parts.values()) <= clock.timed[0]
+    assert all(clock.calls[part] >= 5 for part in ("data", "augmentation", "encoder", "loss", "backward", "optimiser"))
+    assert torch.Tensor.backward.__module__ == "torch._tensor"
+    assert "_project" not in vars(model)
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm's statistics are those of a micro-batch")
+def test_micro_batches_run_the_encoder_once_more_for_all_but_one(tmp_path):
+    clock, _ = clocked(tmp_path, micro_batch_size=4)  # 4 of them a step
+    assert clock.calls["encoder"] == clock.calls["augmentation"] == 5 * 7
+    assert clock.calls["backward"] == 5 * 4
+    assert clock.calls["loss"] == 5 * 2  # and its gradient
+
+
+def test_the_clock_changes_no_weight(tmp_path):
+    _, model = clocked(tmp_path)
+    other = tiny_model()
+    fit(tmp_path, other, max_epochs=-1, max_steps=StepClock(5, "cpu").steps)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_operations_are_those_counted_by_hand():
+    model = tiny_model(encoder="resnet8", width=1, stem="small", head="linear", projection_dim=8)
+    convolutions = 16 * 16 * (3 * 16 + 2 * 16 * 16) * 9  # stem and first stage, 16 pixels
+    convolutions += 8 * 8 * (16 * 32 + 32 * 32) * 9 + 8 * 8 * 16 * 32  # second stage and its shortcut
+    convolutions += 4 * 4 * (32 * 64 + 64 * 64) * 9 + 4 * 4 * 32 * 64
+    forward, backward = count_operations(model, 2)
+    assert forward == 2 * 2 * (convolutions + 64 * 8)
+    assert backward == 2 * forward - 2 * 2 * 16 * 16 * 3 * 16 * 9  # no gradient of the images
+
+
+def test_the_limit_is_the_rate_of_a_product():
+    rates = throughput(torch.device("cpu"), torch.float32, 0.05)
+    a = torch.randn(1024, 1024)
+    start = time.perf_counter()
+    for _ in range(3):
+        a @ a
+    assert rates["matrix products"] > 0.5 * 3 * 2 * 1024**3 / (time.perf_counter() - start)
+    assert [dtype_of(name) for name in ("bf16-mixed", "16-true", "32-true")] == [
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm's statistics are those of a micro-batch")
+def test_the_command_prints_a_table_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["profile", *flags({"model.micro_batch_size": 8}), "--steps=5"])
+    printed = capsys.readouterr().out
+    for row in ("augmentation", "backward", "the step untouched", "images/s", "advice", "8 at a time"):
+        assert row in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "answer"),
+    [
+        ("--steps=0", "steps=0 is not a positive number"),
+        ("--stepz=3", "unknown key stepz. Did you mean steps?"),
+        ("--model.micro_batch_size=5", "micro_batch_size=5 does not divide"),
+        ("--ckpt_path=x.ckpt", "a profile begins anew"),
+    ],
+)
+def test_a_mistake_gets_one_line(wrong, answer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", *flags({}), wrong])
+    error = capsys.readouterr().err
+    assert stop.value.code == BAD_INPUT
+    assert answer in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_stops_with_one_line(tmp_path, monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(StepClock, "on_train_batch_end", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", *flags({})])
+    assert stop.value.code == INTERRUPTED
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped: no profile"
+    assert not list(tmp_path.iterdir())
