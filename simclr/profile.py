@@ -24,7 +24,7 @@ from simclr.module import SimCLR
 
 PARTS = ("data", "augmentation", "encoder", "loss", "backward", "optimiser")
 _BLOCK = 5  # steps at a time, timed in parts or untouched: close in time, so that a neighbour disturbs both
-_WARM_UP = {"cpu": 3, "cuda": 10}  # steps: compiling, the choice of kernels, the first batches of workers
+_WARM_UP = {"cpu": 5, "cuda": 10}  # steps: compiling, the choice of kernels, the first batches of workers
 
 
 class StepClock(Callback):
@@ -45,7 +45,7 @@ class StepClock(Callback):
 
     def __init__(self, steps: int, device: str):
         self.blocks, self.device = -(-steps // _BLOCK), device
-        self.warm_up = _WARM_UP.get(device, 3)
+        self.warm_up = _WARM_UP.get(device, 5)
         self.parts, self.calls = Counter(), Counter()
         self.timed: list[float] = []
         self.untouched: list[float] = []

@@ -68,11 +68,12 @@ def test_operations_are_those_counted_by_hand():
 
 def test_the_limit_is_the_rate_of_a_product():
     rates = throughput(torch.device("cpu"), torch.float32, 0.05)
-    a = torch.randn(1024, 1024)
-    start = time.perf_counter()
-    for _ in range(3):
+    a, took = torch.randn(1024, 1024), []
+    for _ in range(5):
+        start = time.perf_counter()
         a @ a
-    assert rates["matrix products"] > 0.5 * 3 * 2 * 1024**3 / (time.perf_counter() - start)
+        took.append(time.perf_counter() - start)
+    assert 0.3 < rates["matrix products"] * min(took) / (2 * 1024**3) < 3
     assert [dtype_of(name) for name in ("bf16-mixed", "16-true", "32-true")] == [
         torch.bfloat16,
         torch.float16,
