@@ -147,6 +147,7 @@ def test_a_yardstick_that_does_not_converge_is_no_number_and_the_encoder_keeps_i
     assert other["linear_top1"] == record["linear_top1"]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # of one core
 def test_the_papers_protocol_decodes_files_in_as_many_threads_as_there_are_workers(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(sources, "read_images", lambda paths, side, threads: asked.append((paths, side, threads)))
