@@ -176,7 +176,7 @@ def with_trainer(contender: Contender, connection: Connection) -> None:
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=False,  # as in `simclr train` where nobody watches
-            log_every_n_steps=10,
+            log_every_n_steps=25,
             logger=build_loggers(Path(run_dir), "disabled", "simclr"),
             callbacks=[TakeTurns(turn), newest_checkpoint(Path(run_dir))],
             default_root_dir=run_dir,

@@ -385,7 +385,7 @@ def _parse_and_build(
                 "sync_batchnorm": torch.cuda.is_available(),  # statistics over all devices, as in the paper
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
-                "log_every_n_steps": 10,
+                "log_every_n_steps": 25,
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
