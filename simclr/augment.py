@@ -27,6 +27,7 @@ from kornia.filters import sobel
 from torch import Tensor, nn
 
 from simclr import fused
+from simclr.precision import products
 from simclr.seeding import stream_uniforms, uniforms, view_stream
 
 _CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
@@ -166,20 +167,18 @@ def blur(x: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
 
 @contextmanager
-def exact_products() -> Iterator[None]:
-    """Matrix products of float32 in float32, also where the training has allowed TF32 or bf16 for them.
+def in_float32(device_type: str) -> Iterator[None]:
+    """Numbers and matrix products in float32, whatever autocast, default dtype and rounding the training has chosen.
 
-    Those cost a picture up to 0.05. The settings are PyTorch's, for the process; they are put back.
+    Half precision would shift a crop by parts of a pixel and bend the colors; products in TF32 or bf16 cost up to 0.05.
     """
-    settings = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [setting.fp32_precision for setting in settings]
+    before = torch.get_default_dtype()  # Lightning sets it to that of bf16-true and the like
+    torch.set_default_dtype(torch.float32)
     try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        yield
+        with torch.autocast(device_type, enabled=False), products():
+            yield
     finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
+        torch.set_default_dtype(before)
 
 
 # The operations: Kornia's interface around the kernels. Each reads its columns of the one table of parameters.
@@ -466,11 +465,10 @@ class SimCLRAugmentation(nn.Module):
             ValueError: if the images or the index are not of these shapes and types, or a number is out of its range.
         """
         _refuse_bad_batch(images, index)
-        table = self.draw(index, images.shape[2], images.shape[3], epoch, seed, view)
         if images.device.type == "cpu":
             _keep_freed_memory()
-        # Half precision would shift the crop by parts of a pixel and bend the colors.
-        with torch.autocast(images.device.type, enabled=False), exact_products():
+        with in_float32(images.device.type):
+            table = self.draw(index, images.shape[2], images.shape[3], epoch, seed, view)
             if len(images) and self._compiles(images.device):
                 try:
                     return self._compiled_view(images, table)

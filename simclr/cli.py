@@ -84,6 +84,11 @@ class Parser(LightningArgumentParser):
             re.findall(r"Expected an? (?:typing\.)?(?:Literal)?(.+?)(?:\. Got|$)", message, re.MULTILINE)
         )
         names = [re.sub(r"<class '(.+?)'>", r"\1", kind).replace("NoneType", "null") for kind in wanted]
+        choices = re.findall(r"'([^']*)'", " ".join(names))
+        if choices and len(names) == 1:
+            nearest = difflib.get_close_matches(value.group(1), choices, n=1, cutoff=0.6)
+            meant = f" Did you mean {nearest[0]}?" if nearest else ""
+            return f"{key}={value.group(1)} is not one of {', '.join(choices)}.{meant}"
         return f"{key}={value.group(1)} is not {' or '.join(names) or 'valid'}."
 
     def suggest(self, key: str) -> str:
@@ -282,6 +287,10 @@ def summary(cli: TrainCLI) -> str:
     late = hparams.warmup_epochs > epochs > 0 and steps == -1
     warmup = f", which {hparams.warmup_epochs:g} warm-up epochs do not reach" if late else ""
     share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
+    size = f"{hparams.image_size} px"
+    if hparams.start_size is not None:
+        never = ", which this run does not reach" if 0 < epochs < hparams.grow_epochs and steps == -1 else ""
+        size = f"{hparams.start_size} px, growing to {size} over {hparams.grow_epochs} epochs{never}"
     group = model.batch_norm_group(trainer)
     over = f" (BatchNorm over {group} views)" if group else ""
     parts = f", {hparams.micro_batch_size} at a time{over}" if hparams.micro_batch_size else ""
@@ -291,7 +300,7 @@ def summary(cli: TrainCLI) -> str:
     )
     rows = {
         "run": str(cli.run_dir),
-        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {hparams.image_size} px",
+        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
         f"z of {model.head.out_dim} ({hparams.head} head)",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
@@ -309,8 +318,12 @@ def train(argv: list[str] | None = None) -> None:
     quiet()
     args = sys.argv[1:] if argv is None else argv
     folder = RunFolder()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code
     try:
         _train(args, folder)
+    except KeyboardInterrupt:
+        print("stopped before training began", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
     finally:
         folder.forget()
 

@@ -100,6 +100,14 @@ def _host_group(world: Any) -> Any:
     return _host_group_of[1]
 
 
+def max_over_ranks(x: Tensor) -> Tensor:
+    """The largest over ranks, element by element, without a gradient: for logging."""
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
 def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean of a tensor over ranks, without a gradient: for logging."""
     x = x.detach().clone()

@@ -65,7 +65,8 @@ def backward_in_parts(
     after = _random_states(devices)
     projections[0] = kept.detach()
 
-    leaves = [z.detach().requires_grad_() for z in projections]
+    # In float32: in 16 bits the unscaled gradient of a large batch would underflow.
+    leaves = [z.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_() for z in projections]
     with _no_autocast(devices):
         loss = loss_of(leaves)
         gradients = torch.autograd.grad(loss, leaves)

@@ -7,6 +7,7 @@ loss of the global batch, and whose gradient, averaged over ranks as DDP does, i
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -56,9 +57,11 @@ def nt_xent(
     of the global batch.
 
     Args:
-        z1, z2: projections of view 1 and view 2 of the same N images, (N, D), any scale: normalised here.
+        z1, z2: projections of view 1 and view 2 of the same N images, (N, D), of lengths from 1e-8 to 1e18: normalised
+            here.
         temperature: tau, divides the cosine similarities; 0.0015 at least.
-        gather: take the negatives from all ranks; otherwise from this rank only, a different, smaller problem.
+        gather: take the negatives from all ranks; otherwise from this rank only, a different, smaller problem. All
+            ranks must say the same.
         uneven: let ranks hold different N; each image then counts the same, on whatever rank it is.
         operands: how matrix products round what they multiply: tf32 and bfloat16 are faster where a device has them and
             cost about 0.05 % and 0.05 to 0.5 % of the gradient. The positive pairs are float32 in any case.
@@ -69,12 +72,12 @@ def nt_xent(
         is that mean times N * world_size / (N of all ranks), so that the mean over ranks stays the global loss.
     Raises:
         ValueError: on every rank, if the shapes differ or are not (N, D), N < 1, the batch that gives the negatives is
-            one image, the temperature is out of range, or ranks disagree about N (without `uneven`), D or the
-            temperature.
+            one image, the temperature is out of range or not a plain number (its gradient is not given), or ranks
+            disagree about N (without `uneven`), D, the temperature or the loss.
         FloatingPointError: on every rank, if CPU projections are not finite. (On other devices the loss is NaN instead:
             looking would wait for the device.)
     """
-    settings = _Settings(gather, uneven, operands, return_stats)
+    settings = _Settings(gather, uneven, operands, return_stats, "nt_xent")
     return _by_sums((z1, z2), temperature, settings, tiles.EXP, _nt_xent_of_sums)
 
 
@@ -92,7 +95,7 @@ def dcl(
 
     It is stronger than NT-Xent in small batches. Arguments, result and errors are those of `nt_xent`.
     """
-    settings = _Settings(gather, uneven, operands, return_stats)
+    settings = _Settings(gather, uneven, operands, return_stats, "dcl")
     return _by_sums((z1, z2), temperature, settings, tiles.EXP, _log_sum_minus_positive)
 
 
@@ -116,7 +119,7 @@ def nt_logistic(
             2015); an anchor without one has its positive's term only.
         z1, z2, temperature, gather, uneven, operands, return_stats: as for `nt_xent`, as are result and errors.
     """
-    settings = _Settings(gather, uneven, operands, return_stats)
+    settings = _Settings(gather, uneven, operands, return_stats, "nt_logistic", semi_hard=semi_hard)
     if semi_hard:
         return _by_semi_hard((z1, z2), temperature, settings, lambda p, s: F.softplus(-p) + F.softplus(s))
     return _by_sums((z1, z2), temperature, settings, tiles.SOFTPLUS, _logistic_of_sums)
@@ -140,7 +143,7 @@ def margin_triplet(
         semi_hard: as for `nt_logistic`; an anchor without a semi-hard negative has no loss.
         z1, z2, gather, uneven, operands, return_stats: as for `nt_xent`, as are result and errors.
     """
-    settings = _Settings(gather, uneven, operands, return_stats, margin)
+    settings = _Settings(gather, uneven, operands, return_stats, "margin_triplet", margin, semi_hard)
     if semi_hard:
         return _by_semi_hard((z1, z2), 1.0, settings, lambda p, s: (s - p + margin).clamp(min=0))
     return _by_sums((z1, z2), 1.0, settings, tiles.HINGE, _margin_of_sums)
@@ -167,7 +170,7 @@ def sup_con(
         temperature, gather, uneven, operands: as for `nt_xent`, as are result and errors.
         return_stats: as for `nt_xent`; with labels, accuracy and negative_cosine are NaN.
     """
-    settings = _Settings(gather, uneven, operands, return_stats)
+    settings = _Settings(gather, uneven, operands, return_stats, "sup_con")
     if labels is None:
         return _by_sums(views, temperature, settings, tiles.EXP, _nt_xent_of_sums)
     return _by_sums(views, temperature, settings, tiles.EXP, _log_sum_minus_positive, labels)
@@ -209,7 +212,9 @@ class _Settings(NamedTuple):
     uneven: bool
     operands: Operands
     return_stats: bool
+    name: str
     margin: float | None = None
+    semi_hard: bool = False
 
 
 class _Batch(NamedTuple):
@@ -476,6 +481,8 @@ def _alignment(
     return (positive > largest).to(positive.dtype).mean(), cosine, negative
 
 
+_NAMES = ("nt_xent", "dcl", "nt_logistic", "margin_triplet", "sup_con")
+
 # What one rank alone may find wrong: the error, and how the other ranks put it.
 _WRONG = {
     1: (ValueError, "projections or labels that do not fit"),
@@ -497,10 +504,14 @@ def _agree(views: Sequence[Tensor], temperature: float, settings: _Settings, lab
             "number of images": n,
             "width of a projection": width,
             "number of views": len(views),
-            "temperature": temperature,
-            "margin": settings.margin or 0,
+            "temperature": temperature if wrong != 2 else 0,
+            "margin": (settings.margin or 0) if wrong != 2 else 0,
             "bytes of a number": views[0].element_size() if wrong != 1 else 0,
             "operands": get_args(Operands).index(settings.operands) if wrong != 2 else 0,
+            "loss": _NAMES.index(settings.name),
+            "semi_hard": settings.semi_hard,
+            "uneven": settings.uneven,
+            "labels": labels is not None,
         }
         # On the host: a look at numbers on a device would wait for all that is queued there.
         everyone = distributed.exchange([wrong, *told.values()])
@@ -514,7 +525,7 @@ def _agree(views: Sequence[Tensor], temperature: float, settings: _Settings, lab
             values = [row[column] for row in everyone]
             if len(set(values)) > 1 and not (column == 1 and settings.uneven):
                 hint = ". Give all of them the same number, or pass uneven=True" if column == 1 else ""
-                shown = ", ".join(f"{value:g}" for value in values)
+                shown = ", ".join(_NAMES[int(value)] if name == "loss" else f"{value:g}" for value in values)
                 raise ValueError(f"the ranks disagree about the {name}: {shown} on ranks 0 to {len(values) - 1}{hint}.")
         counts, rank = [len(views) * int(row[1]) for row in everyone], distributed.rank()
     if sum(counts) == len(views):
@@ -526,12 +537,17 @@ def _first_problem(
     views: Sequence[Tensor], temperature: float, settings: _Settings, labels: Tensor | None
 ) -> tuple[int, str]:
     """Its key in _WRONG and the message of this rank; 0 if nothing is wrong here."""
+    if not all(isinstance(view, Tensor) and view.is_floating_point() for view in views):
+        return 1, "projections must be tensors of floating point."
     shapes = [tuple(view.shape) for view in views]
     if len(shapes) < 2 or len(shapes[0]) != 2 or len(set(shapes)) > 1 or shapes[0][0] < 1:
-        listed = " and ".join(map(str, shapes))
+        listed = " and ".join(map(str, shapes)) or "()"
         return 1, f"projections of shapes {listed} do not fit. Two views or more, all of one shape (N, D), are needed."
-    if labels is not None and labels.shape != shapes[0][:1]:
-        return 1, f"labels of shape {tuple(labels.shape)} do not fit projections of shape {shapes[0]}: one an image."
+    if labels is not None and (not isinstance(labels, Tensor) or labels.shape != shapes[0][:1]):
+        got = f"of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"of type {type(labels).__name__}"
+        return 1, f"labels {got} do not fit projections of shape {shapes[0]}: a tensor of one an image is needed."
+    if not isinstance(temperature, Real):
+        return 2, f"temperature is a {type(temperature).__name__}. Pass a plain number: its gradient is not given."
     if not temperature >= SMALLEST_TEMPERATURE or temperature == float("inf"):
         return 2, f"temperature={temperature} is not {SMALLEST_TEMPERATURE} or more. Values from 0.05 to 1 are usual."
     if settings.margin is not None and not 0 < settings.margin < float("inf"):

@@ -52,12 +52,14 @@ def estimate(
     at_a_time = at_a_time or images
     rows = hparams.views * at_a_time
     views = rows * 3 * hparams.image_size**2 * 4
-    kept, largest = _activations(model, rows, 2 if precision.startswith(("16", "bf16")) else 4)
+    width = 2 if precision.startswith(("16", "bf16")) else 8 if precision.startswith("64") else 4
+    kept, largest = _activations(model, rows, width)
     numbers = sum(p.numel() for p in model.parameters())
     per_weight = 2 + _STATES[hparams.optimizer] + (world_size > 1)  # DDP's buckets are one more copy of the gradient
     everyone = hparams.views * images * world_size
     loss = everyone * model.head.out_dim * 4 * 3 + hparams.views * images * model.head.out_dim * 4 * 4
-    return Memory(kept + _TRANSIENT_ACTIVATIONS * largest, 2 * views, numbers * 4 * per_weight, loss)
+    of_weight = width if precision.endswith("true") else 4
+    return Memory(kept + _TRANSIENT_ACTIVATIONS * largest, 2 * views, numbers * of_weight * per_weight, loss)
 
 
 def _activations(model: SimCLR, rows: int, number_bytes: int) -> tuple[int, int]:
@@ -109,7 +111,7 @@ def check_memory(model: SimCLR, device: torch.device, images: int, world_size: i
         needs = {n: estimate(model, images, n, world_size, precision).total for n in fits}
         fits = [n for n in fits if needs[n] < 0.8 * have]
         advice = (
-            f"--model.micro_batch_size {fits[-1]} takes about {_size(needs[fits[-1]])}, for the same gradient."
+            f"With --model.micro_batch_size {fits[-1]} it takes about {_size(needs[fits[-1]])}."
             if fits
             else "Use a smaller encoder or batch."
         )

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from simclr import losses
+from simclr import distributed, losses
 from simclr.augment import SimCLRAugmentation
 from simclr.encoders import Norm, Shortcut, Stem, build_encoder
 from simclr.gradient_cache import backward_in_parts
@@ -39,8 +39,8 @@ class SimCLR(LightningModule):
             torchvision or timm model.
         image_size: side of a view, in pixels.
         start_size: progressive resolution: views of the first epoch have this side, and grow to image_size in steps of
-            32 pixels (of 4 below 128) over the first grow_epochs epochs. If not given: image_size throughout.
-        grow_epochs: see start_size; four fifths of the run save about a third of its time at 160 to 224.
+            32 pixels (of 4 if image_size is below 128). If not given: image_size throughout.
+        grow_epochs: epochs from start_size to image_size.
         stem: `small` (3x3, stride 1), `small_stride2`, `imagenet` (7x7, stride 2, max-pool), or `auto` by image_size.
         width: multiplies every channel of a ResNet.
         shortcut: of a ResNet: A (zero padding), B (projection where dimensions grow), C (all projections) or none.
@@ -53,12 +53,12 @@ class SimCLR(LightningModule):
         head_batch_norm: batch normalisation in the head, as in google-research/simclr.
         loss: nt_xent; dcl, which leaves the positive pair out of the denominator; nt_logistic; margin_triplet. See
             simclr.losses.
-        temperature: tau of the loss, which margin_triplet has not.
+        temperature: tau of the loss, 0.0015 or more; not used by margin_triplet.
         margin: of margin_triplet, in cosines.
         semi_hard: nt_logistic and margin_triplet: compare with the nearest of the farther negatives instead of all.
         views: of each image. More than two need loss=nt_xent, which then compares all pairs of them.
         micro_batch_size: images on a device at a time. The gradient is that of the whole batch, in the memory of one
-            micro-batch (and of BatchNorm over one micro-batch), for a third more time. If not given: all at once.
+            micro-batch (and of BatchNorm over one micro-batch), for about a third more time. If not given: all at once.
         optimizer: lars, sgd (Nesterov) or adamw. Biases and normalisation neither decay nor take LARS's trust ratio.
         base_lr: learning rate before scaling: per 256 images for lr_scaling=linear, per image for sqrt.
         lr_scaling: linear: base_lr x batch_size / 256; sqrt: base_lr x sqrt(batch_size); none: base_lr.
@@ -115,10 +115,16 @@ class SimCLR(LightningModule):
         positive = {"temperature": temperature, "margin": margin, "base_lr": base_lr, "batch_size": batch_size}
         positive |= {"micro_batch_size": 1 if micro_batch_size is None else micro_batch_size}
         not_negative = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
-        problems = [f"{name}={value} is not positive" for name, value in positive.items() if not value > 0]
+        problems = [f"{name}={value} is not positive" for name, value in positive.items() if not 0 < value < math.inf]
         problems += [f"{name}={value} is negative" for name, value in not_negative.items() if not value >= 0]
         if 0 < temperature < losses.SMALLEST_TEMPERATURE:
-            problems.append(f"temperature={temperature} is below {losses.SMALLEST_TEMPERATURE}, where logits overflow")
+            problems.append(
+                f"temperature={temperature} is below {losses.SMALLEST_TEMPERATURE}, where logits overflow; try 0.05"
+            )
+        choices = (("loss", loss, Loss), ("optimizer", optimizer, OptimizerName), ("lr_scaling", lr_scaling, LrScaling))
+        for name, value, allowed in choices:
+            if value not in get_args(allowed):
+                problems.append(f"{name}={value} is none of {', '.join(get_args(allowed))}")
         if not 0 <= momentum < 1:
             problems.append(f"momentum={momentum} is not in [0, 1)")
         if semi_hard and loss not in ("nt_logistic", "margin_triplet"):
@@ -130,8 +136,10 @@ class SimCLR(LightningModule):
             )
         if start_size is None and grow_epochs:
             problems.append(f"grow_epochs={grow_epochs} needs a start_size to grow from")
-        if views < 2 or (views > 2 and loss != "nt_xent"):
-            problems.append(f"views={views} with loss={loss}: use 2 views, or more with nt_xent")
+        if views < 2:
+            problems.append(f"views={views} leaves an image without a positive: use 2 or more")
+        if views > 2 and loss != "nt_xent":
+            problems.append(f"views={views} works with loss=nt_xent only, not with {loss}: use 2")
         if problems:
             raise ValueError(f"{'; '.join(problems)}.")
         self.augment = SimCLRAugmentation(image_size, **augmentation)
@@ -183,7 +191,7 @@ class SimCLR(LightningModule):
         few = group is not None and group < min(_SMALL_GROUP, self.hparams.views * self.hparams.batch_size)
         if few and self.hparams.micro_batch_size is not None:
             rank_zero_warn(
-                f"BatchNorm's statistics are those of a micro-batch, {group} views: few. The gradient is exact for "
+                f"BatchNorm's statistics are those of a micro-batch, only {group} views. The gradient is exact for "
                 "that network; a larger model.micro_batch_size trains one nearer to the whole batch's."
             )
 
@@ -334,7 +342,7 @@ class SimCLR(LightningModule):
                 (scaler.scale(surrogate) if scaler else surrogate).backward()
 
         cached = backward_in_parts(parts, loss_of, backward, [self.encoder, self.head])
-        self._log(stats[0], batch_idx, gradient_cache_error=cached.error)
+        self._log(stats[0], batch_idx, cached.error)
         return cached.last
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
@@ -351,7 +359,7 @@ class SimCLR(LightningModule):
         self.epoch_loss, steps = checkpoint.get("epoch_loss", (0.0, 0.0))
         self.epoch_steps = int(steps)
 
-    def _log(self, stats: losses.ContrastStats, batch_idx: int, **more: Tensor) -> None:
+    def _log(self, stats: losses.ContrastStats, batch_idx: int, cache_error: Tensor | None = None) -> None:
         """Logs the loss of the global batch and what goes with it, alike on all ranks, where Lightning writes it down.
 
         Lightning would take it at every step, at the price of a tenth of a short one.
@@ -368,7 +376,10 @@ class SimCLR(LightningModule):
         if logged:
             values = {"train_loss": stats.loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
             values |= {"contrast_top1": stats.accuracy, "positive_cosine": stats.positive_cosine}
-            self.log_dict({**values, "negative_cosine": stats.negative_cosine, **more}, on_step=True, on_epoch=False)
+            values["negative_cosine"] = stats.negative_cosine
+            if cache_error is not None:
+                values["gradient_cache_error"] = distributed.max_over_ranks(cache_error)
+            self.log_dict(values, on_step=True, on_epoch=False)
 
     def mean_epoch_loss(self) -> float:
         """The mean loss of the global batches of this epoch so far."""
@@ -394,7 +405,8 @@ class SimCLR(LightningModule):
         if total_steps == float("inf"):
             raise ValueError("a cosine needs an end: set trainer.max_epochs or trainer.max_steps.")
         self.trainer.fit_loop.setup_data()  # where max_steps alone ends the run, the batches are not counted yet
-        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        # Lightning also steps at the end of an epoch, with the batches that are left over.
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         warmup_steps = round(hparams.warmup_epochs * steps_per_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps)

@@ -95,6 +95,25 @@ def test_autocast_rounds_the_parts_as_one_graph():
         assert (p.grad - q.grad).norm() < 1e-2 * q.grad.norm()
 
 
+def test_projections_in_16_bits_have_a_gradient_in_32():
+    """Unscaled, a part of a large batch's gradient is below what float16 can hold."""
+    model, dtypes = network("plain").half(), []
+
+    def loss_of(z):
+        dtypes.extend(part.dtype for part in z)
+        return whole(z) * 1e-7
+
+    last = backward_in_parts(
+        [lambda x=x: model(x.half()) for x in micro_batches()], loss_of, lambda s: (s * 2.0**20).backward(), [model]
+    ).last
+    (last * 2.0**20).backward()
+    assert dtypes == [torch.float32] * PARTS
+    other = network("plain")
+    (whole([other(x) for x in micro_batches()]) * 1e-7 * 2.0**20).backward()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert (p.grad.float() - q.grad).norm() < 0.02 * q.grad.norm()
+
+
 def test_a_part_that_changes_between_the_passes_is_told():
     model, calls = network("plain"), []
 

@@ -314,6 +314,13 @@ def test_bad_input_is_refused():
     for temperature in (0, -1, 0.001, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"temperature=.* is not 0.0015 or more"):
             nt_xent(z, z, temperature)
+    for temperature in ("0.1", torch.tensor(0.1, requires_grad=True)):
+        with pytest.raises(ValueError, match="Pass a plain number: its gradient is not given"):
+            nt_xent(z, z, temperature)
+    with pytest.raises(ValueError, match="must be tensors of floating point"):
+        nt_xent(z, z.long(), 0.1)
+    with pytest.raises(ValueError, match=r"labels of type list .* a tensor of one an image"):
+        sup_con([z, z], 0.1, [0, 1, 2, 3])
     with pytest.raises(ValueError, match="margin=0 is not positive"):
         margin_triplet(z, z, 0)
     with pytest.raises(ValueError, match="operands='fp8' is none of float32, tf32, bfloat16"):
@@ -445,6 +452,10 @@ def refusals_of_this_rank() -> list[str]:
         lambda: nt_xent(*(x.double() if rank else x for x in (z, z)), 0.1),
         lambda: nt_xent(z[:1], z[:1], 0.1, gather=False),
         lambda: margin_triplet(z, z, 0.1 + 0.1 * rank),
+        lambda: (nt_xent, dcl)[rank](z, z, 0.1),
+        lambda: nt_logistic(z, z, 0.1, semi_hard=rank == 1),
+        lambda: sup_con([z, z], 0.1, torch.arange(4) if rank else None),
+        lambda: nt_xent(z, z, "0.1" if rank else 0.1),
         lambda: nt_xent(z, z, 0.1).item(),  # all is well again
     ]
     told = []
@@ -480,7 +491,12 @@ def test_two_ranks_in_other_matters():
         assert "disagree about the bytes of a number: 4, 8" in told[6]
         assert "one image, which has no negatives" in told[7]
         assert "disagree about the margin: 0.1, 0.2" in told[8]
-        assert told[9] == "True"
+        assert "disagree about the loss: nt_xent, dcl on" in told[9]
+        assert "disagree about the semi_hard: 0, 1" in told[10]
+        assert "disagree about the labels: 0, 1" in told[11]
+        assert told[13] == "True"
+    assert "rank 1 got a setting out of its range" in first[12]
+    assert "temperature is a str. Pass a plain number" in second[12]
     assert "(4, 3) and (3, 3) do not fit" in first[2]
     assert "rank 0 got projections or labels that do not fit" in second[2]
     assert "temperature=-1.0" in first[3]

@@ -56,8 +56,11 @@ def test_micro_batches_shrink_the_activations_in_proportion():
 
 def test_half_precision_halves_the_activations():
     model = tiny_model()
-    full, half = (memory.estimate(model, 64, precision=p).activations for p in ("32-true", "bf16-mixed"))
-    assert half == pytest.approx(full / 2, rel=0.01)
+    full, half, double = (memory.estimate(model, 64, precision=p) for p in ("32-true", "bf16-mixed", "64-true"))
+    assert half.activations == pytest.approx(full.activations / 2, rel=0.01)
+    assert half.weights == full.weights
+    assert double.activations == pytest.approx(2 * full.activations, rel=0.01)
+    assert double.weights == 2 * full.weights
 
 
 def test_the_estimate_leaves_the_model_as_it_was():

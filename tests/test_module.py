@@ -191,6 +191,13 @@ def test_the_logged_learning_rate_is_the_one_used_warm_up_then_cosine(
     assert [step["lr"] for step in record.steps] == pytest.approx([lr for lr in used.lr for _ in range(accumulate)])
 
 
+def test_warm_up_counts_the_step_of_what_is_left_over_at_the_end_of_an_epoch(tmp_path):
+    record = Record()  # 4 batches by threes are 2 steps
+    model = tiny_model(warmup_epochs=2, lr_scaling="none", base_lr=0.1)
+    fit(tmp_path, model, callbacks=[record], max_epochs=4, accumulate_grad_batches=3)
+    assert [round(step["lr"], 6) for step in record.steps][: 2 * STEPS] == [*[0.025] * 3, 0.05, *[0.075] * 3, 0.1]
+
+
 def test_a_run_without_an_end_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a cosine needs an end: set trainer.max_epochs or trainer.max_steps"):
         fit(tmp_path, max_epochs=-1)
@@ -311,6 +318,9 @@ def test_a_checkpoint_without_the_loss_of_its_epoch_is_continued(tmp_path):
 WITHOUT_BN = {"norm": "none", "head_batch_norm": False, "optimizer": "sgd", "warmup_epochs": 0, "base_lr": 0.2}
 
 
+FEW = "ignore:BatchNorm's statistics are those of a micro-batch"
+
+
 class Gradients(Callback):
     """The gradient of every optimiser step, after clipping, and what the cache said of itself."""
 
@@ -346,15 +356,26 @@ def test_micro_batches_take_the_steps_of_the_whole_batch(tmp_path, settings):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.filterwarnings(FEW)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true"])
+def test_micro_batches_see_the_views_of_the_run_in_every_precision(tmp_path, precision, monkeypatch):
+    seen, augment = [], SimCLRAugmentation(16)
+    project = SimCLR._project
+    monkeypatch.setattr(SimCLR, "_project", lambda self, views: seen.append(views) or project(self, views))
+    fit(tmp_path, tiny_model(micro_batch_size=8), max_steps=1, precision=precision)
+    index = epoch_order(0, 0, IMAGES)[:BATCH]
+    expected = augment(draw_shapes(IMAGES, 16)[0][index], index)
+    for views, rows in ((seen[0], slice(8, 16)), (seen[1], slice(0, 8)), (seen[2], slice(8, 16))):
+        for view, other in zip(views, expected, strict=True):
+            assert torch.equal(view, other[rows])
+
+
 @pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
 def test_gradients_are_clipped_under_mixed_precision(tmp_path, optimizer):
     seen = Gradients()
     settings = {"gradient_clip_val": 0.05, "precision": "bf16-mixed", "max_steps": 2}
     fit(tmp_path, tiny_model(optimizer=optimizer), callbacks=[seen], **settings)
     assert [grad.norm().item() for grad in seen.steps] == pytest.approx([0.05, 0.05], rel=1e-4)
-
-
-FEW = "ignore:BatchNorm's statistics are those of a micro-batch"
 
 
 @pytest.mark.filterwarnings(FEW)
@@ -441,14 +462,16 @@ def test_settings_that_do_not_go_together_are_refused():
         tiny_model(grow_epochs=3)
     with pytest.raises(ValueError, match="semi_hard=True is for loss=nt_logistic and margin_triplet, not for nt_xent"):
         tiny_model(semi_hard=True)
-    with pytest.raises(ValueError, match="views=3 with loss=dcl: use 2 views, or more with nt_xent"):
+    with pytest.raises(ValueError, match="loss=nt_xnet is none of nt_xent, dcl, nt_logistic, margin_triplet"):
+        tiny_model(loss="nt_xnet")
+    with pytest.raises(ValueError, match="views=3 works with loss=nt_xent only, not with dcl: use 2"):
         tiny_model(views=3, loss="dcl")
     with pytest.raises(ValueError, match="micro_batch_size=0 is not positive"):
         tiny_model(micro_batch_size=0)
 
 
 def test_few_views_in_a_batch_norm_group_are_told(tmp_path):
-    with pytest.warns(UserWarning, match="BatchNorm's statistics are those of a micro-batch, 16 views"):
+    with pytest.warns(UserWarning, match="BatchNorm's statistics are those of a micro-batch, only 16 views"):
         fit(tmp_path, tiny_model(micro_batch_size=8), max_steps=1)
 
 
