@@ -194,6 +194,16 @@ def gradients_of_this_rank(kind: str) -> tuple[float, float, list[np.ndarray], l
     return loss, told[0], grads, [b.numpy() for b in model.buffers()], len(reduced)
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# With as many threads as a rank has: the running statistics are compared to the bit.
+@pytest.mark.usefixtures("one_thread")
 def test_two_ranks_of_four_parts_give_the_gradient_of_one_graph_over_all_eight():
     results = run_ranks(gradients_of_this_rank, 2, "both")
     # One process, one graph, the random numbers of each rank: for each a copy, whose gradients are summed.
