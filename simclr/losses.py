@@ -67,13 +67,14 @@ def nt_xent(
             cost about 0.05 % and 0.05 to 0.5 % of the gradient. The positive pairs are float32 in any case.
         return_stats: return (loss, ContrastStats).
     Returns:
-        Scalar, float32 (float64 for float64 input), also under autocast: mean over the 2N local anchors. Its mean over
-        ranks is the loss of the global batch. (The loss in google-research/simclr is twice this mean.) With `uneven` it
-        is that mean times N * world_size / (N of all ranks), so that the mean over ranks stays the global loss.
+        Scalar, float32 (float64 for float64 input), also under autocast: mean over the 2N local anchors; 0 for a batch
+            of one image. Its mean over ranks is the loss of the global batch. (The loss in google-research/simclr is
+            twice this mean.) With `uneven` it is that mean times N * world_size / (N of all ranks), so that the mean
+            over ranks stays the global loss.
     Raises:
-        ValueError: on every rank, if the shapes differ or are not (N, D), N < 1, the batch that gives the negatives is
-            one image, the temperature is out of range or not a plain number (its gradient is not given), or ranks
-            disagree about N (without `uneven`), D, the temperature or the loss.
+        ValueError: on every rank, if the shapes differ or are not (N, D), N < 1, the temperature is out of range or not
+            a plain number (its gradient is not given), or ranks disagree about N (without `uneven`), D, the temperature
+            or the loss.
         FloatingPointError: on every rank, if CPU projections are not finite. (On other devices the loss is NaN instead:
             looking would wait for the device.)
     """
@@ -93,7 +94,8 @@ def dcl(
 ) -> Tensor | tuple[Tensor, ContrastStats]:
     """Decoupled contrastive loss (Yeh et al. 2022, eq. 6): NT-Xent whose denominator leaves out the positive pair.
 
-    It is stronger than NT-Xent in small batches. Arguments, result and errors are those of `nt_xent`.
+    It is stronger than NT-Xent in small batches. Arguments, result and errors are those of `nt_xent`; like all siblings
+    it refuses a batch of one image.
     """
     settings = _Settings(gather, uneven, operands, return_stats, "dcl")
     return _by_sums((z1, z2), temperature, settings, tiles.EXP, _log_sum_minus_positive)
@@ -270,6 +272,10 @@ def _by_sums(
     # 16-bit logits cost 1-2.5 % of the gradient, so the loss runs in float32 whatever the precision around it.
     with torch.autocast(device, enabled=False):
         z = _normalised(views, temperature)  # (m, D)
+        if sum(batch.counts) == batch.views:  # one image, whose positive is the only candidate: nothing to tell apart
+            loss, unknown = z.sum() * 0, torch.full_like(z[0, 0], torch.nan)
+            cosine = (z[0] * z[1]).sum()
+            return _result(loss, (loss, unknown, cosine, unknown), views[0].dtype, settings)
         if dense and len(z) <= _DENSE and rule is _nt_xent_of_sums:
             loss, positive, largest = _dense_nt_xent(z, temperature)
             stats = (loss, *_alignment(z.detach(), positive, largest, batch, batch.same_image))
@@ -528,8 +534,8 @@ def _agree(views: Sequence[Tensor], temperature: float, settings: _Settings, lab
                 shown = ", ".join(_NAMES[int(value)] if name == "loss" else f"{value:g}" for value in values)
                 raise ValueError(f"the ranks disagree about the {name}: {shown} on ranks 0 to {len(values) - 1}{hint}.")
         counts, rank = [len(views) * int(row[1]) for row in everyone], distributed.rank()
-    if sum(counts) == len(views):
-        raise ValueError("a contrastive loss got a batch of one image, which has no negatives. It needs 2 at least.")
+    if sum(counts) == len(views) and settings.name != "nt_xent":
+        raise ValueError(f"{settings.name} got a batch of one image, which has no negatives. It needs 2 at least.")
     return _Batch(len(views), n, counts, rank, temperature)
 
 

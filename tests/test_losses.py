@@ -294,9 +294,16 @@ def test_no_tensor_grows_with_the_square_of_the_batch(name, monkeypatch):
 # Bad input.
 
 
-def test_one_image_has_no_negatives_and_is_refused():
-    with pytest.raises(ValueError, match=r"one image, which has no negatives.* needs 2 at least"):
-        nt_xent(*projections(1), 0.1)
+def test_one_image_has_nothing_to_tell_apart():
+    """Its positive is the only candidate: the double loop gives 0, and so does its gradient."""
+    views = projections(1)
+    loss, stats = nt_xent(*views, 0.1, return_stats=True)
+    assert loss.item() == pytest.approx(reference("nt_xent", views, 0.1).item(), abs=1e-15) == 0
+    assert all((grad == 0).all() for grad in torch.autograd.grad(loss, views))
+    assert stats.positive_cosine.item() == pytest.approx(F.cosine_similarity(*views).item())
+    for name in ("dcl", "nt_logistic", "margin_triplet"):
+        with pytest.raises(ValueError, match=rf"{name} got .* one image, which has no negatives.* needs 2 at least"):
+            ours(name, views, 0.1)
 
 
 def test_bad_input_is_refused():
@@ -450,7 +457,7 @@ def refusals_of_this_rank() -> list[str]:
         lambda: nt_xent(z, nan if rank else z, 0.1),
         lambda: nt_xent(z[:, : 3 - rank], z[:, : 3 - rank], 0.1),
         lambda: nt_xent(*(x.double() if rank else x for x in (z, z)), 0.1),
-        lambda: nt_xent(z[:1], z[:1], 0.1, gather=False),
+        lambda: dcl(z[:1], z[:1], 0.1, gather=False),
         lambda: margin_triplet(z, z, 0.1 + 0.1 * rank),
         lambda: (nt_xent, dcl)[rank](z, z, 0.1),
         lambda: nt_logistic(z, z, 0.1, semi_hard=rank == 1),
