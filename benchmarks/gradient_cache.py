@@ -51,6 +51,7 @@ SMALL = {"encoder": "resnet8", "stem": "small_stride2", "width": 2, "strength": 
 
 
 def cases(device: str) -> list[Case]:
+    """What is measured on a CPU core, or on a GPU."""
     if device == "cpu":
         return [
             Case("ResNet-8 x 2, 32 px, float32", 512, (None, 256, 128, 64), 32, "32-true", **SMALL),
@@ -123,6 +124,7 @@ def run(case: Case, micro: int | None, steps: int, device: str) -> tuple[list[fl
 
 
 def measure(case: Case, steps: int, rounds: int, device: str) -> list[str]:
+    """The table's lines of a case, printed as they are known; its micro-batches take turns."""
     seconds: dict[int | None, list[float]] = {micro: [] for micro in case.micro}
     gaps, peaks = dict.fromkeys(case.micro, 0.0), dict.fromkeys(case.micro, 0.0)
     for _ in range(rounds):

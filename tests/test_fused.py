@@ -133,6 +133,7 @@ def test_data_that_change_are_not_compiled_again(working_compiler):
     with torch.compiler.set_stance("fail_on_recompile"):
         for epoch, count in enumerate((60, 60, 13), start=1):
             chain.view(pictures(count, seed=epoch), index[:count], epoch)
+    assert chain._compiler_works  # a recompilation would have been a failure, after which Kornia makes the views
 
 
 @pytest.mark.gpu
