@@ -339,6 +339,9 @@ class Cutout(_OnChosen):
         return torch.where(inside, _to(torch.tensor(self.flags["fill"]), x).view(3, 1, 1), x)
 
 
+_AFTER_COLOR = (Rotate, GaussianBlur, Sobel, GaussianNoise, Cutout)
+
+
 class SimCLRAugmentation(nn.Module):
     """Two random views of each image: the augmentation of SimCLR (Chen et al. 2020, appendix A) on the images' device.
 
@@ -509,24 +512,33 @@ class SimCLRAugmentation(nn.Module):
         count, size = len(images), self.image_size
         # One shape on a CPU, whatever the batch: compiled once, and always rounding alike.
         part = _power_of_two(_CHUNK_VALUES / (3 * size**2)) if images.device.type == "cpu" else count
-        views = images.new_empty(count, 3, size, size, dtype=torch.float32)
-        mean, std = (_to(torch.tensor(values).view(3, 1, 1), images) for values in (self.mean, self.std))
-        for start in range(0, count, part):
-            end = min(start + part, count)
-            # The last part is filled up with the last image.
-            whole = end - start == part
-            rows = slice(start, end) if whole else torch.arange(start, start + part).clamp(max=count - 1)
-            drawn = {name: values[rows] for name, values in table.items()}
-            draws = _to(fused.pack(drawn), images)
-            x = fused.crop_and_color(images[rows], draws, size)
-            for step in self.pipeline.children():
-                if isinstance(step, GaussianBlur):
-                    fused.blur(x, draws, int(drawn["blur"].sum()), step.flags["kernel_size"])
-                # Turning by quarters commutes with the colors, which come before it here.
-                elif isinstance(step, Rotate | Sobel | GaussianNoise | Cutout):
+        whole = -(-count // part) * part  # The last part is filled up with the last image.
+        if whole > count:
+            filled = torch.arange(whole).clamp(max=count - 1)
+            table = {name: values[filled] for name, values in table.items()}
+        draws = _to(fused.pack(table, part), images)
+        later = [step for step in self.pipeline.children() if type(step) in _AFTER_COLOR]
+        blur = next((step for step in later if isinstance(step, GaussianBlur)), None)
+        weights = fused.blur_weights(draws, blur.flags["kernel_size"]) if blur else None
+        # The blur leaves constants as they are and may follow the normalisation, which then is no pass of its own.
+        at_once = later in ([], [blur])
+        norm = _to(torch.tensor([self.mean, [1 / std for std in self.std]]), images)
+        no_norm = _to(torch.tensor([[0.0] * 3, [1.0] * 3]), images)
+
+        views = images.new_empty(whole, 3, size, size, dtype=torch.float32)
+        for start in range(0, whole, part):
+            rows = slice(start, start + part)
+            drawn, x = {name: values[rows] for name, values in table.items()}, views[rows]
+            some = images[rows] if start + part <= count else images[filled[rows]]
+            fused.crop_and_color(some, draws[rows], norm if at_once else no_norm, x)
+            for step in later:
+                if step is blur:
+                    fused.blur(x, draws[rows], weights[rows], int(drawn["blur"].sum()))
+                else:  # Turning by quarters commutes with the colors, which come before it here.
                     x = step.apply_transform(x, drawn, step.flags)
-            torch.div(x.sub_(mean)[: end - start], std, out=views[start:end])
-        return views
+            if not at_once:
+                torch.mul(x.sub_(norm[0].view(3, 1, 1)), norm[1].view(3, 1, 1), out=views[rows])
+        return views[:count]
 
     def extra_repr(self) -> str:
         shown = {"image_size": self.image_size, "strength": self.strength, "crop_scale": self.crop_scale}

@@ -57,19 +57,25 @@ def test_what_is_switched_off_changes_no_bit_of_an_image():
     assert torch.equal(chain.view(images, torch.arange(4)), images)
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_one_shape_is_compiled_whatever_the_batch(monkeypatch):
-    shapes = set()
+    seen = {}
 
-    def crop_and_color(images, draws, size):
-        shapes.add((images.shape, draws.shape))
-        return torch.zeros(len(images), 3, size, size)
+    def record(function):
+        def call(*arguments):
+            layout = [(x.shape, x.stride(), x.dtype) if isinstance(x, torch.Tensor) else x for x in arguments]
+            seen.setdefault(function.__name__, []).append(layout)
+            return function(*arguments)
 
-    monkeypatch.setattr(fused, "crop_and_color", crop_and_color)
-    chain = SimCLRAugmentation(32, blur_prob=0.0, compile_views=True)
+        return call
+
+    monkeypatch.setattr(fused, "_compiled", record)
+    chain, images = SimCLRAugmentation(32, compile_views=True), pictures(300)
     for count in (1, 7, 128, 300):
-        assert chain.view(pictures(1).expand(count, -1, -1, -1), torch.arange(count)).shape == (count, 3, 32, 32)
-    assert len(shapes) == 1
+        assert chain.view(images[:count], torch.arange(count)).shape == (count, 3, 32, 32)
+    assert len(seen) == 3
+    for calls in seen.values():
+        assert len(calls) > 3
+        assert calls == [calls[0]] * len(calls)
 
 
 def test_a_cpu_compiles_only_when_asked_to(monkeypatch):
