@@ -19,9 +19,10 @@ class NoWaiting(Callback):
     """From the second epoch on, when all is compiled, a step that waits for the device is an error."""
 
     def on_train_batch_start(self, trainer, *args):
+        # Not only until the step ends: the next one's views are made before it starts.
         torch.cuda.set_sync_debug_mode("error" if trainer.current_epoch and not trainer.is_last_batch else "default")
 
-    def on_train_batch_end(self, *args):
+    def on_exception(self, *args):
         torch.cuda.set_sync_debug_mode("default")
 
 
