@@ -1,7 +1,9 @@
 """ImageData: folders of any kind, named sets, evaluation splits, and one clear line for what is wrong."""
 
+import gc
 import os
 import pickle
+import tracemalloc
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -93,6 +95,40 @@ def test_a_worker_is_sent_the_paths_in_memory_that_is_shared_and_finds_each_as_i
     assert list(received.paths) == paths
     assert (received.paths[-1], len(received), received.side) == (paths[-1], 1000, 8)
     assert list(pickle.loads(pickle.dumps(received)).paths) == paths
+
+
+def held_by(act) -> int:
+    """Bytes that Python and NumPy hold more after `act` than before."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        act()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_takes_its_path_and_few_bytes_more_where_it_is_listed_and_none_in_a_worker(tmp_path):
+    count = 1000
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(count // 2):
+            (tmp_path / name / f"{i}.png").touch()  # only listed, never read
+    data = ImageData(train_dir=str(tmp_path), batch_size=2, memory_limit_gb=0)
+    list_folder(str(tmp_path), "data.train_dir")  # what the first call keeps is not of the files
+    listed = held_by(data.setup)
+    # Beside the path: 8 bytes for its end, and what a growing buffer has to spare. An object takes 57 more.
+    assert listed - sum(map(len, data.train.paths)) < 40 * count
+    sent = ForkingPickler.dumps(data.train)
+    received = []
+
+    def work() -> None:
+        received.append(pickle.loads(sent))
+        for i in range(count):
+            received[0].paths[i]
+
+    assert held_by(work) < 20 * count
 
 
 def test_load_size_leaves_room_to_crop_above_64_pixels():
