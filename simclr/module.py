@@ -22,6 +22,8 @@ from simclr.heads import ProjectionHead
 from simclr.optim import LrScaling, OptimizerName, build_optimizer, scale_lr, warmup_cosine
 
 Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
+CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]  # torch.compile's
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that replay them
 
 _SMALL_GROUP = 64  # views; batch statistics of fewer are noisy
 _DIVERGED = "Lower base_lr, lengthen warmup_epochs, or use bf16 in place of fp16."
@@ -69,7 +71,10 @@ class SimCLR(LightningModule):
         channels_last: memory layout of images and convolutions: faster on most devices, the same numbers up to
             rounding.
         compile_encoder: run encoder and head by torch.compile: a minute at the start, faster steps after it on most
-            GPUs. A CPU needs a C++ compiler.
+            GPUs. A CPU needs a C++ compiler. In place of true, one of its modes: reduce-overhead replays them as CUDA
+            graphs, for steps of a few milliseconds, where launching kernels takes longer than they run; max-autotune
+            also tries kernels, for minutes; max-autotune-no-cudagraphs only tries them. CUDA graphs are for one device,
+            hold memory of their own, and are recorded again for each size of views that grow.
         seed: of the views. On the command line it comes from seed_everything.
         **augmentation: settings of SimCLRAugmentation: strength, crop_scale, flip_prob, blur_prob, mean, std ...
     Raises:
@@ -107,7 +112,7 @@ class SimCLR(LightningModule):
         warmup_epochs: float = 10,
         batch_size: int = 256,
         channels_last: bool = True,
-        compile_encoder: bool = False,
+        compile_encoder: bool | CompileMode = False,
         seed: int = 0,
         **augmentation: Any,
     ):
@@ -125,6 +130,9 @@ class SimCLR(LightningModule):
         for name, value, allowed in choices:
             if value not in get_args(allowed):
                 problems.append(f"{name}={value} is none of {', '.join(get_args(allowed))}")
+        if not isinstance(compile_encoder, bool) and compile_encoder not in get_args(CompileMode):
+            modes = ", ".join(get_args(CompileMode))
+            problems.append(f"compile_encoder={compile_encoder} is none of true, false, {modes}")
         if not 0 <= momentum < 1:
             problems.append(f"momentum={momentum} is not in [0, 1)")
         if semi_hard and loss not in ("nt_logistic", "margin_triplet"):
@@ -205,11 +213,17 @@ class SimCLR(LightningModule):
         return self.hparams.views * images * (trainer.world_size if synchronised else 1)
 
     def check(self, trainer: Trainer) -> None:
-        """Refuse micro-batches that do not divide, and a strategy with which they are not known to be exact.
+        """Refuse micro-batches that do not divide, and strategies that do not go with them or with CUDA graphs.
 
         Raises:
-            ValueError: with the sizes to use.
+            ValueError: with what to use.
         """
+        if self._cuda_graphs and type(trainer.strategy) is not SingleDeviceStrategy:
+            raise ValueError(
+                f"model.compile_encoder={self.hparams.compile_encoder} is for one device, not for "
+                f"{type(trainer.strategy).__name__}: CUDA graphs do not hold what devices exchange, gradients and the "
+                "statistics of synchronised BatchNorm. Use --model.compile_encoder true, or --trainer.devices 1."
+            )
         size, share = self.hparams.micro_batch_size, self.hparams.batch_size // trainer.world_size
         if size is None:
             return
@@ -278,6 +292,8 @@ class SimCLR(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of a batch of views, (n, 3, H, W) each; with micro-batches, of (images, index)."""
+        if self._clears_gradients and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._clear_gradients()
         if self.hparams.micro_batch_size is not None:
             return self._step_in_parts(*batch, batch_idx)
         loss, stats = self._loss(self._project(batch))
@@ -294,8 +310,33 @@ class SimCLR(LightningModule):
         if not self.hparams.compile_encoder:
             return self._encode(x)
         if self._compiled is None:
-            self._compiled = torch.compile(self._encode)  # not the whole step: logging inside it broke before
-        return self._compiled(x)
+            mode = self.hparams.compile_encoder
+            # Not the whole step: logging inside it broke before.
+            self._compiled = torch.compile(self._encode, mode=mode if isinstance(mode, str) else None)
+        if not self._cuda_graphs:
+            return self._compiled(x)
+        # The next run overwrites this one's result. By itself torch takes any compiled function for the next step.
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._compiled(x).clone()
+
+    @property
+    def _cuda_graphs(self) -> bool:
+        return self.hparams.compile_encoder in CUDA_GRAPHS
+
+    @property
+    def _clears_gradients(self) -> bool:
+        """Whether a step does it as it begins; Lightning does it before backward, after `training_step`."""
+        return self.hparams.micro_batch_size is not None or self._cuda_graphs
+
+    def _clear_gradients(self) -> None:
+        """Before the first forward pass of an optimiser's step."""
+        added_up = self.hparams.micro_batch_size is not None or self.trainer.accumulate_grad_batches > 1
+        # The gradients of a CUDA graph lie in memory that its next run overwrites, unless they are added to others.
+        keep = self._cuda_graphs and added_up
+        self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=not keep)
+        for p in self.parameters() if keep else ():
+            if p.grad is None and p.requires_grad:
+                p.grad = torch.zeros_like(p)
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(x))
@@ -320,8 +361,6 @@ class SimCLR(LightningModule):
         """The step with a gradient cache: see `simclr.gradient_cache`. Views are made anew in its second pass."""
         size, views = self.hparams.micro_batch_size, self.hparams.views
         accumulate = self.trainer.accumulate_grad_batches
-        if batch_idx % accumulate == 0:
-            self.optimizers(use_pl_optimizer=False).zero_grad()
         parts = [
             lambda part=part: self._project(self._views(*part))
             for part in zip(images.split(size), index.split(size), strict=True)
@@ -346,8 +385,8 @@ class SimCLR(LightningModule):
         return cached.last
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Lightning calls this after the step, when micro-batches have put their gradients there."""
-        if self.hparams.micro_batch_size is None:
+        """Lightning calls this after `training_step`, when micro-batches have put their gradients there."""
+        if not self._clears_gradients:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
