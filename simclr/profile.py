@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data.sources import MemoryImages
 from simclr.memory import available, estimate
-from simclr.module import SimCLR
+from simclr.module import CUDA_GRAPHS, SimCLR
 
 PARTS = ("data", "augmentation", "encoder", "loss", "backward", "optimiser")
 _BLOCK = 5  # steps at a time, timed in parts or untouched: close in time, so that a neighbour disturbs both
+_SHORT_STEP = 0.015  # seconds, in which launching a step's kernels takes a good part of it
 _WARM_UP = {"cpu": 5, "cuda": 10}  # steps: compiling, the choice of kernels, the first batches of workers
 
 
@@ -441,7 +442,11 @@ def advice(profile: Profile, model: SimCLR, trainer: Trainer, images: int) -> li
         line = f"Lightning and logging take {_percent(share['rest'])} of a short step: a larger --data.batch_size, or "
         found.append((share["rest"], f"{line}--trainer.log_every_n_steps {5 * (trainer.log_every_n_steps or 10)}"))
     reached = profile.of_limit("untouched")
-    if device.type == "cuda" and not hparams.compile_encoder and network > 0.4 and (reached or 1) < 0.35:
+    short = profile.untouched < _SHORT_STEP and (reached or 0) < 0.6 and trainer.world_size == 1
+    if device.type == "cuda" and short and hparams.compile_encoder not in CUDA_GRAPHS:
+        line = f"{_ms(profile.untouched)} ms are short beside the launching of kernels, which CUDA graphs spare: "
+        found.append((0.3 * network, f"{line}--model.compile_encoder reduce-overhead"))
+    elif device.type == "cuda" and not hparams.compile_encoder and network > 0.4 and (reached or 1) < 0.35:
         found.append((0.2 * network, "the encoder is far from the limit: --model.compile_encoder true"))
     if not found:
         reach = f", at {_percent(profile.of_limit('backward'))} of the limit backward" if profile.operations else ""
