@@ -40,6 +40,7 @@ BASE = "torchvision ImageFolder"
 
 
 def main() -> None:
+    """Read the options, choose or make the images, print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="a folder with class folders of images; made here if not given")
     parser.add_argument("--count", type=int, default=600, help="how many images: an even choice, or how many to make")
@@ -79,6 +80,7 @@ def make_photographs(scratch: Path, count: int) -> Path:
 
 
 def print_machine(folder: Path | None, paths: list[str], options: argparse.Namespace) -> None:
+    """What was measured on: machine, versions, the number of images and their median size on disk in kB."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -100,6 +102,7 @@ def print_machine(folder: Path | None, paths: list[str], options: argparse.Names
 
 
 def files(paths: list[str], options: argparse.Namespace, workers: int) -> Callable[[], int]:
+    """Decode every image in worker processes."""
     batches = Batches(FileImages("files", paths, options.load_size), workers)
     return lambda: count(images for images, _ in batches(shuffled(len(paths), options.batch_size)))
 
@@ -127,6 +130,7 @@ def warm(paths: list[str], options: argparse.Namespace, scratch: Path) -> Callab
 
 
 def rival(data, chosen: list[int], options: argparse.Namespace, workers: int) -> Callable[[], int]:
+    """Read these numbers of a map-style data set of (image, label) through torch's DataLoader, workers kept."""
     loader = DataLoader(
         Subset(data, chosen),
         batch_size=options.batch_size,
@@ -139,22 +143,31 @@ def rival(data, chosen: list[int], options: argparse.Namespace, workers: int) ->
 
 
 def native(path: str) -> Tensor:
-    """torchvision's own decoder instead of Pillow's."""
+    """(3, H, W) uint8 RGB of a file by torchvision's own decoder instead of Pillow's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated in 0.29, without a successor in torchvision
         return torchvision.io.decode_image(path, torchvision.io.ImageReadMode.RGB)
 
 
 def shuffled(size: int, batch_size: int) -> Tensor:
+    """(steps, batch_size) int64: image numbers in random order, without the remainder."""
     steps = size // batch_size
     return torch.randperm(size)[: steps * batch_size].view(steps, batch_size)
 
 
 def count(batches: Iterator[Tensor]) -> int:
+    """How many images the batches (B, 3, S, S) hold, read to their end."""
     return sum(len(images) for images in batches)
 
 
 def compare(folder: Path, chosen: list[int], paths: list[str], scratch: Path, options: argparse.Namespace) -> None:
+    """Images per second of all contenders in turn, round after round, and the ratio within each round.
+
+    Args:
+        folder: with class folders, for the rivals; chosen: the numbers of its images, in sorted order.
+        paths: the same images, for ours.
+        scratch: where caches are built.
+    """
     side = options.load_size
     squares = v2.Compose([v2.Resize(side), v2.CenterCrop(side), v2.PILToTensor()])
     contenders, absent = {}, []
@@ -213,6 +226,7 @@ def grow(paths: list[str], scratch: Path, options: argparse.Namespace) -> None:
 
 
 def timed(epoch: Callable[[], int]) -> tuple[float, int]:
+    """Seconds of an epoch and how many images it read."""
     start = time.perf_counter()
     images = epoch()
     return time.perf_counter() - start, images
@@ -244,6 +258,7 @@ def memory() -> float:
 
 
 def spread(values: list[float], form: str) -> str:
+    """Median and range."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
