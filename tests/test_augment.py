@@ -1,6 +1,8 @@
 """The views against torchvision image by image with the same parameters, and the parameters against statistics."""
 
 import math
+import platform
+import resource
 
 import pytest
 import torch
@@ -474,3 +476,17 @@ def test_all_bad_arguments_are_listed_at_once():
 def test_bad_batches_are_refused(images, index, message):
     with pytest.raises(ValueError, match=message):
         SimCLRAugmentation(8)(images, index)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's malloc")
+def test_a_step_takes_no_pages_anew_on_a_cpu():
+    def pages_of_a_step():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.zeros(2**24) for _ in range(4)]  # 64 MB each, more than glibc keeps by itself
+        del blocks
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    SimCLRAugmentation(16).view(pictures(1, 16, 16), torch.arange(1))
+    for _ in range(6):  # until the blocks have found their places
+        pages_of_a_step()
+    assert pages_of_a_step() < 4 * 2**26 / resource.getpagesize() / 20
