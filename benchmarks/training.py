@@ -17,6 +17,8 @@ same encoder and the same optimiser. A rival that is not installed is named and 
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import multiprocessing
 import os
 import platform
@@ -74,7 +76,7 @@ class Contender:
         workers: processes that decode, for lightly and for images that are not held in memory.
         in_memory: hold the images in memory.
         device: cpu or cuda.
-        compiled: SimCLR's compile_encoder.
+        compiled: torch.compile's mode for the encoder; none: not compiled.
     """
 
     name: str
@@ -88,12 +90,16 @@ class Contender:
     workers: int = 2
     in_memory: bool = True
     device: str = "cpu"
-    compiled: bool | str = False
+    compiled: str | None = None
 
     def build(self) -> SimCLR:
         """The model, alike for all contenders of the same settings."""
         torch.manual_seed(0)
-        return SimCLR(**{**RECIPE, **self.model}, batch_size=self.batch_size, compile_encoder=self.compiled)
+        compiled = self.compiled is not None
+        model = SimCLR(**{**RECIPE, **self.model}, batch_size=self.batch_size, compile_encoder=compiled)
+        if compiled:
+            model._compiled = torch.compile(model._encode, mode=self.compiled)  # the model's own has no mode
+        return model
 
     def data(self) -> ImageData:
         """The images for ours and for the bare loop."""
@@ -124,8 +130,10 @@ class Turn:
             self.connection.send(("ready", now - self.created))
         else:
             self.connection.send(("epoch", now - self.began, memory()))
-        if self.connection.recv() == "stop":
-            raise Stop
+        while (order := self.connection.recv()) != "go":
+            if order == "stop":
+                raise Stop
+            self.connection.send(("in use", memory_in_use()))
         self.began = time.perf_counter()
 
 
@@ -201,6 +209,7 @@ def bare(contender: Contender, connection: Connection) -> None:
         optimizer, lambda step: warmup_cosine(step, warmup, EPOCHS * len(loader))
     )
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=contender.precision == "bf16-mixed")
+    encode = model._compiled or model._encode
     model.train()
     for epoch in range(EPOCHS):
         turn()
@@ -208,10 +217,11 @@ def bare(contender: Contender, connection: Connection) -> None:
         for images, index in loader:
             images = images.to(device, non_blocking=True)
             views = [model.augment.view(images, index, epoch, 0, view) for view in range(2)]
-            optimizer.zero_grad()
             with autocast:
-                z = model._project(views)
+                x = torch.cat(views).contiguous(memory_format=torch.channels_last)
+                z = encode(x)
                 loss = nt_xent(*z.chunk(2), hparams.temperature)
+            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -258,13 +268,17 @@ def with_lightly(contender: Contender, connection: Connection) -> None:
 
 
 def memory() -> float | None:
-    """MB of memory of this process and those below it, what they share counted once; None where that is not told."""
+    """MB of memory of this process and those below it, what they share counted once; None where that is not told.
+
+    Without what is backed by files: libraries belong to whoever else on the machine has loaded them too, and a
+    process's part of them changed by 180 MB within a run, with what others started and ended.
+    """
     total, waiting = 0, [os.getpid()]
     try:
         while waiting:
             process = Path("/proc") / str(waiting.pop())
             fields = dict(line.split(":") for line in (process / "smaps_rollup").read_text().splitlines()[1:])
-            total += int(fields["Pss"].split()[0])
+            total += sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem"))
             for task in (process / "task").iterdir():
                 waiting += [int(child) for child in (task / "children").read_text().split()]
     except (OSError, KeyError):
@@ -272,18 +286,33 @@ def memory() -> float | None:
     return total / 1e3
 
 
+def memory_in_use() -> float | None:
+    """As `memory`, after this process has given back what it had freed; None where malloc cannot be told to.
+
+    What glibc keeps of the activations of past steps, to use it again, is about as much as all that is in use, and goes
+    up and down by 60 MB from epoch to epoch, however many images there are.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
+        return None
+    return memory()
+
+
 # In the benchmark's own process
 
 
 @dataclass
 class Result:
-    """What a contender did: seconds and MB of each counted epoch, seconds until the first could begin."""
+    """What a contender did: seconds and MB of each counted epoch, seconds until the first could begin, MB in use."""
 
     contender: Contender
     images: int
     ready: float = 0.0
     seconds: list[float] = field(default_factory=list)
     megabytes: list[float | None] = field(default_factory=list)
+    in_use: float | None = None
 
     @property
     def rates(self) -> list[float]:
@@ -328,20 +357,22 @@ class Racer:
             answers.append(answer)
         return answers
 
-    def begin(self) -> None:
-        """Begin an epoch."""
+    def epoch(self, counted: bool = True) -> None:
+        """Train for an epoch; the slowest rank counts."""
         for connection in self.connections:
             connection.send("go")
-
-    def epoch(self, counted: bool = True, begun: bool = False) -> None:
-        """Train for an epoch; the slowest rank counts."""
-        if not begun:
-            self.begin()
         answers = self.answers()
         if counted:
             megabytes = [answer[2] for answer in answers]
             self.result.seconds.append(max(answer[1] for answer in answers))
             self.result.megabytes.append(None if None in megabytes else sum(megabytes))
+
+    def ask_memory(self) -> None:
+        """How much is in use between two epochs."""
+        for connection in self.connections:
+            connection.send("in use")
+        answers = [answer[1] for answer in self.answers()]
+        self.result.in_use = None if None in answers else sum(answers)
 
     def end(self) -> None:
         for connection in self.connections:
@@ -353,11 +384,8 @@ class Racer:
                 process.terminate()
 
 
-def race(contenders: Sequence[Contender], rounds: int, warm_up_together: bool = False) -> dict[str, Result]:
-    """All contenders in turn, the order turned round every other round; those that are not installed are left out.
-
-    The epoch to warm up is not counted: where it compiles for minutes, all may do so at once.
-    """
+def race(contenders: Sequence[Contender], rounds: int) -> dict[str, Result]:
+    """All contenders in turn, the order turned round every other round; those that are not installed are left out."""
     say(f"{len(contenders)} x {rounds} epochs: {', '.join(contender.name for contender in contenders)} ...")
     racers: list[Racer] = []
     try:
@@ -369,13 +397,13 @@ def race(contenders: Sequence[Contender], rounds: int, warm_up_together: bool = 
                 say(f"{racer.result.contender.name} is left out: {error}. pip install -e '.[benchmarks]'")
                 racer.end()
                 racers.remove(racer)
-        for racer in racers if warm_up_together else ():
-            racer.begin()
         for racer in racers:
-            racer.epoch(counted=False, begun=warm_up_together)
+            racer.epoch(counted=False)
         for number in range(rounds):
             for racer in racers if number % 2 == 0 else reversed(racers):
                 racer.epoch()
+        for racer in racers:
+            racer.ask_memory()
     finally:
         for racer in racers:
             racer.end()
@@ -505,7 +533,13 @@ def two_ranks(base: Contender, rounds: int) -> Iterator[str]:
 
 
 def growth(base: Contender, small: str, large: str, rounds: int) -> Iterator[str]:
-    """Time of an epoch and memory of ten times the images."""
+    """Time of an epoch and memory of ten times the images.
+
+    Memory is what is in use after the last round, because only that depends on nothing but the images: see `memory` and
+    `memory_in_use`. Beside it stands the most after any epoch, with what malloc keeps. An image in a file may take
+    190 bytes: its path, its label and its place in the order took 114 and 147 in two runs; with the paths as Python's
+    objects in each of two workers it was 230, which is to be a miss.
+    """
     base = replace(base, kind="trainer", model={**EIGHT_LAYERS, "width": 1})
     rows = []
     for where, in_memory in (("in memory", True), ("read from files", False)):
@@ -519,32 +553,31 @@ def growth(base: Contender, small: str, large: str, rounds: int) -> Iterator[str
         median = statistics.median(ratio)
         cells = [f"{few.images:,} / {many.images:,}", spread(few.seconds, 2, " s"), spread(many.seconds, 2, " s")]
         cells += [spread(ratio, 2), verdict(median, 10.5, at_least=False)]
-        if None in few.megabytes + many.megabytes:
-            cells += ["-", "-", "-"]
+        if None in (few.in_use, many.in_use, *few.megabytes, *many.megabytes):
+            cells += ["-"] * 4
         else:
-            images = (many.images - few.images) * 3 * 32 * 32 / 1e6 if in_memory else 0.0
-            more = many.megabytes[-1] - few.megabytes[-1]
-            cells += [f"{few.megabytes[-1]:,.0f} MB", f"{more:+,.0f} MB, {images:,.0f} of them the images"]
-            cells += [f"{many.megabytes[-1] - many.megabytes[0]:+,.0f} MB"]
+            more = many.in_use - few.in_use
+            each = 1e6 * more / (many.images - few.images) - in_memory * 3 * 32 * 32
+            cells += [f"{few.in_use:,.0f} MB", f"{more:+,.1f} MB"]
+            cells += [f"{each:,.0f} bytes, {verdict(each, 190, at_least=False)}"]
+            cells += [f"{max(few.megabytes):,.0f} / {max(many.megabytes):,.0f} MB"]
         rows.append([where, *cells])
-    head = ["images", "N / 10 N", "epoch of N", "of 10 N", "ratio", "bar", "memory of N", "of 10 N", "over its epochs"]
+    head = ["images", "N / 10 N", "epoch of N", "of 10 N", "ratio", "bar", "memory in use, N", "10 N"]
+    head += ["an image more, without its pixels", "most, with what malloc keeps"]
     yield f"Ten times the images: 16 channels, batch {base.batch_size}; memory is that of the process and its workers"
     yield ""
     yield from table(head, rows)
 
 
-def on_gpu(base: Contender, rounds: int, compiled: Sequence[bool | str]) -> Iterator[str]:
+def on_gpu(base: Contender, rounds: int, compile_modes: Sequence[str]) -> Iterator[str]:
     """Seconds of an epoch of CIFAR-10."""
     ours = replace(base, name="ours", kind="trainer")
     contenders = [ours, replace(base, name="bare loop", kind="bare")]
-    for how in compiled:
-        contenders.append(replace(ours, name=f"ours, compile_encoder={str(how).lower()}", compiled=how))
-    if compiled:
-        contenders.append(
-            replace(contenders[1], name=f"bare loop, compile_encoder={compiled[-1]}", compiled=compiled[-1])
-        )
+    for mode in compile_modes:
+        contenders.append(replace(ours, name=f"ours, encoder compiled ({mode})", compiled=mode))
+        contenders.append(replace(contenders[1], name=f"bare loop, encoder compiled ({mode})", compiled=mode))
     contenders.append(replace(base, name="lightly", kind="lightly"))
-    results = race(contenders, rounds, warm_up_together=True)
+    results = race(contenders, rounds)
     rows = []
     for name, result in results.items():
         bar = verdict(statistics.median(result.seconds), 2.0, at_least=False) if name.startswith("ours") else ""
@@ -642,7 +675,8 @@ def parts(options: argparse.Namespace, scratch: Path) -> Iterator[str]:
         )
         base = replace(base, model={"encoder": "resnet8" if options.rehearse else "resnet18"})
         base = replace(base, workers=max(1, min(16, len(os.sched_getaffinity(0)))))
-        yield from on_gpu(base, options.rounds, ("reduce-overhead",) if options.rehearse else (True, "reduce-overhead"))
+        # reduce-overhead: CUDA graphs
+        yield from on_gpu(base, options.rounds, () if options.rehearse else ("default", "reduce-overhead"))
         return
     quick = options.quick
     base = replace(base, folder=chosen("some", options.count or (2560 if quick else 5120)))
