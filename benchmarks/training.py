@@ -76,7 +76,7 @@ class Contender:
         workers: processes that decode, for lightly and for images that are not held in memory.
         in_memory: hold the images in memory.
         device: cpu or cuda.
-        compiled: torch.compile's mode for the encoder; none: not compiled.
+        compiled: SimCLR's compile_encoder.
     """
 
     name: str
@@ -90,16 +90,12 @@ class Contender:
     workers: int = 2
     in_memory: bool = True
     device: str = "cpu"
-    compiled: str | None = None
+    compiled: bool | str = False
 
     def build(self) -> SimCLR:
         """The model, alike for all contenders of the same settings."""
         torch.manual_seed(0)
-        compiled = self.compiled is not None
-        model = SimCLR(**{**RECIPE, **self.model}, batch_size=self.batch_size, compile_encoder=compiled)
-        if compiled:
-            model._compiled = torch.compile(model._encode, mode=self.compiled)  # the model's own has no mode
-        return model
+        return SimCLR(**{**RECIPE, **self.model}, batch_size=self.batch_size, compile_encoder=self.compiled)
 
     def data(self) -> ImageData:
         """The images for ours and for the bare loop."""
@@ -209,7 +205,6 @@ def bare(contender: Contender, connection: Connection) -> None:
         optimizer, lambda step: warmup_cosine(step, warmup, EPOCHS * len(loader))
     )
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=contender.precision == "bf16-mixed")
-    encode = model._compiled or model._encode
     model.train()
     for epoch in range(EPOCHS):
         turn()
@@ -217,11 +212,10 @@ def bare(contender: Contender, connection: Connection) -> None:
         for images, index in loader:
             images = images.to(device, non_blocking=True)
             views = [model.augment.view(images, index, epoch, 0, view) for view in range(2)]
-            with autocast:
-                x = torch.cat(views).contiguous(memory_format=torch.channels_last)
-                z = encode(x)
-                loss = nt_xent(*z.chunk(2), hparams.temperature)
             optimizer.zero_grad()
+            with autocast:
+                z = model._project(views)
+                loss = nt_xent(*z.chunk(2), hparams.temperature)
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -357,10 +351,15 @@ class Racer:
             answers.append(answer)
         return answers
 
-    def epoch(self, counted: bool = True) -> None:
-        """Train for an epoch; the slowest rank counts."""
+    def begin(self) -> None:
+        """Begin an epoch."""
         for connection in self.connections:
             connection.send("go")
+
+    def epoch(self, counted: bool = True, begun: bool = False) -> None:
+        """Train for an epoch; the slowest rank counts."""
+        if not begun:
+            self.begin()
         answers = self.answers()
         if counted:
             megabytes = [answer[2] for answer in answers]
@@ -384,8 +383,11 @@ class Racer:
                 process.terminate()
 
 
-def race(contenders: Sequence[Contender], rounds: int) -> dict[str, Result]:
-    """All contenders in turn, the order turned round every other round; those that are not installed are left out."""
+def race(contenders: Sequence[Contender], rounds: int, warm_up_together: bool = False) -> dict[str, Result]:
+    """All contenders in turn, the order turned round every other round; those that are not installed are left out.
+
+    The epoch to warm up is not counted: where it compiles for minutes, all may do so at once.
+    """
     say(f"{len(contenders)} x {rounds} epochs: {', '.join(contender.name for contender in contenders)} ...")
     racers: list[Racer] = []
     try:
@@ -397,8 +399,10 @@ def race(contenders: Sequence[Contender], rounds: int) -> dict[str, Result]:
                 say(f"{racer.result.contender.name} is left out: {error}. pip install -e '.[benchmarks]'")
                 racer.end()
                 racers.remove(racer)
+        for racer in racers if warm_up_together else ():
+            racer.begin()
         for racer in racers:
-            racer.epoch(counted=False)
+            racer.epoch(counted=False, begun=warm_up_together)
         for number in range(rounds):
             for racer in racers if number % 2 == 0 else reversed(racers):
                 racer.epoch()
@@ -569,15 +573,18 @@ def growth(base: Contender, small: str, large: str, rounds: int) -> Iterator[str
     yield from table(head, rows)
 
 
-def on_gpu(base: Contender, rounds: int, compile_modes: Sequence[str]) -> Iterator[str]:
+def on_gpu(base: Contender, rounds: int, compiled: Sequence[bool | str]) -> Iterator[str]:
     """Seconds of an epoch of CIFAR-10."""
     ours = replace(base, name="ours", kind="trainer")
     contenders = [ours, replace(base, name="bare loop", kind="bare")]
-    for mode in compile_modes:
-        contenders.append(replace(ours, name=f"ours, encoder compiled ({mode})", compiled=mode))
-        contenders.append(replace(contenders[1], name=f"bare loop, encoder compiled ({mode})", compiled=mode))
+    for how in compiled:
+        contenders.append(replace(ours, name=f"ours, compile_encoder={str(how).lower()}", compiled=how))
+    if compiled:
+        contenders.append(
+            replace(contenders[1], name=f"bare loop, compile_encoder={compiled[-1]}", compiled=compiled[-1])
+        )
     contenders.append(replace(base, name="lightly", kind="lightly"))
-    results = race(contenders, rounds)
+    results = race(contenders, rounds, warm_up_together=True)
     rows = []
     for name, result in results.items():
         bar = verdict(statistics.median(result.seconds), 2.0, at_least=False) if name.startswith("ours") else ""
@@ -675,8 +682,7 @@ def parts(options: argparse.Namespace, scratch: Path) -> Iterator[str]:
         )
         base = replace(base, model={"encoder": "resnet8" if options.rehearse else "resnet18"})
         base = replace(base, workers=max(1, min(16, len(os.sched_getaffinity(0)))))
-        # reduce-overhead: CUDA graphs
-        yield from on_gpu(base, options.rounds, () if options.rehearse else ("default", "reduce-overhead"))
+        yield from on_gpu(base, options.rounds, ("reduce-overhead",) if options.rehearse else (True, "reduce-overhead"))
         return
     quick = options.quick
     base = replace(base, folder=chosen("some", options.count or (2560 if quick else 5120)))
