@@ -35,11 +35,14 @@ bench: install  ## every benchmark on the CPU, about an hour; tables in benchmar
 		$(BIN)/python benchmarks/$$name.py --markdown benchmarks/results/$${name}_cpu.md || exit 1; done
 	$(BIN)/python benchmarks/decoding.py | tee benchmarks/results/decoding_cpu.md
 
-bench-gpu: install  ## every benchmark that has a GPU side, and the tests that need one
+bench-gpu: install  ## the tests that need a GPU, and every benchmark on it; CIFAR10=FOLDER (train/, test/) for the last
 	$(BIN)/python -m pip install --quiet --editable '.[benchmarks]'
 	$(BIN)/python -m pytest -m gpu
 	for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --device cuda --markdown benchmarks/results/$${name}_cuda.md || exit 1; done
+	@test -n "$(CIFAR10)" || echo "time_to_accuracy.py is left out: it needs make bench-gpu CIFAR10=FOLDER"
+	test -z "$(CIFAR10)" || $(BIN)/python benchmarks/time_to_accuracy.py --device cuda --images $(CIFAR10) \
+		--markdown benchmarks/results/time_to_accuracy_cuda.md
 
 clean:
 	rm -rf $(VENV)
