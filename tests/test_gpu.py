@@ -3,15 +3,21 @@
 import pytest
 import torch
 from pytorch_lightning import Callback
+from torch._dynamo.utils import counters
+from torch._inductor.cudagraph_trees import get_container
 
 from simclr.gradient_cache import backward_in_parts
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent
 from test_losses import projections, relative
-from tiny import STEPS, fit, tiny_data, tiny_model
+from tiny import STEPS, Record, fit, tiny_data, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.timeout(540),  # seconds: what compiles takes minutes the first time
+    # What torch and Lightning have to say about a GPU is not ours to mend, but that nothing compiles is an error.
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("error:Kornia's operations make the views"),
 ]
 
 
@@ -26,7 +32,18 @@ class NoWaiting(Callback):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "adamw"}, {"micro_batch_size": 8}, {"loss": "dcl"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "adamw"},
+        {"micro_batch_size": 8},
+        {"loss": "dcl"},
+        {"compile_encoder": "reduce-overhead"},
+        {"compile_encoder": "reduce-overhead", "micro_batch_size": 8},
+    ],
+    ids=str,
+)
 def test_a_step_waits_for_the_device_nowhere(tmp_path, settings):
     model = tiny_model(norm="none", head_batch_norm=False, **settings)
     data = tiny_data()
@@ -41,6 +58,38 @@ def test_a_step_waits_for_the_device_nowhere(tmp_path, settings):
         log_every_n_steps=50,
     )
     assert trainer.global_step == 2 * STEPS
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulate_grad_batches": 2}, {"micro_batch_size": 8}, {"start_size": 8, "grow_epochs": 2}],
+    ids=str,
+)
+def test_cuda_graphs_take_the_steps_of_the_plain_encoder(tmp_path, settings):
+    of_model = {name: value for name, value in settings.items() if name != "accumulate_grad_batches"}
+    of_model |= {"norm": "none", "head_batch_norm": False, "optimizer": "sgd", "base_lr": 0.2, "warmup_epochs": 0}
+    accumulate = settings.get("accumulate_grad_batches", 1)
+    losses = []
+    torch._dynamo.reset()
+    counters["inductor"].clear()
+    for how in (False, "reduce-overhead"):
+        record, model = Record(), tiny_model(**of_model, compile_encoder=how)
+        fit(tmp_path, model, None, [record], accelerator="gpu", accumulate_grad_batches=accumulate)
+        losses.append([step["train_loss"] for step in record.steps])
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    assert get_container(torch.cuda.current_device()).tree_manager is not None  # graphs there were
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)  # convolutions round to TF32
+
+
+def test_cuda_graphs_move_the_statistics_of_batch_normalisation(tmp_path):
+    buffers = []
+    for how in (False, "reduce-overhead"):
+        model = tiny_model(compile_encoder=how, optimizer="sgd", base_lr=0.01)
+        model = fit(tmp_path, model, accelerator="gpu", max_epochs=2).lightning_module
+        buffers.append({name: value.float() for name, value in model.named_buffers() if "running" in name})
+        assert {int(value) for name, value in model.named_buffers() if "tracked" in name} == {2 * STEPS}
+    for name, value in buffers[1].items():
+        torch.testing.assert_close(value, buffers[0][name], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("loss", [nt_xent, dcl, nt_logistic, margin_triplet])
