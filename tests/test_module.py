@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from simclr import LARS, ProjectionHead, SimCLR, SimCLRAugmentation, build_encoder, losses
 from simclr.cli import newest_checkpoint, train
 from simclr.data import ImageData, draw_shapes
+from simclr.loggers import build_loggers
 from simclr.seeding import epoch_order
 from test_losses import reference
 from tiny import BATCH, IMAGES, STEPS, Record, StopAt, fit, flags, tiny_data, tiny_model
@@ -189,6 +190,40 @@ def test_the_logged_learning_rate_is_the_one_used_warm_up_then_cosine(
     falling = [math.cos(math.pi * k / (total - warmup_steps)) for k in range(total - warmup_steps)]
     assert used.lr == pytest.approx(rising + [peak * (1 + c) / 2 for c in falling], rel=1e-9)
     assert [step["lr"] for step in record.steps] == pytest.approx([lr for lr in used.lr for _ in range(accumulate)])
+
+
+class ByLightning(SimCLR):
+    """Logs as Lightning's own `log_dict` does."""
+
+    def _write(self, values):
+        self.log_dict(values, on_step=True, on_epoch=False)
+
+
+class Seen(Callback):
+    """What callbacks and loggers are told after each batch."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_train_batch_end(self, trainer, *args):
+        told = trainer.callback_metrics, trainer.logged_metrics
+        self.told.append([{name: value.item() for name, value in metrics.items()} for metrics in told])
+
+
+@pytest.mark.parametrize(("every", "accumulate"), [(1, 1), (3, 1), (1, 3), (2, 2)])
+def test_metrics_are_told_and_written_as_by_lightning(tmp_path, every, accumulate):
+    told, written = [], []
+    for kind in (SimCLR, ByLightning):
+        seen, run_dir = Seen(), tmp_path / kind.__name__
+        settings = {"log_every_n_steps": every, "accumulate_grad_batches": accumulate}
+        model = kind(**tiny_model().hparams)
+        model.load_state_dict(tiny_model().state_dict())
+        fit(tmp_path, model, callbacks=[seen], logger=build_loggers(run_dir, "disabled", "simclr"), **settings)
+        told.append(seen.told)
+        written.append((run_dir / "metrics.csv").read_text())
+    assert told[0] == told[1]
+    assert written[0] == written[1]
+    assert written[0].count("\n") > 3
 
 
 def test_warm_up_counts_the_step_of_what_is_left_over_at_the_end_of_an_epoch(tmp_path):
