@@ -1,6 +1,7 @@
 """The command line: `simclr <command>`, `python train.py` and `python linear_eval.py`."""
 
 import difflib
+import functools
 import inspect
 import itertools
 import logging
@@ -201,7 +202,18 @@ class TrainCLI(LightningCLI):
 
 
 class NewestCheckpoint(ModelCheckpoint):
-    """Lightning's checkpointing under a name of its own, so that it goes beside one that the user adds."""
+    """Lightning's checkpointing under a name of its own, so that it goes beside one that the user adds.
+
+    For one that saves after epochs only. Lightning asks for the key before each hook of each step.
+    """
+
+    @functools.cached_property
+    def state_key(self) -> str:
+        """Lightning's, formatted once."""
+        return super().state_key
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Nothing: Lightning's would find out at every step that it has nothing to do."""
 
 
 def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:

@@ -14,9 +14,10 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from simclr import load_encoder
-from simclr.cli import BAD_INPUT, INTERRUPTED, SaveOnInterrupt, linear_eval, main, train
+from simclr.cli import BAD_INPUT, INTERRUPTED, SaveOnInterrupt, linear_eval, main, newest_checkpoint, train
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
 from tiny import BATCH, STEPS, flags
@@ -138,6 +139,14 @@ def test_a_run_without_checkpoints_and_one_with_the_users_beside_ours(tmp_path, 
     theirs = {"trainer.callbacks": "ModelCheckpoint", "trainer.callbacks.save_on_train_epoch_end": "true"}
     train(flags({"run_dir": "both", "trainer.max_epochs": 1, **theirs}))
     assert (tmp_path / "both" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_our_checkpoint_has_the_key_that_lightning_gives_it(tmp_path):
+    ours = newest_checkpoint(tmp_path)
+    key = "NewestCheckpoint" + ModelCheckpoint(save_on_train_epoch_end=True).state_key.removeprefix("ModelCheckpoint")
+    assert ours.state_key == key
+    assert not ours._every_n_train_steps  # or it would have to look after every batch
+    assert ours._train_time_interval is None
 
 
 def test_an_interrupt_waits_for_accumulated_gradients(tmp_path):
