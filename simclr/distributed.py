@@ -106,12 +106,3 @@ def max_over_ranks(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x, dist.ReduceOp.MAX)
     return x
-
-
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean of a tensor over ranks, without a gradient: for logging."""
-    x = x.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(x)
-        x /= world_size()
-    return x

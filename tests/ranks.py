@@ -63,3 +63,10 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
                 process.kill()
                 process.join()
     return [results[rank] for rank in range(world_size)]
+
+
+def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over the ranks, without a gradient."""
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

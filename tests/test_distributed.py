@@ -8,7 +8,7 @@ from ranks import run_ranks
 from simclr import distributed
 
 
-def gather_blocks() -> tuple[np.ndarray, np.ndarray, float, float]:
+def gather_blocks() -> tuple[np.ndarray, np.ndarray, float]:
     rank = distributed.rank()
     x = torch.arange(4.0).reshape(2, 2).add(10 * rank).requires_grad_()
     gathered = distributed.gather(x)
@@ -18,24 +18,23 @@ def gather_blocks() -> tuple[np.ndarray, np.ndarray, float, float]:
     own = torch.tensor(float(rank))
     largest = distributed.max_over_ranks(own * (2 - own))  # 0, 1, 0: neither the first rank's nor the last's
     assert distributed.exchange([rank, -rank]) == [[0, 0], [1, -1], [2, -2]]
-    return gathered.detach().numpy(), x.grad.numpy(), distributed.mean_over_ranks(own).item(), largest.item()
+    return gathered.detach().numpy(), x.grad.numpy(), largest.item()
 
 
 def test_gather_keeps_rank_order_and_sums_the_gradient_over_ranks():
     results = run_ranks(gather_blocks, 3)
     blocks = np.concatenate([np.arange(4.0).reshape(2, 2) + 10 * rank for rank in range(3)])
-    for rank, (gathered, grad, mean, largest) in enumerate(results):
+    for rank, (gathered, grad, largest) in enumerate(results):
         np.testing.assert_array_equal(gathered, blocks)
         rows = np.arange(2 * rank, 2 * rank + 2)[:, None]
         np.testing.assert_array_equal(grad, np.broadcast_to((1 + 2 + 3) * rows, (2, 2)))
-        assert (mean, largest) == (1.0, 1.0)
+        assert largest == 1.0
 
 
 def test_one_process_gathers_nothing():
     x = torch.randn(3, 2)
     assert distributed.gather(x) is x
     assert (distributed.world_size(), distributed.rank(), distributed.is_distributed()) == (1, 0, False)
-    assert distributed.mean_over_ranks(x).equal(x)
     assert distributed.max_over_ranks(x).equal(x)
     assert distributed.exchange([1.5]) == [[1.5]]
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ranks import run_ranks
+from ranks import mean_over_ranks, run_ranks
 from simclr import distributed
 from simclr.gradient_cache import backward_in_parts
 from simclr.losses import nt_xent
@@ -189,7 +189,7 @@ def gradients_of_this_rank(kind: str) -> tuple[float, float, list[np.ndarray], l
     torch.manual_seed(9)
     last = ddp([x.double() for x in micro_batches(distributed.rank())])
     last.backward()
-    loss = distributed.mean_over_ranks(last).item()
+    loss = mean_over_ranks(last).item()
     grads = [p.grad.numpy() for p in model.parameters()]
     return loss, told[0], grads, [b.numpy() for b in model.buffers()], len(reduced)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ranks import run_ranks
+from ranks import mean_over_ranks, run_ranks
 from simclr import distributed, losses, precision, tiles
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
 
@@ -397,8 +397,8 @@ def step_of_this_rank(name: str, share: list[int]) -> tuple[float, float, list[n
         loss.backward()
         stage = "outside"
         z.backward(leaf.grad)
-        grads = [distributed.mean_over_ranks(p.grad).numpy() for p in encoder.parameters()]
-        return distributed.mean_over_ranks(loss).item(), stats.loss.item(), grads, calls
+        grads = [mean_over_ranks(p.grad).numpy() for p in encoder.parameters()]
+        return mean_over_ranks(loss).item(), stats.loss.item(), grads, calls
     finally:
         for key, function in originals.items():
             setattr(dist, key, function)
