@@ -21,13 +21,28 @@ def products(operands: Operands = "float32") -> Iterator[None]:
             tf32 on CUDA, whose libraries round no further by themselves): 7 bits. Sums are float32 in any case.
     """
     cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = cuda.fp32_precision, cpu.fp32_precision
+    before, legacy = (cuda.fp32_precision, cpu.fp32_precision), _legacy_precision()
+    wanted = {"float32": ("ieee", "highest"), "tf32": ("tf32", "high"), "bfloat16": ("tf32", "medium")}[operands]
     try:
-        cuda.fp32_precision = "ieee" if operands == "float32" else "tf32"
+        # torch keeps the older setting beside the newer one. Where they disagree its compiler dies of looking
+        # (pytorch issue 166387), and tiles and views may be compiled within.
+        if legacy != wanted[1]:
+            torch.set_float32_matmul_precision(wanted[1])
+        cuda.fp32_precision = wanted[0]
         cpu.fp32_precision = "bf16" if operands == "bfloat16" else "ieee"
         yield
     finally:
+        if legacy != wanted[1]:
+            torch.set_float32_matmul_precision(legacy)
         cuda.fp32_precision, cpu.fp32_precision = before
+
+
+def _legacy_precision() -> str:
+    """As `torch.set_float32_matmul_precision` left it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # only the newer settings were used since
+        return "highest"
 
 
 def is_exact() -> bool:
