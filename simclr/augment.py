@@ -25,7 +25,6 @@ from kornia.augmentation import (
     Normalize,
 )
 from kornia.augmentation.container.params import ParamItem
-from kornia.filters import sobel
 from torch import Tensor, nn
 
 from simclr import fused
@@ -166,6 +165,18 @@ def blur(x: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     rows = matrix(x.shape[2])
     columns = rows if x.shape[2] == x.shape[3] else matrix(x.shape[3])
     return rows[:, None] @ (x @ columns[:, None].mT)
+
+
+def sobel(x: Tensor) -> Tensor:
+    """Magnitude of the gradient by Sobel's filter, edges repeated, as Kornia's `sobel`.
+
+    Kornia copies the filter from the CPU at every call, for which a device is waited for.
+    """
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    across, down = x[..., 2:] - x[..., :-2], x[..., 2:, :] - x[..., :-2, :]
+    across = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
+    down = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
+    return ((across / 8) ** 2 + (down / 8) ** 2 + 1e-6).sqrt()
 
 
 @contextmanager

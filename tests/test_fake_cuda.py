@@ -239,7 +239,7 @@ def test_the_fake_refuses_two_devices_and_knows_the_rest(cuda):
     assert (x * torch.tensor(2.0))[torch.arange(2, device=CUDA)].shape == (2, 8)
 
 
-ALL_OPERATIONS = {"rotation_prob": 0.5, "cutout_prob": 0.5, "noise_prob": 0.5}
+ALL_OPERATIONS = {"rotation_prob": 0.5, "cutout_prob": 0.5, "noise_prob": 0.5, "sobel_prob": 0.5}
 # Kornia's Normalize sends mean and standard deviation from pageable memory; the compiled views, CUDA's default, do not.
 OF_NORMALIZE = "copy of (3,) from pageable memory, non_blocking=True"
 
