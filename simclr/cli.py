@@ -1,5 +1,6 @@
 """The command line: `simclr <command>`, `python train.py` and `python linear_eval.py`."""
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -23,6 +24,7 @@ from jsonargparse.typing import NonNegativeInt
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich import box
 from rich.console import Console
@@ -187,6 +189,8 @@ class TrainCLI(LightningCLI):
             kwargs["enable_progress_bar"] = sys.stderr.isatty()
         if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
+        if config.profiler is None:
+            kwargs["profiler"] = Unprofiled()
         kwargs["default_root_dir"] = str(self.run_dir)
         given = self.config_init.trainer.callbacks or []
         kwargs["callbacks"] = list(given) if isinstance(given, list) else [given]
@@ -214,6 +218,17 @@ class NewestCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Nothing: Lightning's would find out at every step that it has nothing to do."""
+
+
+class Unprofiled(PassThroughProfiler):
+    """No profiler, as by default, without the generator that Lightning enters and leaves thirty times a step for it."""
+
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:
+        """Nothing."""
+        return _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:

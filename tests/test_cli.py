@@ -14,10 +14,12 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from PIL import Image
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.profilers import SimpleProfiler
 
 from simclr import load_encoder
-from simclr.cli import BAD_INPUT, INTERRUPTED, SaveOnInterrupt, linear_eval, main, newest_checkpoint, train
+from simclr.cli import BAD_INPUT, INTERRUPTED, SaveOnInterrupt, Unprofiled, linear_eval, main, newest_checkpoint, train
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
 from tiny import BATCH, STEPS, flags
@@ -147,6 +149,15 @@ def test_our_checkpoint_has_the_key_that_lightning_gives_it(tmp_path):
     assert ours.state_key == key
     assert not ours._every_n_train_steps  # or it would have to look after every batch
     assert ours._train_time_interval is None
+
+
+def test_a_profiler_asked_for_is_used_and_none_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    used = []
+    monkeypatch.setattr(Trainer, "fit", lambda trainer, *_, **__: used.append(type(trainer.profiler)))
+    train(flags({"run_dir": "plain"}))
+    train(flags({"run_dir": "profiled", "trainer.profiler": "simple"}))
+    assert used == [Unprofiled, SimpleProfiler]
 
 
 def test_an_interrupt_waits_for_accumulated_gradients(tmp_path):
