@@ -47,7 +47,8 @@ class OnlineKNN(Callback):
         """Measure on rank 0; the others wait at the next step's gather."""
         epoch = trainer.current_epoch + 1
         data = trainer.datamodule
-        if self.every_n_epochs == 0 or data is None or data.labelled_train.labels is None:
+        off = self.every_n_epochs == 0 or trainer.barebones  # which logs nothing
+        if off or data is None or data.labelled_train.labels is None:
             return
         out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
         last = epoch == trainer.max_epochs or out_of_steps or trainer.should_stop

@@ -189,7 +189,7 @@ class TrainCLI(LightningCLI):
             kwargs["enable_progress_bar"] = sys.stderr.isatty()
         if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
-        if config.profiler is None:
+        if config.profiler is None and not config.barebones:
             kwargs["profiler"] = Unprofiled()
         kwargs["default_root_dir"] = str(self.run_dir)
         given = self.config_init.trainer.callbacks or []
@@ -487,6 +487,8 @@ class ProfileCLI(TrainCLI):
         config = self.config.trainer
         if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False
+        if config.profiler is None and not config.barebones:
+            kwargs["profiler"] = Unprofiled()  # as in train
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         return LightningCLI.instantiate_trainer(self, **kwargs, **off)
 

@@ -389,6 +389,15 @@ def test_a_fast_dev_run_leaves_nothing(tmp_path, monkeypatch):
     assert not everything(tmp_path)
 
 
+def test_a_barebones_run_trains_and_watches_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = []
+    monkeypatch.setattr(SimCLR, "on_train_end", lambda model: trained.append(model.global_step))
+    train(flags({"trainer.barebones": "true", "trainer.max_epochs": 1}))
+    assert trained == [STEPS]
+    assert {path.rsplit("/", 1)[1] for path in everything(tmp_path)} == {"config.yaml", "encoder.pt"}
+
+
 def test_the_batch_and_the_seed_reach_the_model(here):
     hparams = content("runs/train_resnet8/checkpoints/last.ckpt")["hyper_parameters"]
     assert (hparams["batch_size"], hparams["seed"], hparams["image_size"]) == (BATCH, 0, 16)
