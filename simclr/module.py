@@ -341,9 +341,9 @@ class SimCLR(LightningModule):
         added_up = self.hparams.micro_batch_size is not None or self.trainer.accumulate_grad_batches > 1
         # The gradients of a CUDA graph lie in memory that its next run overwrites, unless they are added to others.
         keep = self._cuda_graphs and added_up
-        self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=not keep)
+        self.optimizers(use_pl_optimizer=False).zero_grad()
         for p in self.parameters() if keep else ():
-            if p.grad is None and p.requires_grad:
+            if p.requires_grad:
                 p.grad = torch.zeros_like(p)
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -448,7 +448,8 @@ class SimCLR(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """The mean loss of the epoch, the same on all ranks."""
-        self.log("train_loss_epoch", self.mean_epoch_loss(), prog_bar=True, rank_zero_only=True, sync_dist=True)
+        if not self.trainer.barebones:  # which would warn that it logs nothing
+            self.log("train_loss_epoch", self.mean_epoch_loss(), prog_bar=True, rank_zero_only=True, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser, and warm-up and cosine by the step over the length of the run."""

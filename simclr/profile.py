@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.strategies import ParallelStrategy
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -442,7 +443,8 @@ def advice(profile: Profile, model: SimCLR, trainer: Trainer, images: int) -> li
         line = f"Lightning and logging take {_percent(share['rest'])} of a short step: a larger --data.batch_size, or "
         found.append((share["rest"], f"{line}--trainer.log_every_n_steps {5 * (trainer.log_every_n_steps or 10)}"))
     reached = profile.of_limit("untouched")
-    short = profile.untouched < _SHORT_STEP and (reached or 0) < 0.6 and trainer.world_size == 1
+    alone = trainer.world_size == 1 and not isinstance(trainer.strategy, ParallelStrategy)  # others refuse CUDA graphs
+    short = alone and profile.untouched < _SHORT_STEP and (reached or 0) < 0.6
     if device.type == "cuda" and short and hparams.compile_encoder not in CUDA_GRAPHS:
         line = f"{_ms(profile.untouched)} ms are short beside the launching of kernels, which CUDA graphs spare: "
         found.append((0.3 * network, f"{line}--model.compile_encoder reduce-overhead"))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 
 from simclr import module
 from simclr.cli import BAD_INPUT, main
@@ -87,6 +88,17 @@ def test_graphs_that_overwrite_their_results_train_the_same_bits(tmp_path, graph
     assert [graph.mode for graph in graphs] == ["reduce-overhead"]
     assert graphs[0].runs == 2 * STEPS * (2 * parts - 1)
     for name, value in model.state_dict().items():
+        assert torch.equal(value, plain[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:When using .Trainer.accumulate_grad_batches")
+def test_batches_that_are_accumulated_from_the_second_epoch_on_train_the_same_bits(tmp_path, graphs):
+    def train(**settings):
+        scheduler = GradientAccumulationScheduler({0: 1, 1: 2})
+        return fit(tmp_path, tiny_model(**settings), callbacks=[scheduler], max_epochs=2).lightning_module.state_dict()
+
+    plain = train()
+    for name, value in train(compile_encoder="reduce-overhead").items():
         assert torch.equal(value, plain[name]), name
 
 
