@@ -372,7 +372,8 @@ class SimCLRAugmentation(nn.Module):
 
     Resizing is bilinear (antialiased where a crop shrinks), where the paper's code, google-research/simclr, is bicubic.
 
-    Keep `index` on the CPU where a device must never be waited for; elsewhere it is copied there, once a view.
+    Keep `index` on the CPU where a device must never be waited for; elsewhere it is copied there, once a view. Once
+    views were made on a CPU, the process keeps the memory that it frees: it stays as large as it ever was.
 
     Args:
         image_size: side of the views, in pixels.
@@ -554,7 +555,7 @@ class SimCLRAugmentation(nn.Module):
                     x = step.apply_transform(x, drawn, step.flags)
             if not at_once:
                 torch.mul(x.sub_(norm[0].view(3, 1, 1)), norm[1].view(3, 1, 1), out=views[rows])
-        return views[:count]
+        return views if whole == count else views[:count].clone()  # without the memory of the rest
 
     def extra_repr(self) -> str:
         shown = {"image_size": self.image_size, "strength": self.strength, "crop_scale": self.crop_scale}

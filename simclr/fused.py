@@ -67,12 +67,22 @@ def _column(draws: Tensor, name: str) -> Tensor:
     return draws[:, start : start + _WIDTHS[name]]
 
 
+# Views of a progressive resolution have one shape after the other, of which torch would compile eight.
+_SHAPES = 64
+
+
 @cache
 def _compiled(function: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
     # Boxes lie inside the images, so that no index needs a check, which would cost an eighth of the time. Products and
     # sums in one instruction are a seventh faster.
     options = {"assert_indirect_indexing": False, "cpp.enable_floating_point_contract_flag": "fast"}
-    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+    def call(*arguments: Tensor | int) -> Tensor | None:
+        with torch._dynamo.config.patch(recompile_limit=_SHAPES):
+            return compiled(*arguments)
+
+    return call
 
 
 def crop_and_color(images: Tensor, draws: Tensor, norm: Tensor, out: Tensor) -> None:

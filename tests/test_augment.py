@@ -2,7 +2,6 @@
 
 import math
 import platform
-import resource
 
 import pytest
 import torch
@@ -476,6 +475,8 @@ def test_bad_batches_are_refused(images, index, message):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's malloc")
 def test_a_step_takes_no_pages_anew_on_a_cpu():
+    resource = pytest.importorskip("resource")
+
     def pages_of_a_step():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         blocks = [torch.zeros(2**24) for _ in range(4)]  # 64 MB each, more than glibc keeps by itself

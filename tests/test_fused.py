@@ -78,6 +78,16 @@ def test_one_shape_is_compiled_whatever_the_batch(monkeypatch):
         assert calls == [calls[0]] * len(calls)
 
 
+def test_views_that_grow_are_compiled_at_more_sizes_than_torch_allows_by_itself(monkeypatch):
+    compiled, calls = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f, *, options, **others: compiled(f, backend="eager", **others))
+    draws = torch.zeros(2, 27)
+    function = fused._compiled.__wrapped__(fused._taps_of_both)
+    for size in range(6, 28, 2):
+        calls.append(function(draws, 16, 16, size))
+    assert len(calls) > torch._dynamo.config.recompile_limit
+
+
 def test_a_cpu_compiles_only_when_asked_to(monkeypatch):
     def refuse(function):
         raise AssertionError("compiled")
@@ -127,6 +137,7 @@ def test_compiled_views_are_pure_functions_and_the_augmentation_still_pickles(wo
     assert torch.equal(chain.view(images[shuffle], index[shuffle], 1, 2), whole[shuffle])
     for parts in (7, 1):
         views = [chain.view(x, i, 1, 2) for x, i in zip(images.split(parts), index.split(parts), strict=True)]
+        assert views[0].untyped_storage().nbytes() == views[0].nbytes  # the rest of a part is not kept
         assert torch.equal(torch.cat(views), whole)
     for again in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
         assert torch.equal(again.view(images, index, 1, 2), whole)
