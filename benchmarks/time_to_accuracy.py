@@ -75,6 +75,8 @@ def evaluate(run_dir: Path, device: str) -> tuple[float, tuple[float, float], in
     encoder = load_encoder(checkpoint.path)
     train, test = (extract_features(encoder, data.eval_loader(split), device=device) for split in ("train", "test"))
     probe = linear_probe(*train, *test, device=device)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the next seed trains in a process of its own
     return probe.accuracy, probe.ci95, checkpoint.epoch + 1
 
 
@@ -144,15 +146,15 @@ def main() -> None:
         runs_dir = asked.runs_dir or Path("runs") / f"time_to_accuracy_{asked.epochs}"
         runs_dir = Path(scratch) if asked.rehearse and not asked.runs_dir else runs_dir
         rows = []
-        try:
-            for seed in asked.seeds:
+        for seed in asked.seeds:
+            try:
                 seconds = train(runs_dir / f"seed{seed}", seed, asked.epochs, fixed)
-                accuracy, ci95, epochs = evaluate(runs_dir / f"seed{seed}", device)
-                row = {"seed": seed, "epochs": epochs, "minutes": seconds / 60, "accuracy": accuracy, "ci95": ci95}
-                rows.append(row)
-                say(f"seed {seed}: {seconds / 60:.2f} min, linear accuracy {accuracy:.4f}")
-        except (ValueError, RuntimeError) as error:
-            parser.error(str(error))
+            except (ValueError, RuntimeError) as error:
+                parser.error(str(error))
+            accuracy, ci95, epochs = evaluate(runs_dir / f"seed{seed}", device)
+            row = {"seed": seed, "epochs": epochs, "minutes": seconds / 60, "accuracy": accuracy, "ci95": ci95}
+            rows.append(row)
+            say(f"seed {seed}: {seconds / 60:.2f} min, linear accuracy {accuracy:.4f}")
     text = [*table(rows, asked.target), "", describe(device)]
     print("\n".join(text))
     if asked.markdown:

@@ -148,6 +148,7 @@ def contend(contender: Contender, rank: int, port: int, connection: Connection) 
     """A process: train until told to stop."""
     quiet()
     warnings.filterwarnings("ignore")
+    warnings.filterwarnings("error", message="Kornia's operations make the views")  # compiled in name only
     torch.set_num_threads(contender.threads)
     if contender.ranks > 1:  # as a launcher would: Lightning starts no processes then
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
