@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from simclr.resnet import DEPTHS, BasicBlock, Bottleneck, ResNet, ZeroPadShortcut
+from simclr.resnet import DEPTHS, BasicBlock, Bottleneck, Projection, ResNet, ZeroPadShortcut
 
 IMAGENET_DEPTHS = [18, 34, 50, 101, 152]
 CIFAR_DEPTHS = [8, 20, 32, 44, 56, 110]
@@ -260,3 +260,24 @@ def test_channels_last_is_kept_to_the_last_map():
 def test_what_cannot_be_built_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         make_resnet(**{"depth": 8, **options})
+
+
+@pytest.mark.parametrize(("size", "stride"), [(64, 2), (9, 2), (9, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_projection_is_a_strided_convolution(size, stride, bias):
+    # 4 channels of 64 x 64 are among the shapes for which oneDNN's strided kernel ends the process.
+    torch.manual_seed(0)
+    x = torch.randn(64, 4, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    ours = Projection(4, 8, 1, stride, bias=bias).to(memory_format=torch.channels_last)
+    plain = torch.nn.Conv2d(4, 8, 1, stride, bias=bias).double()
+    plain.load_state_dict(ours.state_dict())
+    exact = x.detach().double().contiguous().requires_grad_()
+    out, expected = ours(x), plain(exact)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn(out.shape)
+    found = torch.autograd.grad(out, [x, *ours.parameters()], upstream)
+    for grad, other in zip(
+        found, torch.autograd.grad(expected, [exact, *plain.parameters()], upstream.double()), strict=True
+    ):
+        torch.testing.assert_close(grad.double(), other, rtol=1e-4, atol=1e-4)  # sums over 65 536 pixels
