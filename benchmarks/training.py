@@ -1,6 +1,6 @@
 """Whole training beside its rivals: images a second, what the Trainer costs, two ranks, ten times the data.
 
-    python benchmarks/training.py --images cifar10/train          # two CPU cores, about six minutes
+    python benchmarks/training.py --images cifar10/train          # two CPU cores, a quarter of an hour
     python benchmarks/training.py --quick                         # on PNGs that it makes itself: two minutes
     python benchmarks/training.py --device cuda --images cifar10/train
 
