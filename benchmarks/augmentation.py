@@ -49,6 +49,7 @@ class Setting:
 
 
 def settings(device: str) -> list[Setting]:
+    """The columns of the table."""
     small, large = (512, 64) if device == "cpu" else (1024, 256)
     return [Setting(32, 0.5, 0.0, small, 3), Setting(32, 0.5, 0.5, small, 3), Setting(224, 1.0, 0.5, large, 23)]
 
@@ -181,6 +182,7 @@ def cell(times: list[float], images: int, baseline: list[float] | None) -> str:
 
 
 def describe(device: str) -> str:
+    """Command, commit, machine and versions."""
     import kornia
 
     here = Path(__file__).parent
@@ -203,6 +205,7 @@ def describe(device: str) -> str:
 
 
 def main() -> None:
+    """Read the options, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of each, at least 2")

@@ -147,6 +147,7 @@ def measure(case: Case, steps: int, rounds: int, device: str) -> list[str]:
 
 
 def main() -> None:
+    """Read the options, measure all cases, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=3, help="measured in each round")

@@ -46,6 +46,7 @@ EXACT, ROUNDED = 1e-4, 5e-3  # the errors up to which float32, and rounded opera
 
 
 def main() -> None:
+    """Read the options, measure all rounds, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="images in a batch")
@@ -80,12 +81,14 @@ def main() -> None:
 
 
 def ours(operands: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """`simclr.nt_xent` with its operands rounded as named."""
     from simclr import nt_xent
 
     return lambda z1, z2: nt_xent(z1, z2, TEMPERATURE, operands=operands)
 
 
 def lightly() -> Callable[[Tensor, Tensor], Tensor]:
+    """lightly's NTXentLoss."""
     os.environ["LIGHTLY_DID_VERSION_CHECK"] = "True"  # it would ask a server
     from lightly.loss import NTXentLoss
 
@@ -93,6 +96,7 @@ def lightly() -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def metric_learning() -> Callable[[Tensor, Tensor], Tensor]:
+    """pytorch-metric-learning's NTXentLoss."""
     from pytorch_metric_learning.losses import NTXentLoss
 
     loss = NTXentLoss(temperature=TEMPERATURE)
@@ -100,6 +104,7 @@ def metric_learning() -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def full_matrix(z1: Tensor, z2: Tensor) -> Tensor:
+    """All pairs at once and cross-entropy: views (n, D) each to a scalar."""
     z = F.normalize(torch.cat((z1, z2)), dim=1)
     logits = z @ z.T / TEMPERATURE
     logits.fill_diagonal_(-torch.inf)
@@ -107,6 +112,7 @@ def full_matrix(z1: Tensor, z2: Tensor) -> Tensor:
 
 
 def checkpointed(z1: Tensor, z2: Tensor) -> Tensor:
+    """The same by chunks of rows, made again in backward: views (n, D) each to a scalar."""
     from torch.utils.checkpoint import checkpoint
 
     def of_rows(rows: Tensor, z: Tensor, first: int) -> Tensor:
@@ -188,6 +194,7 @@ def measure(name: str, n: int, device: str, repeats: int, seconds: float) -> dic
 
 
 def projections(n: int, device: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Two views of n images, (n, WIDTH) each, with gradients; the same numbers on every device."""
     z = torch.randn(2, n, WIDTH, generator=torch.Generator().manual_seed(n))
     return [view.to(device, dtype).requires_grad_() for view in z]
 
@@ -264,6 +271,7 @@ def in_status(file: Path, key: str) -> int:
 
 
 def free_bytes(device: str) -> int:
+    """Memory that is free on the device."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     if Path("/proc/meminfo").exists():
@@ -289,6 +297,7 @@ def rounds_of(n: int, names: list[str], options: argparse.Namespace) -> dict[str
 
 
 def in_fresh_process(name: str, n: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One contender's measurement, by this file in a process of one thread; `failed` says why there is none."""
     arguments = {"name": name, "n": n, "device": options.device}
     arguments |= {"repeats": options.repeats, "seconds": options.seconds}
     command = [sys.executable, "-W", "ignore", __file__, "--measure", json.dumps(arguments)]
@@ -300,6 +309,7 @@ def in_fresh_process(name: str, n: int, options: argparse.Namespace) -> dict[str
 
 
 def seconds_of(result: dict[str, Any], device: str) -> list[float]:
+    """Of each repeat: CPU time of the process, or time by the clock on CUDA."""
     return result["process" if device == "cpu" else "clock"]
 
 
@@ -314,6 +324,7 @@ def ratios(results: dict[str, list[dict[str, Any]]], name: str, device: str) -> 
 
 
 def table(measured: dict[int, dict[str, list[dict[str, Any]]]], device: str) -> list[str]:
+    """Markdown, a row for each size and contender."""
     unit, scale, memory, byte = ("s", 1, "MB", 1e6) if device == "cpu" else ("ms", 1e3, "MiB", 2**20)
     own = f" process {unit} |" if device == "cpu" else ""
     lines = [
@@ -337,12 +348,14 @@ def table(measured: dict[int, dict[str, list[dict[str, Any]]]], device: str) -> 
 
 
 def why_not(result: dict[str, Any]) -> str:
+    """Why there is no measurement, for a cell."""
     if "needs" in result:
         return f"needs {result['needs'] / 1e9:,.1f} GB of {result['free'] / 1e9:,.1f} free"
     return f"failed: {result['failed']}".replace("|", "/")
 
 
 def verdict(name: str, found: list[dict[str, Any]]) -> str:
+    """The errors of value and gradient, marked if they are too large."""
     if name == FLOOR:
         return "-"
     worst = [max(result["errors"][i] for result in found) for i in (0, 1)]
@@ -351,6 +364,7 @@ def verdict(name: str, found: list[dict[str, Any]]) -> str:
 
 
 def spread(values: list[float], form: Callable[[float], str]) -> str:
+    """Median and range."""
     if not values:
         return "-"
     middle, low, high = (form(value) for value in (statistics.median(values), min(values), max(values)))

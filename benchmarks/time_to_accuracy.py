@@ -81,6 +81,7 @@ def evaluate(run_dir: Path, device: str) -> tuple[float, tuple[float, float], in
 
 
 def table(rows: list[dict[str, Any]], target: float) -> list[str]:
+    """Markdown: a row for each seed, then mean, spread and the verdict."""
     lines = ["| seed | epochs | training, min | linear accuracy | 95 % interval |", "|---|---|---|---|---|"]
     for row in rows:
         low, high = row["ci95"]
@@ -109,10 +110,12 @@ def describe(device: str) -> str:
 
 
 def say(text: str) -> None:
+    """To the terminal, not into the table."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
+    """Read the options, train and evaluate seed by seed, print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -418,6 +418,7 @@ def race(contenders: Sequence[Contender], rounds: int, warm_up_together: bool = 
 
 
 def say(text: str) -> None:
+    """To the terminal, not into the table."""
     print(text, file=sys.stderr, flush=True)
 
 
