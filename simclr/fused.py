@@ -162,7 +162,7 @@ def _crop_and_color(
     planes = [_clamp(x * contrast + (1 - contrast) * mean) for x in planes]
     planes = _half(planes, own[:, 1], luma[:, 1], turn[:, 1])
     gray, luma = _column(draws, "gray")[:, 0] > 0, _luma(planes)
-    planes = [(torch.where(gray, luma, x) - mean) * scale for x, mean, scale in zip(planes, *norm, strict=True)]
+    planes = [(torch.where(gray, luma, x) - shift) * scale for x, shift, scale in zip(planes, *norm, strict=True)]
     out.copy_(torch.stack(planes, dim=1))
 
 

@@ -41,6 +41,17 @@ def test_every_operation_agrees_with_kornias_pipeline(height, width, size):
         torch.testing.assert_close(chain.view(images / 255, index, 3, 7, view), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("blur_prob", [0.0, 0.5])
+@pytest.mark.usefixtures("uncompiled")
+def test_views_that_are_normalised_before_the_blur_agree_with_kornias_pipeline(blur_prob):
+    settings = {"blur_prob": blur_prob, "mean": (0.2, 0.4, 0.7), "std": (0.5, 0.25, 2.0)}
+    pipeline, chain = (SimCLRAugmentation(32, **settings, compile_views=on) for on in (False, True))
+    images, index = pictures(48, 40, 32), torch.arange(48)
+    torch.testing.assert_close(
+        chain.view(images, index), pipeline.view(images, index), atol=CLOSE["atol"] / 0.25, rtol=0
+    )
+
+
 @pytest.mark.usefixtures("uncompiled")
 def test_each_of_the_24_orders_of_the_jitter_agrees_with_kornias_pipeline():
     settings = {**NOTHING, "jitter_prob": 1.0, **UNIT, "crop_scale": (1, 1), "crop_ratio": (1, 1)}
