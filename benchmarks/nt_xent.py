@@ -372,6 +372,7 @@ def spread(values: list[float], form: Callable[[float], str]) -> str:
 
 
 def three_digits(value: float) -> str:
+    """A number for a cell."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -394,6 +395,7 @@ def bars(measured: dict[int, dict[str, list[dict[str, Any]]]], device: str) -> l
 
 
 def bar(what: str, n: int, limit: float, here: list[float], unit: str, form: Callable[[float], str]) -> str:
+    """A row of the table of bars."""
     end = ("met" if statistics.median(here) <= limit else "missed") if here else "not measured"
     return f"| {what} | {n:,} | <= {limit:g}{unit} | {spread(here, form) + unit if here else '-'} | {end} |"
 
@@ -419,6 +421,7 @@ def heading(absent: dict[str, str], options: argparse.Namespace) -> list[str]:
 
 
 def machine(device: str) -> str:
+    """What the figures are of."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
     model = platform.processor() or platform.machine()

@@ -463,11 +463,13 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 def verdict(value: float, bar: float, at_least: bool) -> str:
+    """The bar, marked if the value misses it."""
     met = value >= bar if at_least else value <= bar
     return f"{'>=' if at_least else '<='} {bar:g}{'' if met else ', **missed**'}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown, and an empty line."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
 
 
@@ -607,6 +609,7 @@ def on_gpu(base: Contender, rounds: int, compiled: Sequence[bool | str]) -> Iter
 
 
 def describe(options: argparse.Namespace) -> str:
+    """Command, commit, machine and versions."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -635,6 +638,7 @@ def describe(options: argparse.Namespace) -> str:
 
 
 def main() -> None:
+    """Read the options, measure, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="a folder of class folders of images, as CIFAR-10's; made here if not given")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
