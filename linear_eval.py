@@ -8,7 +8,7 @@
 Prints a small table and writes linear_eval.json into the run folder.
 """
 
-from simclr.cli import linear_eval
+from simclr.cli.linear_eval import linear_eval
 
 if __name__ == "__main__":
     linear_eval()

@@ -9,7 +9,7 @@
 Leaves runs/NAME/ with checkpoints, metrics, views.png and encoder.pt. Evaluate it with linear_eval.py.
 """
 
-from simclr.cli import train
+from simclr.cli.train import train
 
 if __name__ == "__main__":
     train()

@@ -44,7 +44,9 @@ import torch
 from PIL import Image
 from pytorch_lightning import Callback, Trainer
 
-from simclr.cli import Unprofiled, newest_checkpoint, quiet
+from simclr.cli import quiet
+from simclr.cli.saving import newest_checkpoint
+from simclr.cli.train import Unprofiled
 from simclr.data import ImageData
 from simclr.data.loader import GlobalBatchSampler, TrainLoader
 from simclr.data.sources import MemoryImages, list_folder

@@ -19,7 +19,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.profilers import SimpleProfiler
 
 from simclr import load_encoder
-from simclr.cli import BAD_INPUT, INTERRUPTED, SaveOnInterrupt, Unprofiled, linear_eval, main, newest_checkpoint, train
+from simclr.cli import main
+from simclr.cli.linear_eval import linear_eval
+from simclr.cli.messages import BAD_INPUT, INTERRUPTED
+from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
+from simclr.cli.train import Unprofiled, train
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
 from tiny import BATCH, STEPS, flags

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simclr import cli
+from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.data import ImageData
 from simclr.eval.evaluation import linear_evaluation
 from simclr.module import SimCLR
@@ -45,9 +45,9 @@ def parse(monkeypatch):
             settings.update(flat(self.config.as_dict()))
             raise Parsed
 
-        monkeypatch.setattr(cli.TrainCLI, "before_instantiate_classes", stop)
+        monkeypatch.setattr(TrainCLI, "before_instantiate_classes", stop)
         with pytest.raises(Parsed):
-            cli._parse_and_build(arguments, RunFolder())
+            parse_and_build(arguments, RunFolder())
         return settings
 
     return parse

@@ -6,7 +6,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 
 from simclr import module
-from simclr.cli import BAD_INPUT, main
+from simclr.cli import main
+from simclr.cli.messages import BAD_INPUT
 from tiny import BATCH, STEPS, StopAt, fit, flags, tiny_model
 
 FEW = "ignore:BatchNorm's statistics are those of a micro-batch"

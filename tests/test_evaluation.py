@@ -8,7 +8,7 @@ from pytorch_lightning import seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
 from simclr.checkpoint import LAST, new_encoder, read_checkpoint
-from simclr.cli import train
+from simclr.cli.train import train
 from simclr.data import EvalLoader, FileImages, MemoryImages, draw_shapes, sources
 from simclr.eval import encoder_sha256, evaluation, extract_features, linear_probe, raw_pixels
 from simclr.eval.evaluation import linear_evaluation, write_result

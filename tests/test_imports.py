@@ -29,7 +29,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__"))
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -61,6 +61,24 @@ def test_imports_go_down_only(path):
     here = layer(name_of(path))
     upwards = {part for part in parts_imported(ast.parse(path.read_text())) if layer(part) > here}
     assert not upwards, f"{path.name} imports {sorted(upwards)} from above"
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version", "trian"])
+def test_the_command_line_answers_without_torch(argument):
+    program = f"""
+import sys
+from simclr.cli import main
+try: main([{argument!r}])
+except SystemExit: pass
+print(sorted({{"torch", "pytorch_lightning", "jsonargparse", "rich", "numpy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=150)
+    assert done.stdout.split("\n")[-2] == "[]", done
+
+
+def test_python_m_simclr_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "simclr", "--version"], capture_output=True, text=True, timeout=150)
+    assert done.stdout.startswith("simclr "), done
 
 
 def test_only_distributed_imports_torch_distributed():

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from simclr.cli import train
+from simclr.cli.train import train
 from simclr.loggers import MetricsCSV, build_loggers, wandb_mode
 from tiny import flags
 

@@ -17,7 +17,8 @@ from pytorch_lightning import Callback
 from torch.utils.data import DataLoader, TensorDataset
 
 from simclr import LARS, ProjectionHead, SimCLR, SimCLRAugmentation, build_encoder, losses
-from simclr.cli import newest_checkpoint, train
+from simclr.cli.saving import newest_checkpoint
+from simclr.cli.train import train
 from simclr.data import ImageData, draw_shapes
 from simclr.loggers import build_loggers
 from simclr.seeding import epoch_order

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from simclr.cli import BAD_INPUT, INTERRUPTED, main
+from simclr.cli import main
+from simclr.cli.messages import BAD_INPUT, INTERRUPTED
 from simclr.profile import PARTS, Limit, Profile, StepClock, advice, count_operations, dtype_of, throughput
 from tiny import fit, flags, tiny_model
 

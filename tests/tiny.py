@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from simclr.cli import SaveOnInterrupt, quiet
+from simclr.cli import quiet
+from simclr.cli.saving import SaveOnInterrupt
 from simclr.data import ImageData
 from simclr.module import SimCLR
 

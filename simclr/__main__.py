@@ -1,0 +1,6 @@
+"""`python -m simclr <command>`."""
+
+from simclr.cli import main
+
+if __name__ == "__main__":
+    main()

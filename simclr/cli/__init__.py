@@ -1,0 +1,54 @@
+"""The command line: `simclr <command>`, `python -m simclr`, `python train.py` and `python linear_eval.py`.
+
+Each command has a file here. This one imports none of them, nor torch: help, a version and a mistyped name are answered
+at once.
+"""
+
+import difflib
+import importlib
+import sys
+
+from simclr import __version__
+from simclr.cli.messages import fail, quiet
+
+__all__ = ["main", "quiet"]
+
+# Command: its file and function, and what it does.
+COMMANDS = {
+    "train": ("simclr.cli.train", "train", "Pretrain an encoder. See `python train.py --help`."),
+    "linear-eval": (
+        "simclr.cli.linear_eval",
+        "linear_eval",
+        "Measure a pretrained encoder. See `python linear_eval.py --help`.",
+    ),
+    "report": (
+        "simclr.cli.report",
+        "report",
+        "Write a run's page: curves, views, neighbours, a map. See `simclr report --help`.",
+    ),
+    "profile": (
+        "simclr.cli.profile",
+        "profile",
+        "Say where the time of a training step goes. See `simclr profile --help`.",
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`simclr <command>`: reaches every command of the project."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"  {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()]
+        print("usage: simclr <command> [options]\n\n" + "\n".join(lines))
+        return
+    if args[0] == "--version":
+        print(f"simclr {__version__}")
+        return
+    if args[0] not in COMMANDS:
+        nearest = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        fail(
+            f"unknown command {args[0]}. "
+            + (f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(COMMANDS)}.")
+        )
+    module, function, _ = COMMANDS[args[0]]
+    getattr(importlib.import_module(module), function)(args[1:])

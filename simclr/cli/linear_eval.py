@@ -1,0 +1,93 @@
+"""`simclr linear-eval`, `python linear_eval.py`: measure a pretrained encoder."""
+
+import inspect
+import shlex
+import sys
+from typing import Any
+
+from jsonargparse import ActionConfigFile, Namespace
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from simclr.checkpoint import Checkpoint, read_checkpoint
+from simclr.cli.messages import guarded, quiet
+from simclr.cli.parsing import Parser, device_named
+from simclr.data import ImageData
+from simclr.eval.evaluation import linear_evaluation, write_result
+
+_NOT_SETTINGS = {"checkpoint", "data", "device", "command", "say"}  # what linear_evaluation takes from elsewhere
+
+
+def linear_eval(argv: list[str] | None = None) -> None:
+    """Measure a pretrained encoder. See `python linear_eval.py --help`."""
+    quiet()
+    args = sys.argv[1:] if argv is None else argv
+    config, data, checkpoint = guarded(lambda: _parse_linear_eval(args))
+    settings = {name: config[name] for name in inspect.signature(linear_evaluation).parameters if name in config}
+    settings = {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
+    device = guarded(lambda: device_named(config.device))
+    command = shlex.join(["python", "linear_eval.py", *args])
+    try:
+        record = guarded(
+            lambda: linear_evaluation(
+                checkpoint.path,
+                data,
+                **settings,
+                device=device,
+                command=command,
+                say=lambda text: print(text, flush=True),
+            )
+        )
+    except RuntimeError as error:  # the encoder changed, or a classifier diverged: there is no number
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    print_result(record)
+    print(f"written to {guarded(lambda: write_result(record, checkpoint.run_dir))}")
+
+
+def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
+    parser = Parser(description="Linear evaluation of a pretrained encoder, frozen, beside two yardsticks.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with any of these settings.")
+    parser.add_argument("--checkpoint", type=str, required=True, help="A run folder or a checkpoint file.")
+    parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
+    parser.add_function_arguments(linear_evaluation, skip=_NOT_SETTINGS)
+    # The size of an image is the encoder's; the seed orders training images only.
+    parser.add_class_arguments(ImageData, "data", skip={"image_size", "seed", "batch_size"}, fail_untyped=False)
+    checkpoint = read_checkpoint(parser.parse_args(args).checkpoint)
+    known = {f"data.{name}" for name in inspect.signature(ImageData.__init__).parameters}
+    known -= {"data.self", "data.image_size", "data.seed", "data.batch_size"}
+    trained_on = {f"data.{name}": value for name, value in checkpoint.data.items()}
+    parser.set_defaults({name: value for name, value in trained_on.items() if name in known})
+    config = parser.parse_args(args)
+    data = ImageData(**config.data.as_dict(), image_size=checkpoint.model["image_size"], batch_size=2)
+    data.validate()
+    return config, data, checkpoint
+
+
+def print_result(record: dict[str, Any]) -> None:
+    """The result as a small table for people, in percent."""
+    low, high = (f"{100 * bound:.1f}" for bound in record["ci95"])
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(f"{record['encoder']}, epoch {record['epoch']}")
+    table.add_column("top-1", justify="right")
+    table.add_column("")
+    rows = [
+        (f"linear classifier ({record['protocol']})", "linear_top1", f"95 % interval {low} to {high}"),
+        (f"kNN (k = {record['knn_k']})", "knn_top1", ""),
+        ("yardstick: random encoder", "random_encoder_top1", ""),
+        ("yardstick: raw pixels", "raw_pixels_top1", ""),
+    ]
+    for number, (name, key, remark) in enumerate(rows):
+        if record[key] is None:
+            table.add_row(name, "-", "did not converge")
+            continue
+        ahead = f"{100 * (record['linear_top1'] - record[key]):+.1f} points" if number > 1 else remark
+        if key == "linear_top1":
+            ahead += f", top-5 {100 * record['linear_top5']:.1f} %"
+        table.add_row(name, f"{100 * record[key]:.1f} %", ahead, style="bold" if number == 0 else None)
+    data = record["data"]
+    Console(width=max(80, Console().width)).print(table)
+    print(f"{data['test_images']:,} test images of {data['test']}; classifiers trained on {data['train_images']:,}")
+    if data["note"]:
+        print(f"note: {data['note']}")

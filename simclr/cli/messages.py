@@ -1,0 +1,44 @@
+"""What a command says when it cannot go on, one line and an exit code, and what it keeps to itself."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+BAD_INPUT = 2  # exit code
+INTERRUPTED = 130  # as a shell reports Ctrl-C
+
+
+def fail(message: str) -> NoReturn:
+    """One line on standard error, exit code 2."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(BAD_INPUT)
+
+
+def guarded(work: Callable[[], Any]) -> Any:
+    """Run a step that checks what the user gave; what it refuses becomes one line and exit code 2."""
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException  # not above: it brings torch
+
+    try:
+        return work()
+    except (ValueError, OSError, MisconfigurationException, ModuleNotFoundError) as error:
+        if os.environ.get("SIMCLR_TRACEBACK"):
+            raise
+        fail(" ".join(str(error).split()))
+
+
+def quiet() -> None:
+    """Keep Lightning's advertisements and known-harmless warnings off the screen."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r"Experiment logs directory .* exists and is not empty",  # our run folder, and its rows are kept
+        r"Checkpoint directory .* exists and is not empty",  # likewise when a run is continued
+        r"The number of training batches .* is smaller than the logging interval",
+        r"You have overridden `\w+` in `LightningModule`",  # on purpose
+        r"The '\w+_dataloader' does not have many workers",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch >= 2.11 about Lightning 2.6
+    ):
+        warnings.filterwarnings("ignore", message=message)

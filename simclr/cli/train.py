@@ -1,0 +1,297 @@
+"""`simclr train`, `python train.py`: pretrain an encoder."""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import NonNegativeInt
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.profilers import PassThroughProfiler
+
+from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
+from simclr.checkpoint import LAST, check_resume, read_checkpoint, save_encoder
+from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
+from simclr.cli.parsing import Parser, values_of
+from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
+from simclr.data import ImageData
+from simclr.loggers import WandbMode, build_loggers
+from simclr.memory import check_memory
+from simclr.module import SimCLR
+from simclr.run_folder import RunFolder
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI for pretraining: SimCLR, ImageData, every Trainer option, a run folder and its loggers.
+
+    Args:
+        folder: chooses the run folder once the settings are known.
+        **kwargs: of LightningCLI.
+    """
+
+    def __init__(self, folder: RunFolder, **kwargs: Any):
+        self.folder = folder
+        super().__init__(SimCLR, ImageData, **kwargs)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed, always a number: a run without one could not be repeated."""
+        parser.add_argument(
+            "--seed_everything",
+            type=NonNegativeInt,
+            default=0,
+            help="Seed of the weights, the views and the order of the images.",
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is neither Trainer's nor SimCLR's nor the data's."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of this run, a new one. By default runs/NAME, NAME from the config file or the data.",
+        )
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
+        parser.add_argument(
+            "--wandb",
+            type=WandbMode,
+            default="disabled",
+            help="Weights & Biases. auto: online with a key and a network, else offline.",
+        )
+        parser.add_argument("--wandb_project", type=str, default="simclr", help="Project on Weights & Biases.")
+        parser.add_lightning_class_args(OnlineKNN, "knn")
+        # int: jsonargparse's own kind of number could not be read from a checkpoint.
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("data.batch_size", "model.batch_size")
+        parser.link_arguments("model.image_size", "data.image_size")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder. It stays empty until all is checked."""
+        self.resumed = read_checkpoint(self.config.ckpt_path) if self.config.ckpt_path else None
+        self.run_dir = self.folder.choose(self.config, self.resumed.run_dir if self.resumed else None)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with this project's loggers and callbacks, the user's beside them."""
+        config = self.config.trainer
+        watched = not (config.fast_dev_run or config.barebones)
+        if config.logger in (None, True) and watched:
+            step = self.resumed.global_step if self.resumed else None
+            mode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes
+            kwargs["logger"] = build_loggers(self.run_dir, mode, self.config.wandb_project, step)
+        if config.barebones:
+            kwargs |= dict.fromkeys(("logger", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"))
+        elif config.enable_progress_bar is None:
+            kwargs["enable_progress_bar"] = sys.stderr.isatty()
+        if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+            kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
+        if config.profiler is None and not config.barebones:
+            kwargs["profiler"] = Unprofiled()
+        kwargs["default_root_dir"] = str(self.run_dir)
+        given = self.config_init.trainer.callbacks or []
+        kwargs["callbacks"] = list(given) if isinstance(given, list) else [given]
+        if watched:
+            kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines()]
+        self.keeps_checkpoint = watched and config.enable_checkpointing is not False
+        if self.keeps_checkpoint:
+            kwargs["callbacks"] += [SaveOnInterrupt(self.run_dir), newest_checkpoint(self.run_dir)]
+        trainer = super().instantiate_trainer(**kwargs)
+        # kNN before the line that shows it.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN))
+        return trainer
+
+
+class Unprofiled(PassThroughProfiler):
+    """No profiler, as by default, without the generator that Lightning enters and leaves thirty times a step for it."""
+
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:
+        """Nothing."""
+        return _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def summary(cli: TrainCLI) -> str:
+    """What is about to happen, in a few aligned lines."""
+    model, data, trainer, hparams = cli.model, cli.datamodule, cli.trainer, cli.model.hparams
+    million = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+    classes = f", {len(data.train.classes)} classes" if data.train.classes else ", no labels"
+    lr = (
+        f"{hparams.base_lr:g} x {hparams.lr_scaling} scaling"
+        if hparams.lr_scaling != "none"
+        else f"{hparams.base_lr:g}"
+    )
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    length = f"{epochs} epoch{'s' if epochs != 1 else ''}" if steps == -1 else f"{steps} steps in all"
+    late = hparams.warmup_epochs > epochs > 0 and steps == -1
+    warmup = f", which {hparams.warmup_epochs:g} warm-up epochs do not reach" if late else ""
+    share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
+    size = f"{hparams.image_size} px"
+    if hparams.start_size is not None:
+        never = ", which this run does not reach" if 0 < epochs < hparams.grow_epochs and steps == -1 else ""
+        size = f"{hparams.start_size} px, growing to {size} over {hparams.grow_epochs} epochs{never}"
+    group = model.batch_norm_group(trainer)
+    over = f" (BatchNorm over {group} views)" if group else ""
+    parts = f", {hparams.micro_batch_size} at a time{over}" if hparams.micro_batch_size else ""
+    chosen = {"nt_xent": "NT-Xent", "dcl": "DCL", "nt_logistic": "NT-Logistic", "margin_triplet": "margin triplet"}
+    loss = f"{chosen[hparams.loss]}{', semi-hard' if hparams.semi_hard else ''}, " + (
+        f"margin {hparams.margin:g}" if hparams.loss == "margin_triplet" else f"temperature {hparams.temperature:g}"
+    )
+    rows = {
+        "run": str(cli.run_dir),
+        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
+        "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
+        f"z of {model.head.out_dim} ({hparams.head} head)",
+        "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
+        f"{data.steps_per_epoch} steps an epoch, {length}",
+        "loss": f"{loss}{f', {hparams.views} views' if hparams.views > 2 else ''}",
+        "optimiser": f"{hparams.optimizer}, learning rate {lr}{warmup}",
+        "memory": cli.memory,
+        "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}",
+    }
+    return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
+
+
+def train(argv: list[str] | None = None) -> None:
+    """Pretrain an encoder. See `python train.py --help`."""
+    quiet()
+    args = sys.argv[1:] if argv is None else argv
+    folder = RunFolder()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code
+    try:
+        _train(args, folder)
+    except KeyboardInterrupt:
+        print("stopped before training began", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+    finally:
+        folder.forget()
+
+
+def _train(args: list[str], folder: RunFolder) -> None:
+    try:
+        cli = guarded(lambda: parse_and_build(args, folder))
+        guarded(lambda: check(cli))
+        if cli.trainer.fast_dev_run:
+            folder.release()
+    except BaseException:
+        folder.release()
+        raise
+    if folder.first:
+        if not cli.trainer.fast_dev_run:
+            _save_config(cli)
+        print(summary(cli), flush=True)
+    started = time.perf_counter()
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except ValueError as error:  # an image that cannot be read, found while training
+        if os.environ.get("SIMCLR_TRACEBACK"):
+            raise
+        fail(f"{' '.join(str(error).split())} (SIMCLR_TRACEBACK=1 shows where)")
+    except SystemExit:  # Lightning's answer to a KeyboardInterrupt
+        _say_how_to_continue(cli)
+        sys.exit(INTERRUPTED)
+    if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
+        save_encoder(cli.model.encoder, cli.run_dir / "encoder.pt")
+        minutes = (time.perf_counter() - started) / 60
+        print(f"trained {minutes:.1f} min; encoder in {cli.run_dir / 'encoder.pt'}; {_next_step(cli)}", flush=True)
+
+
+def _next_step(cli: TrainCLI) -> str:
+    if not cli.keeps_checkpoint:
+        return "no checkpoint, as asked"
+    measure = f"python linear_eval.py --checkpoint {cli.run_dir / LAST}"
+    if cli.datamodule.has_labels:
+        return f"next: {measure}"
+    return f"next: simclr report --run_dir {cli.run_dir}, or with labelled images {measure} --data.train_dir ..."
+
+
+def _save_config(cli: TrainCLI) -> None:
+    # Without what belongs to this run alone, so that `--config` repeats it in another folder.
+    config = cli.config.clone()
+    config.run_dir = config.ckpt_path = None
+    cli.parser.save(config, str(cli.run_dir / "config.yaml"), skip_none=False, overwrite=True)
+
+
+def parse_and_build(
+    args: list[str],
+    folder: RunFolder,
+    kind: type[TrainCLI] = TrainCLI,
+    description: str = "Pretrain an image encoder with SimCLR.",
+) -> TrainCLI:
+    """Settings read and objects built; the run folder is reserved, and empty."""
+    arguments = sys.argv
+    try:
+        sys.argv = arguments[:1]  # LightningCLI warns where both are given
+        return kind(
+            folder,
+            args=_with_config_of_run(args),
+            run=False,
+            save_config_callback=None,
+            parser_class=Parser,
+            parser_kwargs={"description": description},
+            trainer_defaults={
+                "max_epochs": 100,
+                "use_distributed_sampler": False,  # our sampler hands out shares of one global batch
+                "sync_batchnorm": torch.cuda.is_available(),  # statistics over all devices, as in the paper
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "log_every_n_steps": 25,
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    finally:
+        sys.argv = arguments
+
+
+def _with_config_of_run(args: list[str]) -> list[str]:
+    """A run continued without a config goes on with its own; settings given beside it still come last."""
+    checkpoint = values_of(args, "--ckpt_path")
+    if not checkpoint or values_of(args, "--config", "-c") or not Path(checkpoint[-1]).exists():
+        return args
+    own = read_checkpoint(checkpoint[-1]).run_dir / "config.yaml"
+    return ["--config", str(own), *args] if own.is_file() else args
+
+
+def check(cli: TrainCLI) -> None:
+    """Refuse what cannot train, and read the images.
+
+    Raises:
+        ValueError: with what to use.
+    """
+    cli.datamodule.validate(cli.trainer.world_size)
+    cli.model.check(cli.trainer)
+    if cli.trainer.max_epochs == cli.trainer.max_steps == -1:
+        raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
+    if cli.resumed:
+        check_resume(cli.resumed, cli.model, cli.datamodule)
+    trainer = cli.trainer
+    cli.memory = check_memory(
+        cli.model,
+        trainer.strategy.root_device,
+        cli.datamodule.batch_size // trainer.world_size,
+        trainer.world_size,
+        trainer.num_devices,
+        trainer.precision,
+    )
+    cli.datamodule.setup("fit")
+
+
+def _say_how_to_continue(cli: TrainCLI) -> None:
+    last = cli.run_dir / LAST
+    if not cli.trainer.is_global_zero:
+        return
+    if last.exists():
+        command = shlex.join(["python", "train.py", "--ckpt_path", str(last)])
+        print(f"stopped; continue with: {command}", file=sys.stderr, flush=True)
+    else:
+        print(f"stopped before the first checkpoint; {cli.run_dir} can be deleted", file=sys.stderr, flush=True)
