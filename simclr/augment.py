@@ -358,6 +358,14 @@ class Cutout(_OnChosen):
 _AFTER_COLOR = (Rotate, GaussianBlur, Sobel, GaussianNoise, Cutout)
 
 
+LARGEST_SMALL_VIEW = 64  # pixels
+# What is done to views where nothing is said: up to LARGEST_SMALL_VIEW, and above.
+BY_SIZE = (
+    {"strength": 0.5, "crop_scale": (0.2, 1.0), "blur_prob": 0.0},
+    {"strength": 1.0, "crop_scale": (0.08, 1.0), "blur_prob": 0.5},
+)
+
+
 class SimCLRAugmentation(nn.Module):
     """Two random views of each image: the augmentation of SimCLR (Chen et al. 2020, appendix A) on the images' device.
 
@@ -378,13 +386,16 @@ class SimCLRAugmentation(nn.Module):
     Args:
         image_size: side of the views, in pixels.
         strength: of the color jitter, s in the paper: brightness, contrast and saturation are changed by up to 0.8 s,
-            the hue by up to 0.2 s of a full turn, in an order drawn for each image.
-        crop_scale: smallest and largest part of the image's area that a crop takes.
+            the hue by up to 0.2 s of a full turn, in an order drawn for each image. If not given: 0.5 up to 64 px, 1
+            above, the paper's for CIFAR-10 (appendix B.9) and ImageNet.
+        crop_scale: smallest and largest part of the image's area that a crop takes. If not given: 0.2 to 1 up to 64 px,
+            0.08 to 1, the paper's, above.
         crop_ratio: smallest and largest ratio of a crop's width to its height, drawn evenly in its logarithm.
         flip_prob: probability of mirroring left and right.
         jitter_prob: probability of color jitter.
         gray_prob: probability of dropping the color.
-        blur_prob: probability of Gaussian blur, with a kernel of a tenth of `image_size`.
+        blur_prob: probability of Gaussian blur, with a kernel of a tenth of `image_size`. If not given: 0 up to 64 px,
+            0.5 above, as the paper.
         blur_sigma: smallest and largest standard deviation of the blur, in pixels.
         rotation_prob: probability of rotation, by 0, 90, 180 or 270 degrees with equal chances.
         cutout_prob: probability of covering a square with the mean color (DeVries & Taylor 2017). Its centre is
@@ -409,13 +420,13 @@ class SimCLRAugmentation(nn.Module):
         self,
         image_size: int,
         *,
-        strength: float = 1.0,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
+        strength: float | None = None,
+        crop_scale: tuple[float, float] | None = None,
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip_prob: float = 0.5,
         jitter_prob: float = 0.8,
         gray_prob: float = 0.2,
-        blur_prob: float = 0.5,
+        blur_prob: float | None = None,
         blur_sigma: tuple[float, float] = (0.1, 2.0),
         rotation_prob: float = 0.0,
         cutout_prob: float = 0.0,
@@ -429,6 +440,10 @@ class SimCLRAugmentation(nn.Module):
         compile_views: bool | None = None,
     ):
         super().__init__()
+        usual = BY_SIZE[image_size > LARGEST_SMALL_VIEW]
+        strength = usual["strength"] if strength is None else strength
+        crop_scale = usual["crop_scale"] if crop_scale is None else crop_scale
+        blur_prob = usual["blur_prob"] if blur_prob is None else blur_prob
         self.image_size, self.strength = image_size, strength
         self.crop_scale, self.crop_ratio, self.blur_sigma = tuple(crop_scale), tuple(crop_ratio), tuple(blur_sigma)
         self.probs = {

@@ -5,6 +5,7 @@ import inspect
 import warnings
 from typing import Literal
 
+import torch
 import torchvision.models
 from torch import nn
 
@@ -83,6 +84,19 @@ def choose_stem(depth: int, image_size: int | None) -> str:
     if image_size is None:
         return "imagenet" if len(DEPTHS[depth][1]) == 4 else "small"
     return "small" if image_size <= LARGEST_SMALL_IMAGE else "imagenet"
+
+
+def default_encoder(stem: Stem, image_size: int, accelerated: bool | None = None) -> tuple[str, Stem]:
+    """The name and the stem that `encoder=auto` means: what a GPU trains, or a CPU.
+
+    Args:
+        stem: as asked for; only `auto` is decided here.
+        image_size: side of the images, in pixels.
+        accelerated: whether there is a GPU; None to look.
+    """
+    if torch.accelerator.is_available() if accelerated is None else accelerated:
+        return "resnet18", stem
+    return "resnet8", "small_stride2" if stem == "auto" and image_size <= LARGEST_SMALL_IMAGE else stem
 
 
 def warn_of_unsuitable_stem(stem: Stem, image_size: int) -> None:

@@ -16,10 +16,18 @@ from torch import Tensor
 
 from simclr import distributed, losses
 from simclr.augment import SimCLRAugmentation
-from simclr.encoders import Norm, Shortcut, Stem, build_encoder
+from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder
 from simclr.gradient_cache import backward_in_parts
 from simclr.heads import ProjectionHead
-from simclr.optim import LrScaling, OptimizerName, build_optimizer, scale_lr, warmup_cosine
+from simclr.optim import (
+    LrScaling,
+    OptimizerName,
+    build_optimizer,
+    default_rates,
+    default_warmup,
+    scale_lr,
+    warmup_cosine,
+)
 
 Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]  # torch.compile's
@@ -38,7 +46,8 @@ class SimCLR(LightningModule):
 
     Args:
         encoder: a name that `build_encoder` knows: resnet18 ... resnet152, resnet8 ... resnet110 (CIFAR), or any
-            torchvision or timm model.
+            torchvision or timm model. `auto`: resnet18 where there is a GPU; else resnet8 which, with stem=auto and
+            images up to 64 px, begins with stride 2: a network that CPUs train in minutes.
         image_size: side of a view, in pixels.
         start_size: progressive resolution: views of the first epoch have this side, and grow to image_size in steps of
             32 pixels (of 4 if image_size is below 128). If not given: image_size throughout.
@@ -62,19 +71,25 @@ class SimCLR(LightningModule):
         micro_batch_size: images on a device at a time. The gradient is that of the whole batch, in the memory of one
             micro-batch (and of BatchNorm over one micro-batch), for about a third more time. If not given: all at once.
         optimizer: lars, sgd (Nesterov) or adamw. Biases and normalisation neither decay nor take LARS's trust ratio.
-        base_lr: learning rate before scaling: per 256 images for lr_scaling=linear, per image for sqrt.
-        lr_scaling: linear: base_lr x batch_size / 256; sqrt: base_lr x sqrt(batch_size); none: base_lr.
-        weight_decay: L2 for lars and sgd, decoupled for adamw.
+        base_lr: learning rate before scaling: per 256 images for lr_scaling=linear, per image for sqrt. If not given:
+            the optimiser's own (simclr.optim.RATES).
+        lr_scaling: linear: base_lr x batch_size / 256; sqrt: base_lr x sqrt(batch_size); none: base_lr. If not given:
+            linear for a base_lr that is (none for adamw), else the optimiser's own.
+        weight_decay: L2 for lars and sgd, decoupled for adamw. If not given: the optimiser's own.
         momentum: of lars and sgd.
-        warmup_epochs: epochs of linear warm-up, by the step; half a cosine to zero follows.
-        batch_size: the global batch, which lr_scaling goes by. On the command line it comes from data.batch_size.
+        warmup_epochs: epochs of linear warm-up, by the step; half a cosine to zero follows. If not given: ten, and at
+            most a tenth of the run.
+        batch_size: the global batch, which lr_scaling goes by. If not given: the data module's. On the command line it
+            comes from data.batch_size.
         channels_last: memory layout of images and convolutions: faster on most devices, the same numbers up to
             rounding.
         compile_encoder: run encoder and head by torch.compile: a minute at the start, faster steps after it on most
-            GPUs. A CPU needs a C++ compiler. In place of true, one of its modes: reduce-overhead replays them as CUDA
-            graphs, for steps of a few milliseconds, where launching kernels takes longer than they run; max-autotune
-            also tries kernels, for minutes; max-autotune-no-cudagraphs only tries them. CUDA graphs are for one device,
-            hold memory of their own, and are recorded again for each size of views that grow.
+            GPUs. A CPU needs a C++ compiler. If not given: no; but the command line compiles for a CPU, views too,
+            where it measures that the run is long enough to repay it. In place of true, one of its modes:
+            reduce-overhead replays them as CUDA graphs, for steps of a few milliseconds, where launching kernels takes
+            longer than they run; max-autotune also tries kernels, for minutes; max-autotune-no-cudagraphs only tries
+            them. CUDA graphs are for one device, hold memory of their own, and are recorded again for each size of
+            views that grow.
         seed: of the views. On the command line it comes from seed_everything.
         **augmentation: settings of SimCLRAugmentation: strength, crop_scale, flip_prob, blur_prob, mean, std ...
     Raises:
@@ -83,7 +98,7 @@ class SimCLR(LightningModule):
 
     def __init__(
         self,
-        encoder: str = "resnet18",
+        encoder: str = "auto",
         *,
         image_size: int = 32,
         start_size: int | None = None,
@@ -105,32 +120,40 @@ class SimCLR(LightningModule):
         views: int = 2,
         micro_batch_size: int | None = None,
         optimizer: OptimizerName = "lars",
-        base_lr: float = 1.0,
-        lr_scaling: LrScaling = "linear",
-        weight_decay: float = 1e-4,
+        base_lr: float | None = None,
+        lr_scaling: LrScaling | None = None,
+        weight_decay: float | None = None,
         momentum: float = 0.9,
-        warmup_epochs: float = 10,
-        batch_size: int = 256,
+        warmup_epochs: float | None = None,
+        batch_size: int | None = None,
         channels_last: bool = True,
-        compile_encoder: bool | CompileMode = False,
+        compile_encoder: bool | CompileMode | None = None,
         seed: int = 0,
         **augmentation: Any,
     ):
         super().__init__()
         positive = {"temperature": temperature, "margin": margin, "base_lr": base_lr, "batch_size": batch_size}
-        positive |= {"micro_batch_size": 1 if micro_batch_size is None else micro_batch_size}
+        positive |= {"micro_batch_size": micro_batch_size}
         not_negative = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
-        problems = [f"{name}={value} is not positive" for name, value in positive.items() if not 0 < value < math.inf]
-        problems += [f"{name}={value} is negative" for name, value in not_negative.items() if not value >= 0]
+        problems = [
+            f"{name}={value} is not positive"
+            for name, value in positive.items()
+            if value is not None and not 0 < value < math.inf
+        ]
+        problems += [
+            f"{name}={value} is negative"
+            for name, value in not_negative.items()
+            if value is not None and not value >= 0
+        ]
         if 0 < temperature < losses.SMALLEST_TEMPERATURE:
             problems.append(
                 f"temperature={temperature} is below {losses.SMALLEST_TEMPERATURE}, where logits overflow; try 0.05"
             )
         choices = (("loss", loss, Loss), ("optimizer", optimizer, OptimizerName), ("lr_scaling", lr_scaling, LrScaling))
         for name, value, allowed in choices:
-            if value not in get_args(allowed):
+            if value is not None and value not in get_args(allowed):
                 problems.append(f"{name}={value} is none of {', '.join(get_args(allowed))}")
-        if not isinstance(compile_encoder, bool) and compile_encoder not in get_args(CompileMode):
+        if compile_encoder not in (None, True, False, *get_args(CompileMode)):
             modes = ", ".join(get_args(CompileMode))
             problems.append(f"compile_encoder={compile_encoder} is none of true, false, {modes}")
         if not 0 <= momentum < 1:
@@ -150,12 +173,17 @@ class SimCLR(LightningModule):
             problems.append(f"views={views} works with loss=nt_xent only, not with {loss}: use 2")
         if problems:
             raise ValueError(f"{'; '.join(problems)}.")
+        if encoder == "auto":
+            encoder, stem = default_encoder(stem, image_size)
         self.augment = SimCLRAugmentation(image_size, **augmentation)
         self.save_hyperparameters()
         # A checkpoint states every setting, also those left at their defaults, in plain types that any tool can read.
         settings = inspect.signature(SimCLRAugmentation).bind(image_size, **augmentation)
         settings.apply_defaults()
         self.hparams.update(settings.arguments)
+        augment = self.augment
+        self.hparams.update(strength=augment.strength, crop_scale=augment.crop_scale, blur_prob=augment.probs["blur"])
+        self.hparams.update(encoder=encoder, stem=stem)
         self.hparams.update({k: list(v) for k, v in self.hparams.items() if isinstance(v, tuple)})
         self.encoder = build_encoder(
             encoder,
@@ -191,16 +219,36 @@ class SimCLR(LightningModule):
         else:
             super().__setattr__(name, value)
 
+    def settle(self, batch_size: int | None, epochs: float | None = None) -> None:
+        """Gives the settings of optimisation that were left out the values that they have in this run.
+
+        Args:
+            batch_size: the global batch of the data; None where they do not tell.
+            epochs: the length of the run; None where it is not known yet.
+        Raises:
+            ValueError: if the batch is not the one given to SimCLR, or neither is known.
+        """
+        hparams = self.hparams
+        hparams.batch_size = batch_size if hparams.batch_size is None else hparams.batch_size
+        if hparams.batch_size is None:
+            raise ValueError("SimCLR needs batch_size, the global batch, with a loader that does not tell it.")
+        if batch_size not in (None, hparams.batch_size):
+            raise ValueError(
+                f"SimCLR has batch_size={hparams.batch_size}, the data module {batch_size}. Give both the same."
+            )
+        for name, value in default_rates(hparams.optimizer, hparams.base_lr)._asdict().items():
+            hparams[name] = value if hparams[name] is None else hparams[name]
+        if hparams.warmup_epochs is None and epochs is not None:
+            hparams.warmup_epochs = default_warmup(epochs)
+
     def setup(self, stage: str) -> None:
-        """Refuse a data module whose batch is not the one that the learning rate goes by."""
+        """Settles what was left out, and refuses a data module whose batch is not the one the learning rate goes by."""
         # Overridden on purpose, for every loader.
         message = "You have overridden `transfer_batch_to_device` in `LightningModule`"
         warnings.filterwarnings("ignore", message=message)
-        given = getattr(self.trainer.datamodule, "batch_size", self.hparams.batch_size)
-        if given != self.hparams.batch_size:
-            raise ValueError(
-                f"SimCLR has batch_size={self.hparams.batch_size}, the data module {given}. Give both the same."
-            )
+        epochs = self.trainer.max_epochs
+        whole = epochs is not None and epochs > 0 and self.trainer.max_steps < 0
+        self.settle(getattr(self.trainer.datamodule, "batch_size", None), epochs if whole else None)
         self.check(self.trainer)
         group = self.batch_norm_group(self.trainer)
         few = group is not None and group < min(_SMALL_GROUP, self.hparams.views * self.hparams.batch_size)
@@ -469,6 +517,8 @@ class SimCLR(LightningModule):
         self.trainer.fit_loop.setup_data()  # where max_steps alone ends the run, the batches are not counted yet
         # Lightning also steps at the end of an epoch, with the batches that are left over.
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        if hparams.warmup_epochs is None:
+            hparams.warmup_epochs = default_warmup(total_steps / steps_per_epoch)
         warmup_steps = round(hparams.warmup_epochs * steps_per_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps)

@@ -2,13 +2,48 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 OptimizerName = Literal["lars", "sgd", "adamw"]
 LrScaling = Literal["linear", "sqrt", "none"]
+
+
+class Rates(NamedTuple):
+    """What goes with an optimiser where nothing is said.
+
+    Attributes:
+        base_lr, lr_scaling: see `scale_lr`.
+        weight_decay: L2 for lars and sgd, decoupled for adamw.
+    """
+
+    base_lr: float
+    lr_scaling: LrScaling
+    weight_decay: float
+
+
+# Each learns from a thousand images in batches of 32 as from many in batches of 512.
+RATES: dict[OptimizerName, Rates] = {
+    "lars": Rates(0.075, "sqrt", 1e-4),  # Chen et al. 2020, appendix B.1: for short trainings and batches below 4096
+    "sgd": Rates(0.005, "sqrt", 5e-4),  # at batch 512 that of dkobak/simclr-cifar10 for 100 epochs
+    "adamw": Rates(4e-3, "none", 1e-2),
+}
+
+
+def default_rates(optimizer: OptimizerName, base_lr: float | None = None) -> Rates:
+    """What goes with an optimiser where nothing, or nothing but `base_lr`, is said."""
+    own = RATES[optimizer]
+    if base_lr is None:
+        return own
+    # Who gives a rate means it as published ones are meant: per 256 images, and AdamW's as it is.
+    return own._replace(base_lr=base_lr, lr_scaling="none" if optimizer == "adamw" else "linear")
+
+
+def default_warmup(epochs: float) -> float:
+    """Epochs of warm-up of a run of this many: ten, as in the paper, but at most a tenth of the run."""
+    return min(10.0, epochs / 10)
 
 
 class LARS(torch.optim.Optimizer):

@@ -21,6 +21,8 @@ EVERYTHING = {
 }
 NOTHING = dict.fromkeys(EVERYTHING, 0.0)
 UNIT = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+PAPER = {"strength": 1.0, "crop_scale": (0.08, 1.0), "blur_prob": 0.5}  # of ImageNet
+SMALL = {"strength": 0.5, "crop_scale": (0.2, 1.0), "blur_prob": 0.0}
 
 
 def pictures(count, height=32, width=32, seed=0):
@@ -48,7 +50,7 @@ def column(values):
 )
 def test_crop_and_flip_are_torchvisions_for_boxes_larger_and_smaller_than_the_view(height, width, size):
     images = pictures(12, height, width).float() / 255
-    table = SimCLRAugmentation(size).draw(torch.arange(12), height, width)
+    table = SimCLRAugmentation(size, **PAPER).draw(torch.arange(12), height, width)
     boxes = torch.cat((table["box"][:-1], torch.tensor([[0, 0, height, width]])))
     views = augment.crop_resize(images, boxes, table["flip"], size)
     for image, box, flip, view in zip(images, boxes.tolist(), table["flip"], views, strict=True):
@@ -72,7 +74,7 @@ class Dtypes(TorchDispatchMode):
 
 @pytest.mark.parametrize("resample", [augment._sample, augment._resize_by_matrices])
 def test_a_device_without_float64_makes_the_same_crops(monkeypatch, resample):
-    images, table = pictures(12, 100, 80), SimCLRAugmentation(32).draw(torch.arange(12), 100, 80)
+    images, table = pictures(12, 100, 80), SimCLRAugmentation(32, **PAPER).draw(torch.arange(12), 100, 80)
     expected = resample(images, table["box"], table["flip"], 32) / 255
     monkeypatch.setattr(augment, "_WITHOUT_FLOAT64", ("cpu",))
     with Dtypes() as dtypes:
@@ -209,7 +211,7 @@ def test_parts_on_the_cpu_do_not_change_a_bit(monkeypatch):
 
 
 def test_views_change_with_seed_epoch_index_and_view_and_repeat_without():
-    augmentation, images = SimCLRAugmentation(32), pictures(1).expand(8, -1, -1, -1)
+    augmentation, images = SimCLRAugmentation(32, **PAPER), pictures(1).expand(8, -1, -1, -1)
     index = torch.arange(8)
     first = augmentation.view(images, index, 1, 2, 0)
     assert torch.equal(first, augmentation.view(images, index, 1, 2, 0))
@@ -269,12 +271,21 @@ def test_views_are_float32_without_gradient_and_an_empty_batch_stays_empty():
 # What is drawn.
 
 
+@pytest.mark.parametrize(("size", "given"), [(64, SMALL), (65, PAPER)])
+def test_small_views_are_changed_as_for_cifar_and_larger_ones_as_for_imagenet(size, given):
+    index, images = torch.arange(64), pictures(64, 80, 80)
+    for view in (0, 1):
+        usual = SimCLRAugmentation(size).view(images, index, view=view)
+        assert torch.equal(usual, SimCLRAugmentation(size, **given).view(images, index, view=view))
+    assert not torch.equal(usual, SimCLRAugmentation(size, **{**given, "strength": 0.7}).view(images, index, view=1))
+
+
 COUNT = 20_000
 
 
 @pytest.fixture(scope="module")
 def table():
-    return SimCLRAugmentation(32, rotation_prob=0.25, cutout_prob=1.0).draw(torch.arange(COUNT), 300, 400)
+    return SimCLRAugmentation(32, **PAPER, rotation_prob=0.25, cutout_prob=1.0).draw(torch.arange(COUNT), 300, 400)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +415,10 @@ def test_everything_can_be_switched_off():
 
 def test_switching_one_operation_on_changes_no_other_draw():
     index = torch.arange(50)
-    less, more = SimCLRAugmentation(32).draw(index, 32, 32), SimCLRAugmentation(32, **EVERYTHING).draw(index, 32, 32)
+    less, more = (
+        SimCLRAugmentation(32, **PAPER).draw(index, 32, 32),
+        SimCLRAugmentation(32, **{**PAPER, **EVERYTHING}).draw(index, 32, 32),
+    )
     for name in ("box", "order", "brightness", "hue", "sigma", "flip", "blur", "hole"):
         assert torch.equal(less[name], more[name])
 

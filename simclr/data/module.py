@@ -1,5 +1,6 @@
 """ImageData: the images of a run, as a LightningDataModule."""
 
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from simclr.seeding import check_seed, epoch_order
 Source = Literal["auto", "shapes", "folder", "cifar10", "cifar100", "stl10", "imagenet"]
 
 _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
+_STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
 # The sets torchvision reads: the folder it keeps below data_dir, the images' side, how many are for training.
 _NAMED = {
     "cifar10": ("cifar-10-batches-py", 32, 50_000),
@@ -38,7 +40,8 @@ class ImageData(LightningDataModule):
             the classes, for evaluation only.
         test_dir: a folder of test images, with the same class folders or some of them.
         data_dir: where the named sets are kept.
-        batch_size: the global batch: images per step over all devices.
+        batch_size: the global batch: images per step over all devices. If not given: by the number of training images,
+            see `default_batch_size`.
         image_size: the side of a view in pixels.
         load_size: the side in pixels at which images are held, ready to be cropped. If not given: `image_size` up to
             64, 8/7 of it above (256 for 224), and never more than a named set has. Other images have their central
@@ -64,7 +67,7 @@ class ImageData(LightningDataModule):
         train_dir: str | None = None,
         test_dir: str | None = None,
         data_dir: str | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         image_size: int = 32,
         load_size: int | None = None,
         workers: int | None = None,
@@ -102,6 +105,10 @@ class ImageData(LightningDataModule):
     def problems(self, world_size: int = 1) -> list[str]:
         """What stands in the way of training on this many devices, one line each; empty if nothing. Reads no image."""
         found, size = self._source_problems()
+        if self.batch_size is None and size is not None:
+            self.choose_batch_size(size, world_size)
+        if self.batch_size is None:
+            return found  # how many images there are is not known: something is wrong with them
         if self.batch_size < 2:
             found.append(f"data.batch_size={self.batch_size} leaves no image to tell another from. Use 2 at least.")
         elif self.batch_size % world_size:
@@ -195,6 +202,12 @@ class ImageData(LightningDataModule):
         train, self.test, labelled = read.get(self.source, self._read_named)()
         self.labelled_train = labelled or train
         self.train = train
+        if self.batch_size is None:
+            self.choose_batch_size(len(train), self.trainer.world_size if self.trainer is not None else 1)
+
+    def choose_batch_size(self, images: int, world_size: int = 1) -> None:
+        """Take the default batch of so many training images, if none was given."""
+        self.batch_size = self.hparams.batch_size = default_batch_size(images, world_size)
 
     def _read_shapes(self):
         sets = []
@@ -361,6 +374,21 @@ class ImageData(LightningDataModule):
         )
         note += "; pretraining saw them, without labels" if seen else ""
         return {"train": (pool, kept, note), "test": (pool, held, note)}
+
+
+def default_batch_size(images: int, world_size: int = 1) -> int:
+    """The global batch where none is given: the power of two that makes some 30 to 60 steps of an epoch, 32 to 256.
+
+    A thousand images train in batches of 32: fewer and larger steps leave a small set untrained. Where it does not
+    divide over the devices, the next multiple below.
+
+    Args:
+        images: how many there are for training.
+        world_size: devices.
+    """
+    size = 2 ** max(5, min(8, math.floor(math.log2(max(1, images) / _STEPS_OF_AN_EPOCH))))
+    size = min(size, max(2, images))
+    return max(size // world_size, 1) * world_size
 
 
 def _stratified_holdout(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
