@@ -18,7 +18,7 @@ LAYERS = [
     ["memory"],
     ["eval"],
     ["callbacks", "loggers", "export", "charts", "run_folder", "profile"],
-    ["report"],
+    ["report", "pace"],
     ["cli"],
 ]
 HEAVY = {"wandb", "matplotlib", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used

@@ -13,6 +13,7 @@ import torch
 from jsonargparse.typing import NonNegativeInt
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
@@ -20,10 +21,12 @@ from simclr.checkpoint import LAST, check_resume, read_checkpoint, save_encoder
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
 from simclr.cli.parsing import Parser, values_of
 from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
+from simclr.cli.unset import length_in_epochs, pace_line, record, remarks, settle, settle_names
 from simclr.data import ImageData
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
 from simclr.module import SimCLR
+from simclr.pace import Pace
 from simclr.run_folder import RunFolder
 
 
@@ -37,6 +40,10 @@ class TrainCLI(LightningCLI):
 
     def __init__(self, folder: RunFolder, **kwargs: Any):
         self.folder = folder
+        self.began = time.monotonic()
+        self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
+        self.pace: Pace | None = None
+        self.loggers: list[Logger] | None = None  # made once, also where the Trainer is built anew
         super().__init__(SimCLR, ImageData, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -56,6 +63,13 @@ class TrainCLI(LightningCLI):
             default=None,
             help="Folder of this run, a new one. By default runs/NAME, NAME from the config file or the data.",
         )
+        parser.add_argument(
+            "--minutes",
+            type=float | None,
+            default=None,
+            help="Train for about so long: a few steps are measured, and the epochs set so that warm-up and cosine end "
+            "in time. They go into config.yaml: from then on the run is one of that many epochs.",
+        )
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
         parser.add_argument(
             "--wandb",
@@ -73,8 +87,18 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder. It stays empty until all is checked."""
+        settle_names(self)
         self.resumed = read_checkpoint(self.config.ckpt_path) if self.config.ckpt_path else None
         self.run_dir = self.folder.choose(self.config, self.resumed.run_dir if self.resumed else None)
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch, as the Trainer is limited."""
+        limit = self.trainer.limit_train_batches
+        steps = self.datamodule.steps_per_epoch
+        if isinstance(limit, int) and not isinstance(limit, bool):
+            return min(limit, steps)
+        return int(steps * limit) if limit is not None else steps
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with this project's loggers and callbacks, the user's beside them."""
@@ -83,7 +107,9 @@ class TrainCLI(LightningCLI):
         if config.logger in (None, True) and watched:
             step = self.resumed.global_step if self.resumed else None
             mode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes
-            kwargs["logger"] = build_loggers(self.run_dir, mode, self.config.wandb_project, step)
+            if self.loggers is None:
+                self.loggers = build_loggers(self.run_dir, mode, self.config.wandb_project, step)
+            kwargs["logger"] = self.loggers
         if config.barebones:
             kwargs |= dict.fromkeys(("logger", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"))
         elif config.enable_progress_bar is None:
@@ -100,7 +126,7 @@ class TrainCLI(LightningCLI):
         self.keeps_checkpoint = watched and config.enable_checkpointing is not False
         if self.keeps_checkpoint:
             kwargs["callbacks"] += [SaveOnInterrupt(self.run_dir), newest_checkpoint(self.run_dir)]
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
         # kNN before the line that shows it.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN))
         return trainer
@@ -129,7 +155,7 @@ def summary(cli: TrainCLI) -> str:
     )
     epochs, steps = trainer.max_epochs, trainer.max_steps
     length = f"{epochs} epoch{'s' if epochs != 1 else ''}" if steps == -1 else f"{steps} steps in all"
-    late = hparams.warmup_epochs > epochs > 0 and steps == -1
+    late = hparams.warmup_epochs > length_in_epochs(cli)
     warmup = f", which {hparams.warmup_epochs:g} warm-up epochs do not reach" if late else ""
     share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
     size = f"{hparams.image_size} px"
@@ -149,13 +175,20 @@ def summary(cli: TrainCLI) -> str:
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
         f"z of {model.head.out_dim} ({hparams.head} head)",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
-        f"{data.steps_per_epoch} steps an epoch, {length}",
+        f"{data.steps_per_epoch} steps an epoch, {length}{_left_out(data)}",
         "loss": f"{loss}{f', {hparams.views} views' if hparams.views > 2 else ''}",
         "optimiser": f"{hparams.optimizer}, learning rate {lr}{warmup}",
         "memory": cli.memory,
+        "time": pace_line(cli),
         "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
+
+
+def _left_out(data: ImageData) -> str:
+    """How many images the last incomplete batch of an epoch would have held."""
+    rest = len(data.train) % data.batch_size
+    return f"; {rest} of the {len(data.train):,} images sit out each epoch, others each time" if rest else ""
 
 
 def train(argv: list[str] | None = None) -> None:
@@ -186,6 +219,8 @@ def _train(args: list[str], folder: RunFolder) -> None:
         if not cli.trainer.fast_dev_run:
             _save_config(cli)
         print(summary(cli), flush=True)
+        for line in remarks(cli):
+            print(f"note: {line}", flush=True)
     started = time.perf_counter()
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
@@ -215,6 +250,7 @@ def _next_step(cli: TrainCLI) -> str:
 
 
 def _save_config(cli: TrainCLI) -> None:
+    record(cli)
     # Without what belongs to this run alone, so that `--config` repeats it in another folder.
     config = cli.config.clone()
     config.run_dir = config.ckpt_path = None
@@ -269,6 +305,7 @@ def check(cli: TrainCLI) -> None:
         ValueError: with what to use.
     """
     cli.datamodule.validate(cli.trainer.world_size)
+    cli.model.settle(cli.datamodule.batch_size)
     cli.model.check(cli.trainer)
     if cli.trainer.max_epochs == cli.trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
@@ -284,6 +321,7 @@ def check(cli: TrainCLI) -> None:
         trainer.precision,
     )
     cli.datamodule.setup("fit")
+    settle(cli)
 
 
 def _say_how_to_continue(cli: TrainCLI) -> None:

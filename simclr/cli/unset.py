@@ -1,0 +1,174 @@
+"""What a run leaves unset: chosen as it begins, by the images, the machine and the time there is, and recorded."""
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+from pytorch_lightning import Trainer
+
+from simclr.callbacks import OnlineKNN
+from simclr.encoders import default_encoder
+from simclr.pace import Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
+
+if TYPE_CHECKING:
+    from simclr.cli.train import TrainCLI
+
+# The steps below which our runs on a thousand photographs ended no better than raw pixels (README, Results).
+FEWEST_STEPS = 300
+_LONG = 6 * 3600  # seconds of a run on a CPU, of which one is told
+_MODEL = (
+    *("encoder", "stem", "base_lr", "lr_scaling", "weight_decay", "warmup_epochs"),
+    *("strength", "crop_scale", "blur_prob", "compile_encoder", "compile_views"),
+)
+
+
+def settle_names(cli: "TrainCLI") -> None:
+    """Before anything is built: what the run's name and its limits follow from."""
+    model, trainer = cli.config.model, cli.config.trainer
+    if model.encoder == "auto" and trainer.accelerator == "cpu":  # also where there is a GPU
+        model.encoder, model.stem = default_encoder(model.stem, model.image_size, accelerated=False)
+    elif model.encoder == "auto":
+        model.encoder, model.stem = default_encoder(model.stem, model.image_size)
+    if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer.max_time):
+        seconds = parse_duration(trainer.max_time)
+        days, rest = divmod(seconds, 86400)
+        trainer.max_time = f"{days:02d}:{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    if cli.config.minutes is None:
+        return
+    if cli.config.minutes <= 0:
+        raise ValueError(f"minutes={cli.config.minutes:g} is not positive.")
+    if trainer.max_epochs != cli.parser.get_default("trainer.max_epochs") or trainer.max_steps != -1:
+        raise ValueError("minutes sets the length of the run: leave trainer.max_epochs and trainer.max_steps out.")
+    if cli.config.ckpt_path:
+        raise ValueError("minutes sets the length of a new run; one that is continued has its length.")
+
+
+def settle(cli: "TrainCLI") -> None:
+    """Once the run is known to be possible: rates and warm-up, precision, compiling and, by `--minutes`, the length.
+
+    The Trainer is built anew where it has to be another.
+
+    Raises:
+        ValueError: if not one step fits into the minutes.
+    """
+    if cli.resumed:  # settled when the run began
+        cli.model.settle(cli.datamodule.batch_size, length_in_epochs(cli))
+        return
+    pace = _pace(cli)
+    model = cli.model
+    model.hparams.compile_encoder, model.hparams.compile_views = pace.compile_encoder, pace.compile_views
+    model.augment.compile_views = pace.compile_views
+    chosen = {} if pace.precision == cli.trainer.precision else {"precision": pace.precision}
+    if cli.config.minutes is not None:
+        chosen |= _length(cli, pace)
+    if chosen:
+        for name, value in chosen.items():
+            cli.config.trainer[name] = value
+        cli.chosen = chosen
+        cli.trainer = cli.instantiate_trainer()
+    cli.model.settle(cli.datamodule.batch_size, length_in_epochs(cli))
+    cli.pace = pace
+
+
+def _pace(cli: "TrainCLI") -> Pace:
+    trainer, precision = cli.trainer, cli.config.trainer.precision
+    device = trainer.strategy.root_device
+    alone = trainer.world_size == 1 and not (trainer.fast_dev_run or trainer.barebones)
+    minutes = cli.config.minutes
+    if minutes is not None and not alone:
+        raise ValueError(
+            f"minutes={minutes:g} measures steps on one device, not on {trainer.world_size}. "
+            "Give --trainer.max_epochs, or stop in time with --trainer.max_time."
+        )
+    steps = length_in_epochs(cli) * cli.batches
+    if minutes is None and not (
+        alone and device.type == "cpu" and is_long(cli.model, cli.datamodule.batch_size, steps)
+    ):
+        return usual_pace(cli.model, device, precision)
+    return measure_pace(
+        cli.model,
+        cli.datamodule,
+        device,
+        precision=precision,
+        lasts=(lambda seconds: steps * seconds) if minutes is None else (lambda seconds: _left(cli)),
+        say=lambda text: print(text, flush=True),
+    )
+
+
+def _left(cli: "TrainCLI") -> float:
+    """Seconds of the minutes."""
+    return 60 * cli.config.minutes - (time.monotonic() - cli.began)
+
+
+def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
+    """Trainer's options for the epochs that fit into the minutes, or the steps of less than two epochs."""
+    minutes, data = cli.config.minutes, cli.datamodule
+    epochs = epochs_within(_left(cli), pace, cli.batches, _knn_seconds(cli, pace))
+    if epochs >= 2:
+        return {"max_epochs": int(epochs)}
+    steps = int(epochs * cli.batches) // cli.trainer.accumulate_grad_batches
+    if steps < 1:
+        raise ValueError(
+            f"minutes={minutes:g} leaves no time for a step of {data.batch_size} images, which takes "
+            f"{duration(pace.seconds)} here. Give more time, a smaller --model.encoder or --data.batch_size."
+        )
+    return {"max_epochs": -1, "max_steps": steps}
+
+
+def _knn_seconds(cli: "TrainCLI", pace: Pace) -> float:
+    """Of the online kNN, in the mean of all epochs: a third of a step's work on one view in place of all."""
+    knn = next((c for c in cli.trainer.callbacks if isinstance(c, OnlineKNN)), None)
+    if knn is None or not knn.every_n_epochs or not cli.datamodule.has_labels:
+        return 0.0
+    images = min(knn.images, len(cli.datamodule.train))
+    of_an_image = pace.seconds / cli.datamodule.batch_size / cli.model.hparams.views / 3
+    return images * of_an_image / knn.every_n_epochs
+
+
+def length_in_epochs(cli: "TrainCLI") -> float:
+    """Of the run."""
+    trainer: Trainer = cli.trainer
+    lengths = [float(trainer.max_epochs)] if trainer.max_epochs and trainer.max_epochs > 0 else []
+    if trainer.max_steps >= 0:
+        lengths.append(trainer.max_steps * trainer.accumulate_grad_batches / max(1, cli.batches))
+    return min(lengths)
+
+
+def record(cli: "TrainCLI") -> None:
+    """Put what was chosen into the settings that config.yaml states."""
+    for name in _MODEL:
+        cli.config.model[name] = cli.model.hparams[name]
+    cli.config.data.batch_size = cli.datamodule.batch_size
+    cli.config.trainer.precision = cli.trainer.precision
+    cli.config.minutes = None  # the run has its length
+
+
+def remarks(cli: "TrainCLI") -> list[str]:
+    """What to know before the run starts: that it is too short to learn, or longer than one would wait."""
+    data, trainer, pace = cli.datamodule, cli.trainer, cli.pace
+    batches = length_in_epochs(cli) * cli.batches
+    steps = round(batches / trainer.accumulate_grad_batches)
+    found = list(pace.notes if pace else ())
+    if steps < FEWEST_STEPS and not cli.resumed:
+        smaller = f", --data.batch_size {max(32, data.batch_size // 4)}" if data.batch_size > 32 else ""
+        found.append(
+            f"{steps} steps are few: runs of less than {FEWEST_STEPS} ended no better than raw pixels. Train longer "
+            f"(--trainer.max_epochs, --minutes){smaller and ' or in smaller batches (' + smaller[2:] + ')'}."
+        )
+    whole = pace.seconds * batches if pace and pace.seconds else 0.0
+    if whole > _LONG and trainer.strategy.root_device.type == "cpu":
+        found.append(
+            f"this run takes about {duration(whole)} on this CPU. A smaller network (--model.encoder auto), fewer "
+            "epochs (--minutes 60 sets them) or a GPU end sooner."
+        )
+    return found
+
+
+def pace_line(cli: "TrainCLI") -> str:
+    """What a step and the whole run take, as measured; empty if nothing was."""
+    if not (cli.pace and cli.pace.seconds):
+        return ""
+    batches = length_in_epochs(cli) * cli.batches
+    seconds = cli.pace.seconds
+    step = f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{step} a step as measured, about {duration(seconds * batches + cli.pace.starting)} in all"

@@ -1,0 +1,254 @@
+"""How long a step takes on this machine, measured before a run, and what follows: precision, compiling, length.
+
+What a run leaves unset is chosen once, as it begins, and recorded with its settings: from then on it is a run like any
+other of those settings.
+"""
+
+import copy
+import itertools
+import re
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from simclr.module import SimCLR
+from simclr.profile import count_operations
+
+_WARM_UP, _STEPS = 2, 6  # steps of a measurement: before it counts, and that count
+_PATIENCE = 10.0  # seconds, after which a measurement makes do with the steps it has
+_CPU_RATE = 2e11  # operations a second that two fast cores make in float32: what a step takes at least, roughly
+# Operations of the encoder in a whole run on a CPU: fewer take a minute or two in float32, not worth a measurement.
+# Counted, not timed, so that a short run's choice is the same whatever else the machine does.
+_LONG_RUN = 2e13
+_WORTH_COMPILING = 300  # seconds of a run from which on compiling is tried, which takes a CPU up to a minute
+_CLEARLY = 0.95  # of another's time counts as faster
+_RESERVE = 0.04  # of a budget of time, which steps that differ and the end of a run may take
+_EPOCH_SECONDS = 0.3  # between epochs: the checkpoint, the line
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a run will train, and how fast.
+
+    Attributes:
+        precision: Lightning's name.
+        compile_encoder, compile_views: as of `SimCLR`.
+        seconds: of a step, measured: the median; None if nothing was.
+        fastest: of those steps, which other work on the machine disturbs least: what is compared.
+        starting: seconds that compiling takes before the first step.
+        notes: for people: what was found out about a setting that was asked for.
+    """
+
+    precision: str
+    compile_encoder: bool | str
+    compile_views: bool | None
+    seconds: float | None = None
+    fastest: float | None = None
+    starting: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware: a GPU that has it, a CPU with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def has_compiler() -> bool:
+    """Whether there is the C++ compiler that torch.compile needs on a CPU."""
+    return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+
+
+def usual_pace(model: SimCLR, device: torch.device, precision: str | None) -> Pace:
+    """What is chosen without a measurement: bf16 on a GPU that has it, else float32; nothing is compiled on a CPU."""
+    usual = "bf16-mixed" if device.type == "cuda" and has_fast_bf16(device) else "32-true"
+    hparams = model.hparams
+    return Pace(precision or usual, bool(hparams.compile_encoder) and hparams.compile_encoder, hparams.compile_views)
+
+
+def operations(model: SimCLR, batch_size: int) -> float | None:
+    """Floating-point operations of the encoder in a step of a batch; None for a network that cannot be counted."""
+    views = min(64, model.hparams.views * batch_size)
+    counted = count_operations(model, views)
+    return counted and sum(counted) / views * model.hparams.views * batch_size
+
+
+def is_long(model: SimCLR, batch_size: int, steps: float) -> bool:
+    """Whether a run on a CPU is worth a measurement before it: by the operations of its encoder."""
+    of_a_step = operations(model, batch_size)
+    return of_a_step is None or of_a_step * steps > _LONG_RUN
+
+
+def measure_pace(
+    model: SimCLR,
+    data: LightningDataModule,
+    device: torch.device,
+    *,
+    precision: str | None,
+    lasts: Callable[[float], float],
+    say: Callable[[str], None] = lambda text: None,
+) -> Pace:
+    """Choose what is unset by training a copy of the model for some steps each way, on one device.
+
+    On a CPU: float32 or, where it has bfloat16 in hardware, bf16-mixed, whichever is faster; compiled views and
+    encoder, if they are unset, where the run is long enough to repay compiling. A precision that was asked for is kept,
+    and measured against float32.
+
+    Args:
+        model: as configured.
+        data: its images.
+        device: where the run will train.
+        precision: Lightning's name; None to choose.
+        lasts: seconds of a step -> seconds of the run.
+        say: is told what goes on, a line at a time.
+    """
+    pace, hparams = usual_pace(model, device, precision), model.hparams
+
+    def timed(of: Pace, **changes: Any) -> Pace:
+        of = replace(of, **changes)
+        seconds, fastest = step_seconds(model, data, device, of)
+        return replace(of, seconds=seconds, fastest=fastest)
+
+    least = (operations(model, model.hparams.batch_size) or 0.0) / _CPU_RATE if device.type == "cpu" else 0.0
+    large = f": a large network for a CPU, {duration(least)} a step or more" if least > _PATIENCE / 2 else ""
+    say(f"measuring a few steps{large} ...")
+    if device.type != "cpu":
+        return timed(pace)
+    pace = plain = timed(pace, precision="32-true")
+    if precision not in (None, "32", "32-true", 32):
+        pace = timed(plain, precision=precision)
+        ratio = pace.fastest / plain.fastest
+        if ratio > 1 / _CLEARLY:
+            note = f"precision {precision} takes {ratio:.1f} x the time of float32 on this machine"
+            pace = replace(pace, notes=(f"{note}: leave --trainer.precision out.",))
+    elif precision is None and has_fast_bf16(device):
+        mixed = timed(plain, precision="bf16-mixed")
+        pace = mixed if mixed.fastest < _CLEARLY * plain.fastest else plain
+    unset = hparams.compile_encoder is None or hparams.compile_views is None
+    if unset and has_compiler() and lasts(pace.seconds) > _WORTH_COMPILING and pace.seconds < _PATIENCE:
+        say("compiling, to see whether that is faster ...")
+        pace = _compiled(pace, model, lasts(pace.seconds), timed, say)
+    return pace
+
+
+def _compiled(pace: Pace, model: SimCLR, lasts: float, timed: Callable[..., Pace], say: Callable[[str], None]) -> Pace:
+    """The pace compiled, where that saves more of the seconds that the run lasts than it costs; else as it was."""
+    hparams = model.hparams
+    views, encoder = hparams.compile_views is not False, hparams.compile_encoder is None or hparams.compile_encoder
+    began = time.perf_counter()
+    try:
+        compiled = timed(pace, compile_encoder=encoder, compile_views=views)
+    except Exception as error:  # whatever the compilers of a machine make of a network
+        say(f"not compiled: {str(error).splitlines()[0][:200]}")
+        return pace
+    starting = max(0.0, time.perf_counter() - began - compiled.seconds * (_WARM_UP + _STEPS))
+    faster = compiled.fastest < _CLEARLY * pace.fastest
+    worth = lasts * (1 - compiled.fastest / pace.fastest) > starting
+    return replace(compiled, starting=starting) if faster and worth else pace
+
+
+class _Clock(Callback):
+    """Ends a training after some steps; knows when each ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: SimCLR) -> None:
+        self.ends = [self._now(trainer)]
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        self.ends.append(self._now(trainer))
+        steps = len(self.ends) - 1
+        taken = self.ends[-1] - self.ends[0]
+        enough = steps > _WARM_UP or taken > _PATIENCE / 2 * steps  # of slow steps the first will do
+        trainer.should_stop = steps == _WARM_UP + _STEPS or (enough and taken > _PATIENCE)
+
+    @staticmethod
+    def _now(trainer: Trainer) -> float:
+        if trainer.strategy.root_device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Of a step: the median and the fastest, without those to warm up if there are others."""
+        each = [end - start for start, end in itertools.pairwise(self.ends)]
+        each = each[_WARM_UP:] or each[-1:]
+        return statistics.median(each), min(each)
+
+
+def step_seconds(model: SimCLR, data: LightningDataModule, device: torch.device, pace: Pace) -> tuple[float, float]:
+    """Seconds of a training step at a pace, median and fastest: a copy is trained, the random state left as it was."""
+    clock, model = _Clock(), copy.deepcopy(model)
+    model.hparams.compile_encoder, model.hparams.compile_views = pace.compile_encoder, pace.compile_views
+    model.augment.compile_views = pace.compile_views
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    with isolate_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run will say the same
+        trainer = Trainer(
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            precision=pace.precision,
+            max_epochs=-1,
+            max_steps=_WARM_UP + _STEPS,
+            log_every_n_steps=0,
+            callbacks=[clock],
+            **dict.fromkeys(off, False),
+        )
+        try:
+            trainer.fit(model, data)
+        except SystemExit as error:  # Lightning's answer to a KeyboardInterrupt
+            raise KeyboardInterrupt from error
+    torch.compiler.reset()  # what was compiled here holds the copy
+    return clock.seconds
+
+
+def epochs_within(seconds: float, pace: Pace, steps_per_epoch: int, between: float = 0.0) -> float:
+    """How many epochs a run of this pace makes in so many seconds, its start included.
+
+    Args:
+        seconds: that are left.
+        pace: measured.
+        steps_per_epoch: batches.
+        between: seconds that an epoch takes beside its steps, in the mean.
+    """
+    left = seconds * (1 - _RESERVE) - pace.starting
+    return max(0.0, left / (steps_per_epoch * pace.seconds + _EPOCH_SECONDS + between))
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `40 s`, `26 min`, `5 h 20 min`, `3 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes / 1440:,.0f} days"
+
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of a time as people write it: `30m`, `1h30m`, `2d`, `90s`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text.strip().lower())
+    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*([dhms])\s*", "", text.strip().lower()):
+        raise ValueError(f"{text} is no time. Write 30m, 1h30m, 2d or DD:HH:MM:SS.")
+    return round(sum(float(number) * _UNITS[unit] for number, unit in parts))
