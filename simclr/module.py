@@ -226,29 +226,33 @@ class SimCLR(LightningModule):
             batch_size: the global batch of the data; None where they do not tell.
             epochs: the length of the run; None where it is not known yet.
         Raises:
-            ValueError: if the batch is not the one given to SimCLR, or neither is known.
+            ValueError: if neither SimCLR nor the data tell the batch.
         """
         hparams = self.hparams
         hparams.batch_size = batch_size if hparams.batch_size is None else hparams.batch_size
         if hparams.batch_size is None:
             raise ValueError("SimCLR needs batch_size, the global batch, with a loader that does not tell it.")
-        if batch_size not in (None, hparams.batch_size):
-            raise ValueError(
-                f"SimCLR has batch_size={hparams.batch_size}, the data module {batch_size}. Give both the same."
-            )
         for name, value in default_rates(hparams.optimizer, hparams.base_lr)._asdict().items():
             hparams[name] = value if hparams[name] is None else hparams[name]
         if hparams.warmup_epochs is None and epochs is not None:
             hparams.warmup_epochs = default_warmup(epochs)
 
     def setup(self, stage: str) -> None:
-        """Settles what was left out, and refuses a data module whose batch is not the one the learning rate goes by."""
+        """Settle what was left out; refuse a data module of another batch, which the rate goes by, or image size."""
         # Overridden on purpose, for every loader.
         message = "You have overridden `transfer_batch_to_device` in `LightningModule`"
         warnings.filterwarnings("ignore", message=message)
+        given = {name: getattr(self.trainer.datamodule, name, None) for name in ("batch_size", "image_size")}
+        differ = [
+            f"SimCLR has {name}={self.hparams[name]}, the data module {value}"
+            for name, value in given.items()
+            if isinstance(value, int) and self.hparams[name] not in (None, value)
+        ]
+        if differ:
+            raise ValueError(f"{'; '.join(differ)}. Give both the same.")
         epochs = self.trainer.max_epochs
         whole = epochs is not None and epochs > 0 and self.trainer.max_steps < 0
-        self.settle(getattr(self.trainer.datamodule, "batch_size", None), epochs if whole else None)
+        self.settle(given["batch_size"], epochs if whole else None)
         self.check(self.trainer)
         group = self.batch_norm_group(self.trainer)
         few = group is not None and group < min(_SMALL_GROUP, self.hparams.views * self.hparams.batch_size)

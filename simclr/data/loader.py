@@ -26,16 +26,26 @@ class GlobalBatchSampler:
         batch_size: B, the global batch.
         seed: the run's seed.
         rank, world_size: r and W.
+        reshuffle: another order in each epoch; otherwise that of epoch 0 in all of them.
     Raises:
         ValueError: if the batch does not divide over the ranks or is larger than the set.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        reshuffle: bool = True,
+    ):
         if batch_size % world_size:
             raise ValueError(undivided(batch_size, world_size))
         if not 1 <= batch_size <= size:
             raise ValueError(f"data.batch_size={batch_size} is not between 1 and the {size} images there are.")
         self.size, self.batch_size, self.seed, self.rank, self.world_size = size, batch_size, seed, rank, world_size
+        self.reshuffle = reshuffle
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -46,11 +56,15 @@ class GlobalBatchSampler:
         """Choose the epoch whose order `from_step` follows; Lightning calls this as each epoch starts."""
         self.epoch = epoch
 
+    def global_batches(self, epoch: int) -> Tensor:
+        """(steps, B) int64: the image numbers of an epoch's batches over all ranks."""
+        order = epoch_order(self.seed, epoch if self.reshuffle else 0, self.size)
+        return order[: len(self) * self.batch_size].view(len(self), self.batch_size)
+
     def from_step(self, step: int) -> Tensor:
         """(steps left, B / W) int64: the image numbers of this rank's batches from this step of the epoch on."""
-        order = epoch_order(self.seed, self.epoch, self.size)[: len(self) * self.batch_size]
         share = self.batch_size // self.world_size
-        return order.view(len(self), self.world_size, share)[step:, self.rank]
+        return self.global_batches(self.epoch).view(len(self), self.world_size, share)[step:, self.rank]
 
 
 def undivided(batch_size: int, world_size: int) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from simclr.data.decode import to_square
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, undivided
 from simclr.data.shapes import CLASSES, draw_shapes
-from simclr.data.sources import FileImages, Folder, ImageSet, MemoryImages, list_folder, match_classes
+from simclr.data.sources import FileImages, Folder, ImageSet, MemoryImages, list_folder, match_classes, refuse_shared
 from simclr.seeding import check_seed, epoch_order
 
 Source = Literal["auto", "shapes", "folder", "cifar10", "cifar100", "stl10", "imagenet"]
@@ -144,6 +145,7 @@ class ImageData(LightningDataModule):
                 found.append(str(error))
         if len(listed) == 2:
             try:
+                refuse_shared(*listed)
                 match_classes(*listed)
             except ValueError as error:
                 found.append(str(error))
@@ -298,7 +300,8 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """This rank's batches, (images (n, 3, S, S) uint8, index (n,) int64) with n = batch_size / world size.
 
-        Step k of epoch e trains on the global batch epoch_order(seed, e, len(train))[k * B : (k + 1) * B].
+        Step k of epoch e trains on the global batch epoch_order(seed, e, len(train))[k * B : (k + 1) * B]; under the
+        Trainer's overfit_batches every epoch has the order of epoch 0, and so the same images.
         """
         self.setup()
         trainer = self.trainer
@@ -307,8 +310,15 @@ class ImageData(LightningDataModule):
                 self.train, GlobalBatchSampler(len(self.train), self.batch_size, self.seed), self.workers
             )
         sampler = GlobalBatchSampler(
-            len(self.train), self.batch_size, self.seed, trainer.global_rank, trainer.world_size
+            len(self.train),
+            self.batch_size,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            reshuffle=trainer.overfit_batches == 0,
         )
+        # Lightning says that it turns shuffling off, which it can do for its own loaders only.
+        warnings.filterwarnings("ignore", message="You requested to overfit but enabled train dataloader shuffling")
         if isinstance(self.train, MemoryImages):
             self.train.hold_on(trainer.strategy.root_device)
         # `ready` counts the batches the loop has begun; when the next one is asked for, those are the ones trained on.

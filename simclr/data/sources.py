@@ -28,6 +28,7 @@ class ImageSet(Protocol):
         labels: (N,) int64 into `classes`, or None.
         classes: the classes' names, or None.
         fingerprint: a hash that tells other images from these, or None.
+        paths: the N files that they are from, or None.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImageSet(Protocol):
     labels: Tensor | None
     classes: list[str] | None
     fingerprint: str | None
+    paths: Sequence[str] | None
 
     def __len__(self) -> int: ...
 
@@ -49,6 +51,7 @@ class MemoryImages:
     Args:
         name, labels, classes, fingerprint: as in ImageSet.
         pixels: (N, 3, S, S) uint8.
+        paths: the N files that they were read from, if any.
 
     Attributes:
         pin: whether batches are to be gathered ahead into page-locked memory, for a GPU that has no room for all.
@@ -63,8 +66,10 @@ class MemoryImages:
         labels: Tensor | None = None,
         classes: Sequence[str] | None = None,
         fingerprint: str | None = None,
+        paths: Sequence[str] | None = None,
     ):
         self.name, self.pixels, self.labels, self.fingerprint = name, pixels, labels, fingerprint
+        self.paths = paths
         self.classes = None if classes is None else list(classes)
         self.side = pixels.shape[-1]
 
@@ -129,7 +134,7 @@ class FileImages:
         return self._held(map_decoded(self.paths, names, self.side, cache_dir, threads, name))
 
     def _held(self, pixels: Tensor) -> MemoryImages:
-        return MemoryImages(self.name, pixels, self.labels, self.classes, self.fingerprint)
+        return MemoryImages(self.name, pixels, self.labels, self.classes, self.fingerprint, self.paths)
 
 
 class PackedPaths(Sequence[str]):
@@ -254,6 +259,32 @@ def _nearest(path: Path) -> str:
     close = difflib.get_close_matches(path.name, names, n=3)
     hint = f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
     return f"{path.parent} exists and has no {path.name}.{hint}"
+
+
+def refuse_shared(train: Folder, test: Folder) -> None:
+    """Refuse test images that are training images: one folder given twice, however it is written, or one in the other.
+
+    Raises:
+        ValueError: naming both.
+    """
+    outer, inner = Path(train.root).resolve(), Path(test.root).resolve()
+    if os.path.samefile(outer, inner):
+        what = f"is the same folder as data.train_dir={train.root}"
+        todo = "Leave data.test_dir out: data.holdout of each class's images then serve as test."
+    elif _holds(outer, inner):
+        what = f"lies inside data.train_dir={train.root}, which takes its images too"
+        todo = "Move it out, or give the folder beside it as data.train_dir."
+    elif _holds(inner, outer):
+        what = f"holds data.train_dir={train.root}, and so takes its images too"
+        todo = "Move that out, or give the folder beside it as data.test_dir."
+    else:
+        return
+    raise ValueError(f"data.test_dir={test.root} {what}: test images must not be trained on. {todo}")
+
+
+def _holds(outer: Path, inner: Path) -> bool:
+    """Whether a folder lies below another, by what they are on the disk: a name may be written in several ways."""
+    return any(os.path.samefile(outer, parent) for parent in inner.parents)
 
 
 def match_classes(train: Folder, test: Folder) -> Tensor | None:
