@@ -1,7 +1,7 @@
 """What an encoder is worth: kNN and linear evaluation of its frozen features, with yardsticks and intervals."""
 
 from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
-from simclr.eval.knn import knn_accuracy, knn_predict
+from simclr.eval.knn import default_k, knn_accuracy, knn_predict
 from simclr.eval.linear import (
     REGULARIZATION_GRID,
     ProbeResult,
@@ -15,6 +15,7 @@ __all__ = [
     "REGULARIZATION_GRID",
     "ProbeResult",
     "confusion_matrix",
+    "default_k",
     "encoder_sha256",
     "extract_features",
     "knn_accuracy",

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint, write_atomically
 from simclr.data import EvalLoader, ImageData
+from simclr.eval.duplicates import HashedImages, duplicates_in_words, duplicates_record
 from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
-from simclr.eval.knn import knn_accuracy
+from simclr.eval.knn import default_k, knn_predict
 from simclr.eval.linear import NotConverged, ProbeResult, linear_evaluation_sgd, linear_probe
 from simclr.eval.metrics import confusion_matrix
 
@@ -53,7 +54,7 @@ def linear_evaluation(
     batch_size: int = 512,
     base_lr: float = 0.1,
     weight_decay: float = 0.0,
-    knn_k: int = 200,
+    knn_k: int | None = None,
     knn_temperature: float = 0.1,
     device: torch.device | str = "cpu",
     command: str = "",
@@ -74,20 +75,23 @@ def linear_evaluation(
         batch_size: of sgd, images a step.
         base_lr: of sgd, per 256 images.
         weight_decay: of sgd, L2 on the classifier's weights.
-        knn_k: neighbours that vote in kNN, at most the number of training images.
+        knn_k: neighbours that vote in kNN. If not given: 200, or the training images of the median class if fewer.
         knn_temperature: of the kNN vote, exp(similarity / temperature).
         device: where to compute.
         command: recorded with the result.
         say: is told what goes on, a line at a time.
     Returns:
         The record that `linear_eval.json` holds: accuracies are fractions of the test images, `ci95` is Wilson's
-        interval of `linear_top1`. A yardstick whose classifier did not converge is None.
+        interval of `linear_top1`. A yardstick whose classifier did not converge is None, as is a top-5 of five
+        classes or fewer. `duplicates` counts the test images that the classifiers were trained on, pixel for pixel as
+        they are held, names some, and has the accuracies without them. `regularization_end` says of each classifier
+        whether its regularisation was chosen at an end of its grid.
     Raises:
         FileNotFoundError, ValueError: for a setting, checkpoint or data that do not serve, naming what is wrong.
         RuntimeError: if the encoder changed while it was measured, or its own classifier did not converge.
     """
     _refuse_out_of_range(
-        at_least_one={"epochs": epochs, "batch_size": batch_size, "knn_k": knn_k},
+        at_least_one={"epochs": epochs, "batch_size": batch_size, "knn_k": 1 if knn_k is None else knn_k},
         positive={"base_lr": base_lr, "knn_temperature": knn_temperature},
         not_negative={"weight_decay": weight_decay},
     )
@@ -97,9 +101,11 @@ def linear_evaluation(
     sha256 = encoder_sha256(encoder)
     train_loader, test_loader = data.eval_loader("train"), data.eval_loader("test")
     _refuse_unseen_classes(train_loader, test_loader)
+    _refuse_too_many_neighbours(knn_k, train_loader)
     say(f"features of {len(train_loader.index):,} training and {len(test_loader.index):,} test images")
-    train = extract_features(encoder, train_loader, device=device)
-    test = extract_features(encoder, test_loader, device=device)
+    train_images, test_images = HashedImages(train_loader), HashedImages(test_loader)
+    train = extract_features(encoder, train_images, device=device)
+    test = extract_features(encoder, test_images, device=device)
     classes = len(test_loader.source.classes or ()) or None
     say(f"linear classifier ({protocol})")
     if protocol == "sgd":
@@ -115,35 +121,40 @@ def linear_evaluation(
         )
     else:
         probe = linear_probe(*train, *test, device=device)
-    knn_k = min(knn_k, len(train[0]))
-    knn = knn_accuracy(*train, *test, k=knn_k, temperature=knn_temperature)
+    knn_k = default_k(train[1]) if knn_k is None else knn_k
+    knn = knn_predict(*train, test[0], k=knn_k, temperature=knn_temperature)
     say("yardstick: a random encoder of the same kind")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(read.model["seed"])  # the weights the run began with
         random = new_encoder(read)
-    random_top1 = _yardstick(
+    random_probe = _yardstick(
         *extract_features(random, train_loader, device=device),
         *extract_features(random, test_loader, device=device),
         device=device,
         say=say,
     )
     say("yardstick: raw pixels")
-    pixels_top1 = _yardstick(*raw_pixels(train_loader), *raw_pixels(test_loader), device=device, say=say)
+    pixels_probe = _yardstick(*raw_pixels(train_loader), *raw_pixels(test_loader), device=device, say=say)
     if encoder_sha256(encoder) != sha256:
         raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
     return {
         "linear_top1": probe.accuracy,
         "linear_top5": probe.top5,
         "ci95": list(probe.ci95),
-        "knn_top1": knn,
-        "random_encoder_top1": random_top1,
-        "raw_pixels_top1": pixels_top1,
+        "knn_top1": int((knn == test[1]).sum()) / len(knn),
+        "random_encoder_top1": random_probe and random_probe.accuracy,
+        "raw_pixels_top1": pixels_probe and pixels_probe.accuracy,
+        "duplicates": duplicates_record(train_images, test_images, probe.predictions, knn),
         "encoder_sha256": sha256,
         "checkpoint": str(read.path),
         "encoder": read.model["encoder"],
         "epoch": read.epoch + 1,
         "global_step": read.global_step,
         **_protocol_record(probe, protocol, epochs, batch_size, base_lr, weight_decay),
+        "regularization_end": {
+            name: found and found.regularization_end
+            for name, found in (("linear", probe), ("random_encoder", random_probe), ("raw_pixels", pixels_probe))
+        },
         "knn_k": knn_k,
         "knn_temperature": knn_temperature,
         "data": _data_record(data, train_loader, test_loader),
@@ -176,10 +187,19 @@ def _refuse_unseen_classes(train: EvalLoader, test: EvalLoader) -> None:
         )
 
 
-def _yardstick(*split: Tensor, device: torch.device | str, say: Callable[[str], None]) -> float | None:
-    """Accuracy of the L-BFGS protocol, or None: features that are hard to fit must not cost the encoder its number."""
+def _refuse_too_many_neighbours(knn_k: int | None, train: EvalLoader) -> None:
+    # `knn_predict` refuses them too, after the features have been computed.
+    if knn_k is not None and knn_k > len(train.index):
+        raise ValueError(
+            f"knn_k={knn_k} is more than the {len(train.index)} training images. "
+            "Use fewer, or leave it out: it then follows from the sizes of the classes."
+        )
+
+
+def _yardstick(*split: Tensor, device: torch.device | str, say: Callable[[str], None]) -> ProbeResult | None:
+    """The L-BFGS protocol, or None: features that are hard to fit must not cost the encoder its number."""
     try:
-        return linear_probe(*split, max_iterations=_YARDSTICK_ITERATIONS, device=device).accuracy
+        return linear_probe(*split, max_iterations=_YARDSTICK_ITERATIONS, device=device)
     except NotConverged as error:
         say(f"no number for this yardstick: {error}")
         return None
@@ -192,6 +212,22 @@ def _protocol_record(
         return {"protocol": protocol, "regularization": probe.regularization}
     settings = {"epochs": epochs, "batch_size": batch_size, "base_lr": base_lr, "weight_decay": weight_decay}
     return {"protocol": protocol, **settings}
+
+
+def grid_end_in_words(record: dict[str, Any]) -> str | None:
+    """Which classifiers of a record have a regularisation at an end of its grid; None if none."""
+    names = {"linear": "linear classifier", "random_encoder": "random encoder", "raw_pixels": "raw pixels"}
+    ends = {names[key]: end for key, end in record.get("regularization_end", {}).items() if end}
+    if not ends:
+        return None
+    listed = ", ".join(f"{name} (the {end})" for name, end in ends.items())
+    return f"regularisation chosen at the end of its grid, beyond which a better one may lie: {listed}"
+
+
+def remarks(record: dict[str, Any]) -> list[str]:
+    """What a reader of a record's numbers must know beside them, a line each."""
+    found = (record["data"]["note"], duplicates_in_words(record), grid_end_in_words(record))
+    return [remark for remark in found if remark]
 
 
 def _data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[str, Any]:

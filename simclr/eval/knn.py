@@ -10,7 +10,21 @@ from simclr.eval.features import check_split
 # Votes are counted in units of 2^-40 of the nearest neighbour's: integer sums do not depend on their order, so the
 # result is the same on every device, and a tie is a tie.
 _VOTE_UNIT = 2.0**40
+_K = 200  # Wu et al. 2018, whose classes have 1 300 images (ImageNet) and 5 000 (CIFAR-10)
 _SIMILARITY_UNIT = 2.0**22  # similarities that float32 can barely tell apart are ties
+
+
+def default_k(train_labels: Tensor) -> int:
+    """Neighbours that vote unless told otherwise: 200 (Wu et al. 2018), or as many as a class has images if fewer.
+
+    Of more than its class has, neighbours of other classes take part even where the features are perfect. What counts
+    is the median class: a single class of two images must not set k for all the others.
+
+    Args:
+        train_labels: (N,) integer.
+    """
+    sizes = train_labels.bincount()
+    return min(_K, int(sizes[sizes > 0].median()))
 
 
 def knn_predict(

@@ -38,7 +38,8 @@ class ProbeResult:
     """What a linear classifier on frozen features reached on the test set.
 
     Attributes:
-        accuracy, top5: fractions of the test images. With five classes or fewer, top5 is 1.
+        accuracy: fraction of the test images.
+        top5: likewise; None with five classes or fewer, of which five guesses name every one.
         ci95: Wilson's 95 % interval of `accuracy`: the uncertainty from the number of test images.
         n_test: number of test images.
         method: "lbfgs" or "sgd".
@@ -53,7 +54,7 @@ class ProbeResult:
     """
 
     accuracy: float
-    top5: float
+    top5: float | None
     ci95: tuple[float, float]
     n_test: int
     method: str
@@ -63,6 +64,13 @@ class ProbeResult:
     iterations: int
     regularization: float | None = None
     validation_accuracy: Mapping[float, float] = field(default_factory=dict)
+
+    @property
+    def regularization_end(self) -> Literal["strongest", "weakest"] | None:
+        """Which end of its grid the lambda chosen is, so that a better one may lie beyond; None if it is inside."""
+        # A path that ends before its grid does has fallen behind the best, so its last lambda is never the choice.
+        tried = self.validation_accuracy
+        return {min(tried): "weakest", max(tried): "strongest"}.get(self.regularization) if tried else None
 
 
 class TrainSet(Protocol):
@@ -342,7 +350,7 @@ def _score(weight: Tensor, bias: Tensor, test_features: Tensor, test_labels: Ten
     predictions = logits.argmax(1)
     return ProbeResult(
         accuracy=top_k_accuracy(logits, labels, 1),
-        top5=top_k_accuracy(logits, labels, 5),
+        top5=top_k_accuracy(logits, labels, 5) if logits.shape[1] > 5 else None,
         ci95=wilson_interval(int((predictions == labels).sum()), len(labels)),
         n_test=len(labels),
         weight=weight,

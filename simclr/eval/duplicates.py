@@ -1,0 +1,114 @@
+"""Test images that are training images too, pixel for pixel, found by a hash of each image while it passes by."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simclr.data import EvalLoader
+from simclr.eval.metrics import wilson_interval
+
+_BYTES = 16  # of a hash: among a million images two unlike ones share 128 bits with a chance of 1e-27
+_NAMED, _PRINTED = 10, 3  # duplicates in a record, and in a line for people
+
+
+class HashedImages:
+    """Hands on the batches of a loader and keeps a hash of every image, so that none is decoded twice for it.
+
+    A thread computes the hashes while the caller works on the batch. They take 16 bytes an image.
+
+    Args:
+        loader: of images and labels.
+
+    Attributes:
+        digests: one for each image of the last pass, in the loader's order.
+    """
+
+    def __init__(self, loader: EvalLoader):
+        self.loader = loader
+        self.digests: list[bytes] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.digests = []
+        coming = deque()
+        with ThreadPoolExecutor(1) as thread:
+            for images, labels in self.loader:
+                coming.append(thread.submit(_digests, images))
+                if len(coming) > 1:  # two batches held at most, however slow hashing is
+                    self.digests += coming.popleft().result()
+                yield images, labels
+            for batch in coming:
+                self.digests += batch.result()
+
+
+def _digests(images: Tensor) -> list[bytes]:
+    rows = images.cpu().contiguous().flatten(1).numpy()
+    return [hashlib.blake2b(row, digest_size=_BYTES).digest() for row in rows]
+
+
+def copies(train: Iterable[bytes], test: list[bytes]) -> Tensor:
+    """For each test image the place of the first training image that equals it, or -1: (M,) int64.
+
+    Args:
+        train, test: hashes of the images.
+    """
+    wanted, places = set(test), {}
+    for place, digest in enumerate(train):
+        if digest in wanted:
+            places.setdefault(digest, place)
+    return torch.tensor([places.get(digest, -1) for digest in test])
+
+
+def duplicates_record(train: HashedImages, test: HashedImages, linear: Tensor, knn: Tensor) -> dict[str, Any]:
+    """How many test images the classifiers were trained on, which (some), and what is right of the others.
+
+    Args:
+        train, test: the images, after a pass.
+        linear, knn: (M,) integer, the class that the linear classifier and kNN give to each test image.
+    Returns:
+        For JSON. Accuracies are fractions of the other test images, None if there are no others.
+    """
+    copy_of = copies(train.digests, test.digests)
+    own = copy_of < 0
+    named = (~own).nonzero().flatten()[:_NAMED].tolist()
+    right = {name: (found == test.loader.labels)[own] for name, found in (("linear", linear), ("knn", knn))}
+    count = int(own.sum())
+    share = {name: int(found.sum()) / count if count else None for name, found in right.items()}
+    return {
+        "test_images": len(own) - count,
+        "examples": [
+            {"test": _named(test.loader, place), "train": _named(train.loader, int(copy_of[place]))} for place in named
+        ],
+        "linear_top1_without": share["linear"],
+        "ci95_without": list(wilson_interval(int(right["linear"].sum()), count)) if count else None,
+        "knn_top1_without": share["knn"],
+    }
+
+
+def _named(loader: EvalLoader, place: int) -> str:
+    """An image of a loader by its file, or by its number where it is from none."""
+    number = int(loader.index[place])
+    return loader.source.paths[number] if loader.source.paths is not None else f"{loader.source.name} {number}"
+
+
+def duplicates_in_words(record: dict[str, Any]) -> str | None:
+    """What the record of an evaluation says of test images that are training images; None where it has none."""
+    found = record.get("duplicates")
+    if not found or not found["test_images"]:
+        return None
+    count, whole = found["test_images"], record["data"]["test_images"]
+    pairs = "; ".join(f"{pair['test']} is {pair['train']}" for pair in found["examples"][:_PRINTED])
+    more = " ..." if count > _PRINTED else ""
+    without = "no test image is left without them"
+    if found["linear_top1_without"] is not None:
+        linear, knn = (100 * found[key] for key in ("linear_top1_without", "knn_top1_without"))
+        without = f"without them: linear classifier {linear:.1f} %, kNN {knn:.1f} %"
+    are = "is" if count == 1 else "are"
+    return (
+        f"{count:,} of the {whole:,} test images {are} among the training images, pixel for pixel ({pairs}{more}); "
+        f"{without}"
+    )
