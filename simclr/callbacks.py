@@ -7,9 +7,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchvision.utils import make_grid
 
+from simclr.data import GlobalBatchSampler, TrainLoader
 from simclr.eval import extract_features, knn_predict
+from simclr.run_length import RunLength, run_length
 from simclr.seeding import epoch_order
 
 _QUERIES = 20260712  # seed of the choice of queries, which no run's seed may change: runs are compared by it
@@ -80,12 +81,15 @@ class OnlineKNN(Callback):
 
 
 class ViewGrid(Callback):
-    """Writes `views.png` when training starts: images of the first batches and exactly the views the network sees.
+    """Writes `views.png` when training starts: images of the first batch and exactly the views the network sees.
+
+    Shown are only epochs that the run has by its settings, and images that each of them trains on: an epoch leaves out
+    those that make no whole batch. Does nothing for batches that are not `simclr.data`'s.
 
     Args:
         run_dir: the folder to write to.
-        images: how many images.
-        epochs: how many epochs' pairs of views of each.
+        images: how many images, at most.
+        epochs: how many epochs' views of each, at most.
     """
 
     def __init__(self, run_dir: Path, images: int = 10, epochs: int = 3):
@@ -95,47 +99,67 @@ class ViewGrid(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw on rank 0, once a run."""
-        path = self.run_dir / "views.png"
-        if not trainer.is_global_zero or trainer.datamodule is None or path.exists():
+        path, loader = self.run_dir / "views.png", trainer.train_dataloader
+        if not trainer.is_global_zero or not isinstance(loader, TrainLoader) or path.exists():
             return
-        data = trainer.datamodule
-        index = epoch_order(data.seed, 0, len(data.train))[: self.images]
-        picture = view_grid(pl_module, data.train.images(index), index, epochs=self.epochs)
-        picture.save(path)
+        index, epochs = self._choose(loader.sampler, run_length(len(loader), trainer))
+        view_grid(pl_module, loader.source.images(index), index, epochs=epochs).save(path)
+
+    def _choose(self, sampler: GlobalBatchSampler, length: RunLength) -> tuple[Tensor, int]:
+        """Numbers of images, and for how many epochs to show them: fewer where none are trained on in all."""
+        trained = [sampler.global_batches(epoch)[: length.batches_of(epoch)].flatten() for epoch in range(self.epochs)]
+        index, epochs = trained[0][: self.images], 1
+        for number in range(2, 1 + self.epochs):
+            common = trained[0][torch.stack([torch.isin(trained[0], other) for other in trained[:number]]).all(0)]
+            if len(common) < min(self.images, len(trained[0])):
+                break
+            index, epochs = common[: self.images], number
+        return index, epochs
 
 
 def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: int = 3) -> Image.Image:
-    """A picture: one column an image; the image on top, below it view 1 and view 2 of each epoch.
+    """A picture: one column an image; the image on top, below it every view of each epoch, at the size of that epoch.
+
+    A pixel of a view is a square of whole pixels of the picture, so views are shown as they are, not resized.
 
     Args:
-        module: whose `augment` makes the views.
+        module: a `SimCLR`, which says how many views an epoch has, and of what size.
         images: (N, 3, H, W) uint8.
         index: (N,), the images' numbers in the data set.
         epochs: how many epochs to show.
     """
-    device = module.device
-    mean, std = (torch.tensor(module.hparams[name]).view(3, 1, 1) for name in ("mean", "std"))
-    size = module.hparams.image_size
-    rows = [("image", torch.nn.functional.interpolate(images.cpu().float() / 255, size, mode="area"))]
+    device, hparams = module.device, module.hparams
+    mean, std = (torch.tensor(hparams[name]).view(3, 1, 1) for name in ("mean", "std"))
+    whole = torch.nn.functional.interpolate(images.cpu().float() / 255, hparams.image_size, mode="area")
+    groups = [[("image", whole)]]
     for epoch in range(epochs):
-        views = module.augment(images.to(device), index.to(device), epoch=epoch, seed=module.hparams.seed)
-        rows += [(f"epoch {epoch}\nview {i + 1}", (v.cpu() * std + mean).clamp(0, 1)) for i, v in enumerate(views)]
-    scale = max(1, 96 // size)
-    cell, margin, gap = size * scale, 72, 2
-    height = len(rows) * (cell + gap) + epochs * 8 + gap
-    picture = Image.new("RGB", (margin + len(images) * (cell + gap) + gap, height), "white")
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=13)
+        augment, group = module.augment_of(epoch), []
+        size = f"\n{module.view_size(epoch)} px" if hparams.start_size is not None else ""
+        for view in range(hparams.views):
+            tiles = augment.view(images.to(device), index.to(device), epoch, hparams.seed, view)
+            group.append((f"epoch {epoch}\nview {view + 1}{size}", (tiles.cpu() * std + mean).clamp(0, 1)))
+        groups.append(group)
+    return _draw_rows(groups, cell=hparams.image_size * max(1, 96 // hparams.image_size))
+
+
+def _draw_rows(groups: list[list[tuple[str, Tensor]]], cell: int) -> Image.Image:
+    """Rows of (label, (N, 3, S, S) in [0, 1]), one below the other, each image in the middle of a square cell."""
+    margin, gap, air = 72, 2, 8  # air above each group
+    columns, rows = len(groups[0][0][1]), sum(map(len, groups))
+    height = rows * (cell + gap) + (len(groups) - 1) * air + gap
+    picture = Image.new("RGB", (margin + columns * (cell + gap) + gap, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
     y = 0
-    for number, (label, tiles) in enumerate(rows):
-        y += 8 if number % 2 else 0  # a little air above each pair of views
-        strip = make_grid(tiles, nrow=len(tiles), padding=0)
-        strip = Image.fromarray((strip * 255).round().byte().permute(1, 2, 0).numpy())
-        for column in range(len(tiles)):
-            tile = strip.crop((column * size, 0, (column + 1) * size, size))
-            picture.paste(tile.resize((cell, cell), Image.Resampling.NEAREST), (margin + column * (cell + gap), y))
-        draw.multiline_text((margin - 8, y + cell / 2), label, "black", font, anchor="rm", align="right", spacing=3)
-        y += cell + gap
+    for number, group in enumerate(groups):
+        y += air if number else 0
+        for label, tiles in group:
+            side = tiles.shape[-1] * max(1, cell // tiles.shape[-1])
+            inset = (cell - side) // 2
+            for column, tile in enumerate((tiles * 255).round().byte().permute(0, 2, 3, 1).numpy()):
+                shown = Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST)
+                picture.paste(shown, (margin + column * (cell + gap) + inset, y + inset))
+            draw.multiline_text((margin - 8, y + cell / 2), label, "black", font, anchor="rm", align="right", spacing=3)
+            y += cell + gap
     return picture
 
 

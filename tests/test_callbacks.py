@@ -145,7 +145,7 @@ def test_bad_knn_settings_are_refused(bad):
 def test_the_picture_shows_exactly_the_views_of_training(tmp_path):
     seed, columns, epochs, size = 3, 4, 2, 16
     model, data = tiny_model(seed=seed, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)), tiny_data(seed=seed)
-    fit(tmp_path, model, data, [ViewGrid(tmp_path, images=columns, epochs=epochs)], max_steps=1)
+    fit(tmp_path, model, data, [ViewGrid(tmp_path, images=columns)], max_epochs=epochs)
     picture = np.asarray(Image.open(tmp_path / "views.png").convert("RGB"))
     scale = 96 // size
     cell, gap, left = size * scale, 2, 72

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "simclr"
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
     ["seeding", "distributed", "precision", "tiles"],
-    ["augment", "fused", "losses", "gradient_cache", "heads", "resnet", "encoders", "optim"],
+    ["augment", "fused", "losses", "gradient_cache", "heads", "resnet", "encoders", "optim", "run_length"],
     ["data"],
     ["module", "checkpoint"],
     ["memory"],
