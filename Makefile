@@ -7,7 +7,7 @@ DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test test-slow lint install clean bench bench-gpu
 
-demo: install  ## pretrain on the built-in images, evaluate, draw: about four minutes on two cores
+demo: install  ## pretrain on the built-in images, evaluate, draw: about three minutes on two CPU cores
 	$(BIN)/python train.py --config configs/pretrain/shapes_resnet8.yaml --run_dir $(DEMO_RUN)
 	$(BIN)/python linear_eval.py --checkpoint $(DEMO_RUN)
 	$(BIN)/simclr report --run_dir $(DEMO_RUN)

@@ -100,12 +100,15 @@ def _affinities(squared: Tensor, perplexity: float) -> Tensor:
     return (p + p.T) / (2 * len(p))
 
 
-def draw_curves(history: dict[str, list[tuple[float, float]]], candidates: int, classes: int | None) -> "Figure":
+def draw_curves(
+    history: dict[str, list[tuple[float, float]]], loss: str, chance: float | None, classes: int | None
+) -> "Figure":
     """Loss, online kNN where measured, and a small learning rate, against epochs.
 
     Args:
         history: as `read_metrics` gives it.
-        candidates: among which a view must find its partner, 2N - 1: an untrained network's loss is about its log.
+        loss: its name.
+        chance: the loss where no image is told from another; None if there is no such level.
         classes: how many there are, for the rate of guessing; None if not known.
     """
     from matplotlib.figure import Figure
@@ -117,12 +120,12 @@ def draw_curves(history: dict[str, list[tuple[float, float]]], candidates: int, 
     for axis, name in zip(axes, panels, strict=True):
         times, values = zip(*history[name], strict=True)
         if name == "train_loss_epoch":
-            _style(axis, "NT-Xent loss")
+            _style(axis, f"{loss} loss")
             axis.plot(
                 *zip(*history.get("train_loss", [(math.nan, math.nan)]), strict=True), color=ACCENT, alpha=0.3, lw=1
             )
-            if candidates > 1 and max(values) > 0.85 * math.log(candidates):
-                _level(axis, math.log(candidates), "chance")
+            if chance is not None and max(values) > 0.85 * chance:
+                _level(axis, chance, "chance")
             axis.plot(times, values, color=ACCENT, lw=2.2, marker="o", ms=4 if len(times) < 25 else 0)
             _end_label(axis, times[-1], values[-1], f"{values[-1]:.2f}")
         elif name == "knn_top1":

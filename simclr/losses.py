@@ -6,7 +6,8 @@ backward. With a process group, each rank passes its part of the batch and gets 
 loss of the global batch, and whose gradient, averaged over ranks as DDP does, is exactly the gradient of that loss.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, get_args
 
@@ -39,6 +40,58 @@ class ContrastStats(NamedTuple):
     accuracy: Tensor
     positive_cosine: Tensor
     negative_cosine: Tensor
+
+
+class Description(NamedTuple):
+    """What people are told of a loss.
+
+    Attributes:
+        title: its name in a text.
+        settings: those of SimCLR's settings that it depends on.
+        chance: (candidates for an anchor's partner, margin) -> its value where all cosines are the same, so that no
+            image is told from another; None where it depends on what that cosine is.
+    """
+
+    title: str
+    settings: tuple[str, ...]
+    chance: Callable[[int, float], float] | None
+
+
+DESCRIPTIONS = {
+    "nt_xent": Description("NT-Xent", ("temperature",), lambda candidates, margin: math.log(candidates)),
+    "dcl": Description("DCL", ("temperature",), lambda candidates, margin: math.log(candidates - 1)),
+    "nt_logistic": Description("NT-Logistic", ("temperature",), None),
+    "margin_triplet": Description("margin triplet", ("margin",), lambda candidates, margin: margin),
+}
+
+
+def title(settings: Mapping[str, Any]) -> str:
+    """The name of the loss of a SimCLR with these settings, for people; an unknown one's as it stands."""
+    name = settings.get("loss", "nt_xent")
+    return DESCRIPTIONS[name].title if name in DESCRIPTIONS else str(name)
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """The loss of a SimCLR with the settings that matter to it, for people: "NT-Xent, temperature 0.2"."""
+    parts = [title(settings), *(["semi-hard"] if settings.get("semi_hard") else [])]
+    known = DESCRIPTIONS.get(settings.get("loss", "nt_xent"))
+    parts += [f"{name} {settings[name]:g}" for name in (known.settings if known else ()) if name in settings]
+    return ", ".join(parts + ([f"{settings['views']} views"] if settings.get("views", 2) > 2 else []))
+
+
+def chance_level(settings: Mapping[str, Any]) -> float | None:
+    """About what a SimCLR's loss is before it has learned: that of projections which tell no image from another.
+
+    Args:
+        settings: SimCLR's, with the global batch_size.
+    Returns:
+        None for a loss that has no such value, and for an unknown one.
+    """
+    known = DESCRIPTIONS.get(settings.get("loss", "nt_xent"))
+    candidates = settings.get("views", 2) * settings.get("batch_size", 0) - 1
+    if known is None or known.chance is None or candidates < 2:
+        return None
+    return known.chance(candidates, settings.get("margin", 0.0))
 
 
 def nt_xent(

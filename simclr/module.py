@@ -252,7 +252,8 @@ class SimCLR(LightningModule):
             raise ValueError(f"{'; '.join(differ)}. Give both the same.")
         epochs = self.trainer.max_epochs
         whole = epochs is not None and epochs > 0 and self.trainer.max_steps < 0
-        self.settle(given["batch_size"], epochs if whole else None)
+        batch = given["batch_size"]
+        self.settle(batch if isinstance(batch, int) else None, epochs if whole else None)
         self.check(self.trainer)
         group = self.batch_norm_group(self.trainer)
         few = group is not None and group < min(_SMALL_GROUP, self.hparams.views * self.hparams.batch_size)

@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from simclr import losses
 from simclr.charts import (
     ACCENT,
     COLOUR_NAMES,
@@ -38,7 +39,8 @@ from simclr.checkpoint import Checkpoint, load_encoder, read_checkpoint, write_a
 from simclr.data import FileImages, ImageData, ImageSet
 from simclr.data.decode import read_images
 from simclr.eval import encoder_sha256, extract_features
-from simclr.eval.evaluation import RESULT
+from simclr.eval.duplicates import duplicates_in_words
+from simclr.eval.evaluation import RESULT, grid_end_in_words
 from simclr.seeding import epoch_order
 
 if TYPE_CHECKING:
@@ -139,7 +141,8 @@ def write_report(
 def read_metrics(folder: Path) -> dict[str, list[tuple[float, float]]]:
     """What `metrics.csv` of a run holds, for drawing: name -> [(epochs done, value)], in the order of time.
 
-    Names are `train_loss` and `lr` (of single steps), `train_loss_epoch` and `knn_top1`. Empty without the file.
+    Whatever was logged stands where its step does: the loss, learning rate, contrastive top-1 and cosines of single
+    steps inside an epoch, `train_loss_epoch` and `knn_top1` at its end. Empty without the file, or without an epoch.
 
     Raises:
         ValueError: if the file is not a run's metrics.
@@ -150,18 +153,14 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[float, float]]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     try:
+        # An epoch that was cut short has fewer steps than the others.
         ends = [(int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows if row["train_loss_epoch"]]
-        steps_per_epoch = ends[-1] if ends else None
         found: dict[str, dict[float, float]] = {}
-        for row in rows:
+        for row in rows if ends else ():
+            time = (int(row["step"]) + 1) / max(ends)
             for name in row.keys() - {"step", "epoch"}:
-                if not row[name]:
-                    continue
-                of_step = name in ("train_loss", "lr")
-                if of_step and steps_per_epoch is None:
-                    continue
-                time = (int(row["step"]) + 1) / steps_per_epoch if of_step else int(row["epoch"]) + 1
-                found.setdefault(name, {})[time] = float(row[name])  # a continued run writes some steps again
+                if row[name]:
+                    found.setdefault(name, {})[time] = float(row[name])  # a continued run writes some steps again
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as metrics of a run: {error!r}.") from error
     return {name: sorted(values.items()) for name, values in found.items()}
@@ -302,6 +301,8 @@ def _headline(
             f'<p class="warning">These numbers are of another encoder (epoch {result.get("epoch", "unknown")}) than '
             f"the checkpoint now holds (epoch {checkpoint.epoch + 1}). Measure again: {_how_to_measure(checkpoint)}</p>"
         )
+    if copies := duplicates_in_words(result):
+        parts.append(f'<p class="warning">{_text(copies[0].upper() + copies[1:])}.</p>')
     return "\n".join([*parts, _bars(result), _fine_print(result), "</header>"])
 
 
@@ -365,7 +366,7 @@ def _fine_print(result: dict[str, Any]) -> str:
         notes.append(
             f"{data['test_images']:,} test images of {data['test']}; classifiers trained on {data['train_images']:,}."
         )
-    if result.get("linear_top5") is not None and len(result.get("confusion_matrix", ())) > 5:
+    if result.get("linear_top5") is not None and len(result.get("confusion_matrix", ())) > 5:  # older ones have 1
         notes.append(f"Top-5 {_percent(result['linear_top5'])}.".replace("&nbsp;", " "))
     protocol = {
         "lbfgs": "L\u2011BFGS, regularisation chosen on a split of the training images",
@@ -374,20 +375,20 @@ def _fine_print(result: dict[str, Any]) -> str:
     if result.get("protocol") in protocol:
         notes.append(f"Protocol: {protocol[result['protocol']]}.")
     notes.append("The random encoder is the same network before its first step.")
-    if data.get("note"):
-        notes.append(f"Note: {data['note']}.")
+    notes += [f"Note: {note}." for note in (data.get("note"), grid_end_in_words(result)) if note]
     return f'<p class="caption">{_text(" ".join(notes))}</p>'
 
 
 def _curves_section(
     history: dict[str, list[tuple[float, float]]], checkpoint: Checkpoint, test: Part | None, folder: Path
 ) -> str:
-    losses = history.get("train_loss_epoch") or history.get("train_loss")
-    if not losses:
+    values = history.get("train_loss_epoch") or history.get("train_loss")
+    if not values:
         return ""
     classes = len(test.classes) if test is not None and test.classes else None
-    figure = draw_curves(history, 2 * checkpoint.model.get("batch_size", 0) - 1, classes)
-    caption = f"Loss {losses[0][1]:.2f} after the first epoch, {losses[-1][1]:.2f} after the last; thin: single steps."
+    model = checkpoint.model
+    figure = draw_curves(history, losses.title(model), losses.chance_level(model), classes)
+    caption = f"Loss {values[0][1]:.2f} after the first epoch, {values[-1][1]:.2f} after the last; thin: single steps."
     if knn := history.get("knn_top1"):
         best, last = max(value for _, value in knn), knn[-1][1]
         caption += f" Online kNN, on training images held back from its bank, ends at {_percent(last)}"
@@ -521,8 +522,8 @@ def _views_section(folder: Path) -> str:
     else:
         source = _data_uri(path.read_bytes(), "png")
     caption = (
-        "On top the images; below, exactly the pairs of views that the network saw of them in the first epochs. It "
-        "learns to tell that the two of a pair are of one image."
+        "On top the images; below, exactly the views that the network saw of them in the first epochs. It learns to "
+        "tell that the views below each other are of one image."
     )
     return _section("What it was shown", f'<img class="views" src="{source}" alt="images and their views">', caption)
 
@@ -537,13 +538,13 @@ def _settings_section(checkpoint: Checkpoint, encoder: nn.Module, folder: Path) 
         "encoder": f"{model['encoder']}, stem {model.get('stem')}, width {model.get('width', 1):g}; "
         f"{million:.2f} M parameters, h of {encoder.feature_dim}",
         "projection head": f"{model.get('head')}, z of {model.get('projection_dim')}",
-        "loss": f"NT-Xent, temperature {model.get('temperature'):g}",
+        "loss": losses.describe(model),
         "batch and length": f"{model.get('batch_size')} images; {checkpoint.epoch + 1} epochs, "
         f"{checkpoint.global_step:,} steps",
         "optimiser": f"{model.get('optimizer')}, base learning rate {model.get('base_lr'):g} "
         f"({model.get('lr_scaling')} scaling), weight decay {model.get('weight_decay'):g}, "
         f"warm-up {model.get('warmup_epochs'):g} epochs",
-        "views": f"{model['image_size']} px, crop {' to '.join(f'{v:g}' for v in model.get('crop_scale', ()))} of the "
+        "views": f"{_view_size(model)}, crop {' to '.join(f'{v:g}' for v in model.get('crop_scale', ()))} of the "
         f"area, colour strength {model.get('strength'):g}, grey {model.get('gray_prob'):g}, "
         f"blur {model.get('blur_prob'):g}, flip {model.get('flip_prob'):g}"
         + "".join(f", {name} {model[f'{name}_prob']:g}" for name in used),
@@ -557,6 +558,12 @@ def _settings_section(checkpoint: Checkpoint, encoder: nn.Module, folder: Path) 
     lines = [f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in rows.items() if value]
     remark = "All settings are in config.yaml beside this page." if config else ""
     return _section("Settings", f"<dl>{''.join(lines)}</dl>", remark)
+
+
+def _view_size(model: dict[str, Any]) -> str:
+    size = f"{model['image_size']} px"
+    grows = model.get("start_size") is not None
+    return f"{model['start_size']} px, growing to {size} over {model['grow_epochs']} epochs" if grows else size
 
 
 _DATA_SHOWN = ("source", "train_dir", "test_dir", "data_dir", "shapes_train", "shapes_test")

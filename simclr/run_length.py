@@ -26,6 +26,11 @@ class RunLength(NamedTuple):
         """Optimiser steps of a whole epoch."""
         return math.ceil(self.batches / self.accumulate)
 
+    @property
+    def in_epochs(self) -> float:
+        """Epochs that the steps make, whole or not."""
+        return self.steps / max(1, self.steps_per_epoch)
+
     def batches_of(self, epoch: int) -> int:
         """Batches that an epoch (from 0) trains on: fewer in the one that the last step falls into, then none."""
         left = self.steps - epoch * self.steps_per_epoch

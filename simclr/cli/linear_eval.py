@@ -14,7 +14,7 @@ from simclr.checkpoint import Checkpoint, read_checkpoint
 from simclr.cli.messages import guarded, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.data import ImageData
-from simclr.eval.evaluation import linear_evaluation, write_result
+from simclr.eval.evaluation import linear_evaluation, remarks, write_result
 
 _NOT_SETTINGS = {"checkpoint", "data", "device", "command", "say"}  # what linear_evaluation takes from elsewhere
 
@@ -83,11 +83,11 @@ def print_result(record: dict[str, Any]) -> None:
             table.add_row(name, "-", "did not converge")
             continue
         ahead = f"{100 * (record['linear_top1'] - record[key]):+.1f} points" if number > 1 else remark
-        if key == "linear_top1":
+        if key == "linear_top1" and record["linear_top5"] is not None:
             ahead += f", top-5 {100 * record['linear_top5']:.1f} %"
         table.add_row(name, f"{100 * record[key]:.1f} %", ahead, style="bold" if number == 0 else None)
     data = record["data"]
     Console(width=max(80, Console().width)).print(table)
     print(f"{data['test_images']:,} test images of {data['test']}; classifiers trained on {data['train_images']:,}")
-    if data["note"]:
-        print(f"note: {data['note']}")
+    for remark in remarks(record):
+        print(f"note: {remark}")

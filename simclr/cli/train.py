@@ -16,18 +16,20 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 
+from simclr import losses
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
 from simclr.checkpoint import LAST, check_resume, read_checkpoint, save_encoder
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
 from simclr.cli.parsing import Parser, values_of
 from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
-from simclr.cli.unset import length_in_epochs, pace_line, record, remarks, settle, settle_names
+from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.data import ImageData
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
 from simclr.module import SimCLR
 from simclr.pace import Pace
 from simclr.run_folder import RunFolder
+from simclr.run_length import RunLength, run_length
 
 
 class TrainCLI(LightningCLI):
@@ -92,13 +94,9 @@ class TrainCLI(LightningCLI):
         self.run_dir = self.folder.choose(self.config, self.resumed.run_dir if self.resumed else None)
 
     @property
-    def batches(self) -> int:
-        """Batches of an epoch, as the Trainer is limited."""
-        limit = self.trainer.limit_train_batches
-        steps = self.datamodule.steps_per_epoch
-        if isinstance(limit, int) and not isinstance(limit, bool):
-            return min(limit, steps)
-        return int(steps * limit) if limit is not None else steps
+    def length(self) -> RunLength:
+        """Of the run, once the images are known."""
+        return run_length(self.datamodule.steps_per_epoch, self.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with this project's loggers and callbacks, the user's beside them."""
@@ -154,8 +152,7 @@ def summary(cli: TrainCLI) -> str:
         else f"{hparams.base_lr:g}"
     )
     epochs, steps = trainer.max_epochs, trainer.max_steps
-    length = f"{epochs} epoch{'s' if epochs != 1 else ''}" if steps == -1 else f"{steps} steps in all"
-    late = hparams.warmup_epochs > length_in_epochs(cli)
+    late = hparams.warmup_epochs > cli.length.in_epochs
     warmup = f", which {hparams.warmup_epochs:g} warm-up epochs do not reach" if late else ""
     share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
     size = f"{hparams.image_size} px"
@@ -165,18 +162,14 @@ def summary(cli: TrainCLI) -> str:
     group = model.batch_norm_group(trainer)
     over = f" (BatchNorm over {group} views)" if group else ""
     parts = f", {hparams.micro_batch_size} at a time{over}" if hparams.micro_batch_size else ""
-    chosen = {"nt_xent": "NT-Xent", "dcl": "DCL", "nt_logistic": "NT-Logistic", "margin_triplet": "margin triplet"}
-    loss = f"{chosen[hparams.loss]}{', semi-hard' if hparams.semi_hard else ''}, " + (
-        f"margin {hparams.margin:g}" if hparams.loss == "margin_triplet" else f"temperature {hparams.temperature:g}"
-    )
     rows = {
         "run": str(cli.run_dir),
         "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
         f"z of {model.head.out_dim} ({hparams.head} head)",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
-        f"{data.steps_per_epoch} steps an epoch, {length}{_left_out(data)}",
-        "loss": f"{loss}{f', {hparams.views} views' if hparams.views > 2 else ''}",
+        f"{cli.length}{_left_out(data)}",
+        "loss": losses.describe(hparams),
         "optimiser": f"{hparams.optimizer}, learning rate {lr}{warmup}",
         "memory": cli.memory,
         "time": pace_line(cli),

@@ -4,8 +4,6 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from pytorch_lightning import Trainer
-
 from simclr.callbacks import OnlineKNN
 from simclr.encoders import default_encoder
 from simclr.pace import Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
@@ -52,7 +50,7 @@ def settle(cli: "TrainCLI") -> None:
         ValueError: if not one step fits into the minutes.
     """
     if cli.resumed:  # settled when the run began
-        cli.model.settle(cli.datamodule.batch_size, length_in_epochs(cli))
+        cli.model.settle(cli.datamodule.batch_size, cli.length.in_epochs)
         return
     pace = _pace(cli)
     model = cli.model
@@ -66,7 +64,7 @@ def settle(cli: "TrainCLI") -> None:
             cli.config.trainer[name] = value
         cli.chosen = chosen
         cli.trainer = cli.instantiate_trainer()
-    cli.model.settle(cli.datamodule.batch_size, length_in_epochs(cli))
+    cli.model.settle(cli.datamodule.batch_size, cli.length.in_epochs)
     cli.pace = pace
 
 
@@ -80,7 +78,7 @@ def _pace(cli: "TrainCLI") -> Pace:
             f"minutes={minutes:g} measures steps on one device, not on {trainer.world_size}. "
             "Give --trainer.max_epochs, or stop in time with --trainer.max_time."
         )
-    steps = length_in_epochs(cli) * cli.batches
+    steps = cli.length.steps * cli.length.accumulate
     if minutes is None and not (
         alone and device.type == "cpu" and is_long(cli.model, cli.datamodule.batch_size, steps)
     ):
@@ -103,10 +101,10 @@ def _left(cli: "TrainCLI") -> float:
 def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
     """Trainer's options for the epochs that fit into the minutes, or the steps of less than two epochs."""
     minutes, data = cli.config.minutes, cli.datamodule
-    epochs = epochs_within(_left(cli), pace, cli.batches, _knn_seconds(cli, pace))
+    epochs = epochs_within(_left(cli), pace, cli.length.batches, _knn_seconds(cli, pace))
     if epochs >= 2:
         return {"max_epochs": int(epochs)}
-    steps = int(epochs * cli.batches) // cli.trainer.accumulate_grad_batches
+    steps = int(epochs * cli.length.batches) // cli.length.accumulate
     if steps < 1:
         raise ValueError(
             f"minutes={minutes:g} leaves no time for a step of {data.batch_size} images, which takes "
@@ -125,15 +123,6 @@ def _knn_seconds(cli: "TrainCLI", pace: Pace) -> float:
     return images * of_an_image / knn.every_n_epochs
 
 
-def length_in_epochs(cli: "TrainCLI") -> float:
-    """Of the run."""
-    trainer: Trainer = cli.trainer
-    lengths = [float(trainer.max_epochs)] if trainer.max_epochs and trainer.max_epochs > 0 else []
-    if trainer.max_steps >= 0:
-        lengths.append(trainer.max_steps * trainer.accumulate_grad_batches / max(1, cli.batches))
-    return min(lengths)
-
-
 def record(cli: "TrainCLI") -> None:
     """Put what was chosen into the settings that config.yaml states."""
     for name in _MODEL:
@@ -145,9 +134,8 @@ def record(cli: "TrainCLI") -> None:
 
 def remarks(cli: "TrainCLI") -> list[str]:
     """What to know before the run starts: that it is too short to learn, or longer than one would wait."""
-    data, trainer, pace = cli.datamodule, cli.trainer, cli.pace
-    batches = length_in_epochs(cli) * cli.batches
-    steps = round(batches / trainer.accumulate_grad_batches)
+    data, trainer, pace, steps = cli.datamodule, cli.trainer, cli.pace, cli.length.steps
+    batches = steps * cli.length.accumulate
     found = list(pace.notes if pace else ())
     if steps < FEWEST_STEPS and not cli.resumed:
         smaller = f", --data.batch_size {max(32, data.batch_size // 4)}" if data.batch_size > 32 else ""
@@ -168,7 +156,7 @@ def pace_line(cli: "TrainCLI") -> str:
     """What a step and the whole run take, as measured; empty if nothing was."""
     if not (cli.pace and cli.pace.seconds):
         return ""
-    batches = length_in_epochs(cli) * cli.batches
+    batches = cli.length.steps * cli.length.accumulate
     seconds = cli.pace.seconds
     step = f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"
     return f"{step} a step as measured, about {duration(seconds * batches + cli.pace.starting)} in all"
