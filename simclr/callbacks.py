@@ -1,18 +1,22 @@
 """What watches a pretraining run: online kNN, a picture of the views, a line per epoch. None of it changes the run."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor
 
-from simclr.data import GlobalBatchSampler, TrainLoader
+from simclr import distributed
+from simclr.data import GlobalBatchSampler, ImageData, TrainLoader
 from simclr.eval import extract_features, knn_predict
 from simclr.run_length import RunLength, run_length
 from simclr.seeding import epoch_order
 
+METRIC = "knn_top1"
 _QUERIES = 20260712  # seed of the choice of queries, which no run's seed may change: runs are compared by it
 
 
@@ -20,8 +24,10 @@ class OnlineKNN(Callback):
     """Logs `knn_top1`, the accuracy of a kNN classifier on the representations, while the encoder learns.
 
     Both the bank and the queries are *training* images (four fifths and one fifth of a fixed sample), so that choices
-    made by this number never touch the test set. Without labels it does nothing; where a fifth holds no image, or the
-    rest a single class, it says so once.
+    made by this number never touch the test set. Where that cannot be measured (see `why_not`) it says so once.
+
+    Rank 0 reads the images and measures; every rank logs what it found. A checkpoint or an early stopping that watches
+    `knn_top1` decides in the epochs that measure it: a patience counts measurements.
 
     Args:
         every_n_epochs: how often; 0 for never. The last epoch is always measured, also one that a limit of steps or of
@@ -42,42 +48,106 @@ class OnlineKNN(Callback):
         self.k = k
         self.temperature = temperature
         self.measured_epoch: int | None = None  # the last one that has a number, from 0
-        self._said = False
+        self._measures = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out whether there will be a number, and have those who watch it wait for each.
+
+        Raises:
+            ValueError: if a callback watches a number that this run never measures.
+        """
+        if stage != "fit":
+            return
+        self.check(trainer, trainer.datamodule)
+        reason = self.why_not(trainer, trainer.datamodule)
+        self._measures = reason is None
+        if reason and self.every_n_epochs and not trainer.barebones and trainer.is_global_zero:
+            print(f"no online kNN: {reason}", flush=True)  # no bar yet
+        for callback in _watching(trainer):
+            hook = type(callback).on_train_epoch_end
+            callback.on_train_epoch_end = partial(self._where_measured, hook, callback)
+
+    def check(self, trainer: Trainer, data: object) -> None:
+        """Refuse callbacks that watch a number which this run never measures.
+
+        Args:
+            data: the data module, set up.
+        Raises:
+            ValueError: with the reason.
+        """
+        watching = _watching(trainer)
+        if watching and (reason := self.why_not(trainer, data)):
+            name = type(watching[0]).__name__
+            raise ValueError(f"{name} watches {METRIC}, which this run never measures: {reason}.")
+
+    def why_not(self, trainer: Trainer, data: object) -> str | None:
+        """Why there will be no number in this run; None if there will be. The same on every rank, and reads no image.
+
+        Args:
+            data: the data module, set up.
+        """
+        if self.every_n_epochs == 0:
+            return "knn.every_n_epochs is 0"
+        if trainer.barebones:
+            return "trainer.barebones logs nothing"
+        if not isinstance(data, ImageData):
+            return "the batches are not from simclr.data.ImageData, whose labelled images it is measured on"
+        if data.labelled_train.labels is None:  # labelled test images are not for this
+            return "there are no labelled training images to measure it on"
+        try:
+            labels = data.eval_loader("train", limit=self.images).labels
+        except ValueError as error:  # none to hold out beside them
+            return str(error).rstrip(".")
+        query, bank = _query_and_bank(len(labels))
+        if not len(query) or len(labels[bank].unique()) < 2:
+            return "it takes 5 labelled images or more, of two classes among its neighbours"
+        return None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure on rank 0; the others wait at the next step's gather."""
-        epoch = trainer.current_epoch + 1
-        data = trainer.datamodule
-        off = self.every_n_epochs == 0 or trainer.barebones  # which logs nothing
-        if off or data is None or data.labelled_train.labels is None:
+        """Measure on rank 0 and log on all, which wait for as long as it takes."""
+        if not self._measures or not self._is_due(trainer):
             return
+
+        def measure() -> float:
+            loader = trainer.datamodule.eval_loader("train", limit=self.images)
+            return self.measure(pl_module.encoder, loader, pl_module.device)
+
+        accuracy = distributed.from_rank_0(measure)
+        # The ranks agree already; without sync_dist Lightning would warn that they might not.
+        pl_module.log(METRIC, accuracy, rank_zero_only=True, sync_dist=True)
+        self.measured_epoch = trainer.current_epoch
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        epoch = trainer.current_epoch + 1
         out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
         last = epoch == trainer.max_epochs or out_of_steps or trainer.should_stop
-        if (epoch % self.every_n_epochs and not last) or not trainer.is_global_zero:
-            return
-        accuracy = self.measure(pl_module.encoder, data.eval_loader("train", limit=self.images), pl_module.device)
-        if accuracy is not None:
-            # Nothing is synchronised under rank_zero_only; without sync_dist Lightning would warn that it is not.
-            pl_module.log("knn_top1", accuracy, rank_zero_only=True, sync_dist=True)
-            self.measured_epoch = trainer.current_epoch
-        elif not self._said:
-            self._said = True
-            _print(trainer, "no online kNN: it takes 5 labelled images or more, of two classes among its neighbours")
+        return last or epoch % self.every_n_epochs == 0
 
-    def measure(self, encoder: torch.nn.Module, loader: object, device: torch.device) -> float | None:
-        """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others.
+    def _where_measured(self, hook: object, callback: Callback, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A watching callback's end of an epoch: nothing where the metrics hold an earlier epoch's number, or none."""
+        if self.measured_epoch == trainer.current_epoch:
+            hook(callback, trainer, pl_module)
 
-        None where that says nothing: the fifth holds no image, or the others are of a single class.
-        """
+    def measure(self, encoder: torch.nn.Module, loader: object, device: torch.device) -> float:
+        """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others."""
         features, labels = extract_features(encoder, loader, device=device)
-        # At random, because images are often sorted by class or dealt out in turn: a run or a stride would hold classes
-        # that the bank has not.
-        query, bank = epoch_order(_QUERIES, 0, len(labels)).tensor_split([len(labels) // 5])
-        if not len(query) or len(labels[bank].unique()) < 2:
-            return None
+        query, bank = _query_and_bank(len(labels))
         k = min(self.k, len(bank))
         predictions = knn_predict(features[bank], labels[bank], features[query], k=k, temperature=self.temperature)
         return (predictions == labels[query]).float().mean().item()
+
+
+def _query_and_bank(count: int) -> tuple[Tensor, ...]:
+    """The places, among `count` images, of the fifth to classify and of their neighbours."""
+    # At random, because images are often sorted by class or dealt out in turn: a run or a stride would hold classes
+    # that the bank has not.
+    return epoch_order(_QUERIES, 0, count).tensor_split([count // 5])
+
+
+def _watching(trainer: Trainer) -> list[Callback]:
+    """The callbacks that decide by `knn_top1`; Lightning calls them after all others at the end of an epoch."""
+    deciding = (callback for callback in trainer.callbacks if isinstance(callback, Checkpoint | EarlyStopping))
+    return [callback for callback in deciding if getattr(callback, "monitor", None) == METRIC]
 
 
 class ViewGrid(Callback):
@@ -182,7 +252,7 @@ class EpochLines(Callback):
         metrics = trainer.callback_metrics
         # callback_metrics keeps the kNN of earlier epochs.
         measured = any(c.measured_epoch == trainer.current_epoch for c in trainer.callbacks if isinstance(c, OnlineKNN))
-        knn = f"  kNN {100 * metrics['knn_top1'].item():5.1f} %" if measured else ""
+        knn = f"  kNN {100 * metrics[METRIC].item():5.1f} %" if measured else ""
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         epoch = f"{trainer.current_epoch + 1:>{max(1, len(last) - 1)}}{last}"
         line = f"epoch {epoch}  loss {pl_module.mean_epoch_loss():.4f}  {seconds:5.1f} s{knn}"

@@ -4,7 +4,8 @@ Every function works without a process group too: then there is one rank, and a 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -87,7 +88,34 @@ def exchange(numbers: Sequence[float]) -> list[list[float]]:
     return everyone.view(-1, len(mine)).tolist()
 
 
+def from_rank_0(work: Callable[[], Any]) -> Any:
+    """What `work()` returns on rank 0, on every rank. The others do not run it and wait, without a limit of time.
+
+    Args:
+        work: returns something that can be pickled; no rank waits for another in it.
+    Raises:
+        RuntimeError: on the other ranks, if it fails on rank 0, where its own error is raised.
+    """
+    if world_size() == 1:
+        return work()
+    found, error = None, None
+    if rank() == 0:
+        try:
+            found = work()
+        except Exception as failure:
+            error = failure
+    told = [found, None if error is None else str(error)]
+    dist.broadcast_object_list(told, src=0, group=_patient_group(dist.group.WORLD))
+    if error is not None:
+        raise error
+    if told[1] is not None:
+        raise RuntimeError(f"rank 0 failed: {told[1]}")
+    return told[0]
+
+
 _host_group_of: tuple[Any, Any] | None = None  # the process group, and the one of its hosts
+_patient_group_of: tuple[Any, Any] | None = None  # the same, of the one that waits
+_FOR_EVER = timedelta(days=365)
 
 
 def _host_group(world: Any) -> Any:
@@ -98,6 +126,14 @@ def _host_group(world: Any) -> Any:
     if _host_group_of is None or _host_group_of[0] is not world:
         _host_group_of = world, dist.new_group(backend="gloo")
     return _host_group_of[1]
+
+
+def _patient_group(world: Any) -> Any:
+    """A group of all hosts whose wait does not time out; one that dies is an error on the others all the same."""
+    global _patient_group_of
+    if _patient_group_of is None or _patient_group_of[0] is not world:
+        _patient_group_of = world, dist.new_group(backend="gloo", timeout=_FOR_EVER)
+    return _patient_group_of[1]
 
 
 def max_over_ranks(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningDataModule
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 
 from ranks import run_ranks
 from simclr import SimCLRAugmentation, callbacks, load_encoder
@@ -95,16 +96,71 @@ def test_without_labels_no_knn_is_logged(tmp_path):
     assert watch.knn == [None]
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0] * 16])
+class Plain(LightningDataModule):
+    """Somebody else's batches."""
+
+    def train_dataloader(self):
+        return tiny_data().train_dataloader()
+
+
+def test_beside_another_source_of_batches_there_is_no_knn_and_no_picture_and_one_line_says_so(tmp_path, capsys):
+    for data in (Plain(), tiny_data().train_dataloader()):
+        watch = Watch()
+        fit(tmp_path, data=data, callbacks=[OnlineKNN(1), ViewGrid(tmp_path), EpochLines(), watch], max_epochs=2)
+        assert watch.knn == [None, None]
+        said = capsys.readouterr().out
+        assert said.count("no online kNN: the batches are not from simclr.data.ImageData") == 1
+        assert "epoch 2/2  loss" in said
+        assert not (tmp_path / "views.png").exists()
+
+
+class Decides(Checkpoint):
+    """In place of Lightning's own: notes what it would decide by, and when."""
+
+    def __init__(self):
+        self.monitor, self.seen = "knn_top1", []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append((trainer.current_epoch, trainer.callback_metrics["knn_top1"].item()))
+
+
+def test_a_callback_that_watches_the_knn_is_asked_in_the_epochs_that_measure_it(tmp_path):
+    decides, watch = Decides(), Watch()
+    for _ in range(2):  # the same callbacks in a second run
+        fit(tmp_path, callbacks=[decides, OnlineKNN(2), watch], max_epochs=5, enable_checkpointing=True)
+    assert [epoch for epoch, _ in decides.seen] == [1, 3, 4, 1, 3, 4]
+    assert [knn for _, knn in decides.seen[:3]] == [watch.knn[epoch] for epoch in (1, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    "why", ["trainer.barebones", "every_n_epochs", "no labelled", "ImageData", "5 labelled images"]
+)
+def test_a_callback_that_would_watch_for_ever_is_refused_with_the_reason(tmp_path, why):
+    data = tiny_data()
+    data.setup()
+    pixels = data.train.pixels
+    if why == "no labelled":
+        data.labelled_train = MemoryImages("no labels", pixels)
+    if why == "5 labelled images":
+        data.labelled_train = MemoryImages("one class", pixels, torch.zeros(len(pixels), dtype=torch.int64), ["a"])
+    if why == "ImageData":
+        data = data.train_dataloader()
+    settings = {"barebones": True, "log_every_n_steps": None} if why == "barebones" else {}
+    knn = OnlineKNN(0 if why == "every_n_epochs" else 1)
+    with pytest.raises(ValueError, match=rf"EarlyStopping watches knn_top1, which this run never measures: .*{why}"):
+        fit(tmp_path, data=data, callbacks=[knn, EarlyStopping("knn_top1")], **settings)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0] * 16, list(range(16))], ids=["4", "one class", "one image each"])
 def test_a_sample_too_small_for_knn_ends_no_run(tmp_path, capsys, labels):
     data, watch, size = tiny_data(batch_size=4), Watch(), len(labels)
     data.setup()
-    data.train = MemoryImages("few", data.train.pixels[:size], torch.tensor(labels), ["a", "b"])
-    data.labelled_train = data.train
+    data.train = MemoryImages("few", data.train.pixels[:size], torch.tensor(labels), [str(n) for n in range(16)])
+    data.labelled_train, data.test = data.train, None
     trainer = fit(tmp_path, tiny_model(batch_size=4), data, [OnlineKNN(1), EpochLines(), watch], max_epochs=2)
     assert trainer.current_epoch == 2
     assert watch.knn == [None, None]
-    assert capsys.readouterr().out.count("no online kNN: it takes 5 labelled images") == 1
+    assert capsys.readouterr().out.count("no online kNN: ") == 1
 
 
 class Stop(Callback):

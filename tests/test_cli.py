@@ -317,6 +317,10 @@ def test_images_without_labels_train_without_knn_and_are_no_evaluation(here, tmp
         (["--run_dir=photos"], "run_dir=photos is taken. Choose another"),
         (["--trainer.accelerator=quantum"], "quantum"),
         (["--trainer.max_epochs=-1"], "trainer.max_epochs=-1: a cosine needs an end"),
+        (
+            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=knn_top1", "--knn.every_n_epochs=0"],
+            "EarlyStopping watches knn_top1, which this run never measures: knn.every_n_epochs is 0.",
+        ),
         (["--wandb=maybe"], "wandb=maybe is not .*auto.*online.*offline.*disabled"),
         (["stray"], "stray"),
     ],

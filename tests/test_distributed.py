@@ -1,8 +1,12 @@
 """The gather's order and its gradient, and the rank helpers with and without a process group."""
 
+import time
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from ranks import run_ranks
 from simclr import distributed
@@ -31,12 +35,32 @@ def test_gather_keeps_rank_order_and_sums_the_gradient_over_ranks():
         assert largest == 1.0
 
 
+def answers_of_rank_0() -> tuple[object, str]:
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
+    answer = distributed.from_rank_0(lambda: time.sleep(2) or ["of rank", distributed.rank()])
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=60), dist.group.WORLD)
+    with pytest.raises((ValueError, RuntimeError)) as failed:
+        distributed.from_rank_0(fail)
+    return answer, f"{failed.type.__name__}: {failed.value}"
+
+
+def fail() -> None:
+    raise ValueError("no such image")
+
+
+def test_ranks_get_the_answer_of_rank_0_however_long_it_takes_and_fail_with_it():
+    first, second = run_ranks(answers_of_rank_0, 2)
+    assert first == (["of rank", 0], "ValueError: no such image")
+    assert second == (["of rank", 0], "RuntimeError: rank 0 failed: no such image")
+
+
 def test_one_process_gathers_nothing():
     x = torch.randn(3, 2)
     assert distributed.gather(x) is x
     assert (distributed.world_size(), distributed.rank(), distributed.is_distributed()) == (1, 0, False)
     assert distributed.max_over_ranks(x).equal(x)
     assert distributed.exchange([1.5]) == [[1.5]]
+    assert distributed.from_rank_0(lambda: "mine") == "mine"
 
 
 @pytest.mark.parametrize(

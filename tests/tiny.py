@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 
 from simclr.cli import quiet
 from simclr.cli.saving import SaveOnInterrupt
@@ -77,8 +77,7 @@ def fit(
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
     plain = {**dict.fromkeys(off, False), "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1, "max_epochs": 3}
     trainer = Trainer(**{**plain, **settings}, default_root_dir=root, callbacks=list(callbacks))
-    batches = {"datamodule": data} if data is None or isinstance(data, ImageData) else {"train_dataloaders": data}
-    if data is None:
-        batches = {"datamodule": tiny_data()}
+    data = data or tiny_data()
+    batches = {"datamodule" if isinstance(data, LightningDataModule) else "train_dataloaders": data}
     trainer.fit(model or tiny_model(), **batches, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return trainer

@@ -314,6 +314,7 @@ def check(cli: TrainCLI) -> None:
         trainer.precision,
     )
     cli.datamodule.setup("fit")
+    next(c for c in trainer.callbacks if isinstance(c, OnlineKNN)).check(trainer, cli.datamodule)
     settle(cli)
 
 
