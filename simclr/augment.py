@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -409,12 +410,15 @@ class SimCLRAugmentation(nn.Module):
         std: of each channel, for pixels in [0, 1]; divides the views.
         compile_views: make the views by functions that torch.compile builds at the first batch, in about a minute,
             in place of Kornia's operations: the same views up to rounding, several times as fast. None: on CUDA only.
-            A CPU needs a C++ compiler. Where compiling fails, a warning says so and Kornia's operations run.
+            A CPU needs a C++ compiler. Where compiling fails for a size of images or views, a warning says so and
+            Kornia's operations make these.
     Raises:
         ValueError: if an argument is out of its range, with every such argument listed.
     """
 
-    _compiler_works = True  # False once it has failed in this process: it would fail again.
+    # Of this process: the settings and shapes for which compiling failed, where it would fail again, and what was said.
+    _uncompiled: ClassVar[set[tuple]] = set()
+    _said: ClassVar[set[str]] = set()
 
     def __init__(
         self,
@@ -504,11 +508,11 @@ class SimCLRAugmentation(nn.Module):
             _keep_freed_memory()
         with in_float32(images.device.type):
             table = self.draw(index, images.shape[2], images.shape[3], epoch, seed, view)
-            if len(images) and self._compiles(images.device):
+            if len(images) and self._compiles(images):
                 try:
                     return self._compiled_view(images, table)
                 except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-                    self._do_without_compiler(error)
+                    self._do_without_compiler(images, error)
             return self._kornia_view(images, table)
 
     def _kornia_view(self, images: Tensor, table: dict[str, Tensor]) -> Tensor:
@@ -526,18 +530,28 @@ class SimCLRAugmentation(nn.Module):
         params = [ParamItem(name, {c: table[c] for c in getattr(step, "reads", ())}) for name, step in steps]
         return self.pipeline(images, params=params)
 
-    def _compiles(self, device: torch.device) -> bool:
-        wanted = device.type == "cuda" if self.compile_views is None else self.compile_views
-        return wanted and self._compiler_works
+    def _compiles(self, images: Tensor) -> bool:
+        wanted = images.device.type == "cuda" if self.compile_views is None else self.compile_views
+        return wanted and self._compiled_for(images) not in self._uncompiled
 
-    def _do_without_compiler(self, error: Exception) -> None:
-        SimCLRAugmentation._compiler_works = False
-        reason = str(error).strip().replace("\n", " ")[:300]
-        warnings.warn(
-            f"Kornia's operations make the views, which is slower, because torch.compile failed: {reason} ... "
-            "On a CPU it needs a C++ compiler. Pass compile_views=False to do without.",
-            stacklevel=3,
-        )
+    def _compiled_for(self, images: Tensor) -> tuple:
+        """What a compilation is made for: a failure says nothing about others."""
+        count = 0 if images.device.type == "cpu" else len(images)  # a CPU's parts have one size
+        return images.device.type, images.dtype, count, *images.shape[2:], self.image_size, self.probs["blur"] > 0
+
+    def _do_without_compiler(self, images: Tensor, error: Exception) -> None:
+        self._uncompiled.add(self._compiled_for(images))
+        what = f"views of {self.image_size} px of images of {images.shape[2]} x {images.shape[3]}"
+        if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
+            reason = f"this process has compiled {fused.SHAPES} others"
+            why = f"{reason}. Those go on as they are; images of one size need one."
+        else:
+            reason = str(error).strip().replace("\n", " ")[:300]
+            why = f"torch.compile failed: {reason} ... On a CPU it needs a C++ compiler. "
+            why += "Pass compile_views=False to do without."
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(f"Kornia's operations make {what}, which is slower: {why}", stacklevel=3)
 
     def _compiled_view(self, images: Tensor, table: dict[str, Tensor]) -> Tensor:
         """The same view up to rounding, by compiled functions and by the operations that they leave out."""

@@ -68,7 +68,7 @@ def _column(draws: Tensor, name: str) -> Tensor:
 
 
 # Views of a progressive resolution have one shape after the other, of which torch would compile eight.
-_SHAPES = 64
+SHAPES = 64
 
 
 @cache
@@ -79,7 +79,7 @@ def _compiled(function: Callable[..., Tensor | None]) -> Callable[..., Tensor | 
     compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
     def call(*arguments: Tensor | int) -> Tensor | None:
-        with torch._dynamo.config.patch(recompile_limit=_SHAPES):
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
             return compiled(*arguments)
 
     return call

@@ -23,8 +23,9 @@ def uncompiled(monkeypatch):
 
 @pytest.fixture
 def working_compiler(monkeypatch):
-    """A process that no test has taken for one without a compiler, afterwards neither."""
-    monkeypatch.setattr(SimCLRAugmentation, "_compiler_works", True)
+    """A process in which nothing has failed to compile, afterwards neither."""
+    monkeypatch.setattr(SimCLRAugmentation, "_uncompiled", set())
+    monkeypatch.setattr(SimCLRAugmentation, "_said", set())
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,60 @@ def test_where_compiling_fails_one_warning_says_so_and_kornias_pipeline_runs(mon
         assert torch.equal(chain.view(images, index), view)
 
 
+def fails_for(size, kind, message):
+    """In place of the compiler: as written, but for views of this size."""
+
+    def compiled(function):
+        def call(*arguments):
+            if size in [x.shape[-1] if isinstance(x, torch.Tensor) else x for x in arguments]:
+                raise kind(message)
+            return function(*arguments)
+
+        return call
+
+    return compiled
+
+
+BROKEN = torch._dynamo.exc.TorchDynamoException, "Not enough registers", "torch.compile failed: Not enough registers"
+LIMIT = torch._dynamo.exc.FailOnRecompileLimitHit, "recompile_limit reached", "this process has compiled 64 others"
+
+
+@pytest.mark.parametrize(("kind", "message", "said"), [BROKEN, LIMIT], ids=["a failure", "the limit"])
+def test_what_fails_to_compile_falls_back_alone_and_is_said_once(monkeypatch, working_compiler, kind, message, said):
+    """Views of 12 pixels cannot be compiled; those of 8, before and after them, are."""
+    compiled, asked = fails_for(12, kind, message), []
+    monkeypatch.setattr(fused, "_compiled", lambda function: asked.append(function) or compiled(function))
+    small, large, alike = (SimCLRAugmentation(size, compile_views=True) for size in (8, 12, 12))
+    images, index = pictures(4, 8, 8), torch.arange(4)
+    first = small.view(images, index)
+    expected = SimCLRAugmentation(12).view(images, index)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert all(torch.equal(x.view(images, index), expected) for x in (large, alike, large))
+        large.view(pictures(4, 9, 9), index)  # fails too, for the same reason
+    assert len(caught) == 1
+    assert f"make views of 12 px of images of 8 x 8, which is slower: {said}" in str(caught[0].message)
+    assert ("compiler" in str(caught[0].message)) == (kind is BROKEN[0])
+    asked.clear()
+    assert torch.equal(small.view(images, index), first)
+    assert asked
+
+
+@pytest.mark.slow
+def test_past_the_limit_of_recompilations_the_shapes_that_are_compiled_go_on(monkeypatch, working_compiler):
+    torch._dynamo.reset()
+    monkeypatch.setattr(fused, "SHAPES", 1)
+    small, large = (SimCLRAugmentation(size, blur_prob=0.0, compile_views=True) for size in (8, 12))
+    images, index = pictures(4, 8, 8), torch.arange(4)
+    first = small.view(images, index)
+    with pytest.warns(UserWarning, match="this process has compiled 1 others"):
+        assert torch.equal(large.view(images, index), SimCLRAugmentation(12, blur_prob=0.0).view(images, index))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(small.view(images, index), first)
+    assert len(SimCLRAugmentation._uncompiled) == 1
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow
 def test_a_missing_compiler_is_a_failure_to_compile(working_compiler):
     images, index = pictures(4, 8, 8), torch.arange(4)
@@ -161,7 +216,7 @@ def test_data_that_change_are_not_compiled_again(working_compiler):
     with torch.compiler.set_stance("fail_on_recompile"):
         for epoch, count in enumerate((60, 60, 13), start=1):
             chain.view(pictures(count, seed=epoch), index[:count], epoch)
-    assert chain._compiler_works  # a recompilation would have been a failure, after which Kornia makes the views
+    assert not chain._uncompiled  # a recompilation would have been a failure, after which Kornia makes the views
 
 
 @pytest.mark.gpu
