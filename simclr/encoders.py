@@ -9,7 +9,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-from simclr.resnet import DEPTHS, Norm, ResNet, Shortcut
+from simclr.resnet import DEPTHS, Norm, ResNet, Shortcut, guard_projections
 
 Stem = Literal["auto", "small", "small_stride2", "imagenet"]
 
@@ -66,10 +66,10 @@ def build_encoder(
 
     if name in torchvision_names():
         refuse_resnet_options(name, resnet_options)
-        return build_torchvision(name, image_size)
+        return guard_projections(build_torchvision(name, image_size))
     if timm_knows(name):
         refuse_resnet_options(name, resnet_options)
-        return build_timm(name, image_size)
+        return guard_projections(build_timm(name, image_size))
     raise ValueError(unknown_name(name))
 
 

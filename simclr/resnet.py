@@ -33,23 +33,28 @@ def make_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=bias)
 
 
-def pixels_at(x: Tensor, stride: int) -> Tensor:
+def pixels_at(x: Tensor, stride: int | tuple[int, int]) -> Tensor:
     """Every `stride`-th pixel of every `stride`-th row: (N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))."""
     # As x[:, :, ::stride, ::stride], but the slice of an odd-sized map loses channels_last.
     return F.avg_pool2d(x, 1, stride)
 
 
-class Projection(nn.Conv2d):
-    """A 1 x 1 convolution that trains on CPUs with few channels too.
+def guard_projections(network: nn.Module) -> nn.Module:
+    """Have strided 1 x 1 convolutions of few channels first take the pixels that they read; returns the network.
 
-    There the gradient of oneDNN's strided one writes beyond its memory, for 4 and 8 channels and channels_last maps
-    from 56 x 56 on (torch 2.15, AVX-512). With a stride it first takes the pixels that it reads: the same function.
+    On CPUs the gradient of oneDNN's strided one writes beyond its memory, for 4 and 8 channels and channels_last maps
+    from 56 x 56 on (torch 2.15, AVX-512). The function, its numbers, the names and shapes of weights stay as they are.
     """
+    for conv in network.modules():
+        strided = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
+        if strided and conv.in_channels < 16 and conv.padding in ((0, 0), "valid"):
+            conv.reads_every, conv.stride = conv.stride, (1, 1)
+            conv.register_forward_pre_hook(_take_pixels)
+    return network
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride == (1, 1) or self.in_channels >= 16 or x.device.type != "cpu":
-            return super().forward(x)
-        return F.conv2d(pixels_at(x, self.stride[0]), self.weight, self.bias)
+
+def _take_pixels(conv: nn.Conv2d, inputs: tuple[Tensor]) -> Tensor:
+    return pixels_at(inputs[0], conv.reads_every)
 
 
 class ZeroPadShortcut(nn.Module):
@@ -73,7 +78,7 @@ def make_shortcut(shortcut: Shortcut, in_channels: int, out_channels: int, strid
         return nn.Identity()
     if shortcut == "A":
         return ZeroPadShortcut(in_channels, out_channels, stride)
-    projection = Projection(in_channels, out_channels, 1, stride, bias=norm == "none")
+    projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=norm == "none")
     return nn.Sequential(projection, make_norm(norm, out_channels))
 
 
@@ -202,6 +207,7 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.feature_dim = in_channels
         self.init_weights(zero_init)
+        guard_projections(self)
 
     @torch.no_grad()
     def init_weights(self, zero_init: bool) -> None:

@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import socket
 import sys
@@ -8,6 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
+from simclr import encoders, resnet
 from simclr.encoders import build_encoder, encoder_names
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
@@ -222,3 +224,35 @@ def test_encoder_names_are_in_order_and_known():
     assert names[:3] == ["resnet8", "resnet18", "resnet20"]
     assert len(names) == len(set(names))
     assert {"resnet110", "resnet152", "vit_b_16"} < set(names)
+
+
+def strided_projections(encoder):
+    convolutions = (m for m in encoder.modules() if isinstance(m, nn.Conv2d))
+    return [c for c in convolutions if c.kernel_size == (1, 1) and c.stride != (1, 1) and c.in_channels < 16]
+
+
+GUARDED = ["resnet8", *(pytest.param(n, marks=needs_timm) for n in ("gernet_s", "mobileone_s0", "fastvit_t8"))]
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_no_encoder_has_a_strided_projection_of_few_channels_and_the_numbers_are_the_same(name, monkeypatch):
+    """oneDNN's gradient of those writes beyond its memory, for maps from 56 x 56 on; here they are smaller."""
+    width, guard_projections = {"width": 0.25} if name in encoders.RESNETS else {}, resnet.guard_projections
+
+    def build(guard):
+        monkeypatch.setattr(encoders, "guard_projections", guard)
+        monkeypatch.setattr(resnet, "guard_projections", guard)
+        torch.manual_seed(0)
+        return build_encoder(name, image_size=32, **width)
+
+    plain, ours = build(lambda network: network), build(guard_projections)
+    assert strided_projections(plain)
+    assert not strided_projections(ours)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    ours.load_state_dict(plain.state_dict())
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found, expected = (copy.deepcopy(encoder)(images) for encoder in (ours, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    of_ours, of_plain = (torch.autograd.grad(f(images).square().sum(), list(f.parameters())) for f in (ours, plain))
+    for grad, other in zip(of_ours, of_plain, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-4)

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from simclr.resnet import DEPTHS, BasicBlock, Bottleneck, Projection, ResNet, ZeroPadShortcut
+from simclr.resnet import DEPTHS, BasicBlock, Bottleneck, ResNet, ZeroPadShortcut, guard_projections
 
 IMAGENET_DEPTHS = [18, 34, 50, 101, 152]
 CIFAR_DEPTHS = [8, 20, 32, 44, 56, 110]
@@ -268,7 +268,7 @@ def test_a_projection_is_a_strided_convolution(size, stride, bias):
     # 4 channels of 64 x 64 are among the shapes for which oneDNN's strided kernel ends the process.
     torch.manual_seed(0)
     x = torch.randn(64, 4, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
-    ours = Projection(4, 8, 1, stride, bias=bias).to(memory_format=torch.channels_last)
+    ours = guard_projections(torch.nn.Conv2d(4, 8, 1, stride, bias=bias)).to(memory_format=torch.channels_last)
     plain = torch.nn.Conv2d(4, 8, 1, stride, bias=bias).double()
     plain.load_state_dict(ours.state_dict())
     exact = x.detach().double().contiguous().requires_grad_()
