@@ -207,7 +207,7 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
         size = f"\n{module.view_size(epoch)} px" if hparams.start_size is not None else ""
         for view in range(hparams.views):
             tiles = augment.view(images.to(device), index.to(device), epoch, hparams.seed, view)
-            group.append((f"epoch {epoch}\nview {view + 1}{size}", (tiles.cpu() * std + mean).clamp(0, 1)))
+            group.append((f"epoch {epoch + 1}\nview {view + 1}{size}", (tiles.cpu() * std + mean).clamp(0, 1)))
         groups.append(group)
     return _draw_rows(groups, cell=hparams.image_size * max(1, 96 // hparams.image_size))
 

@@ -227,7 +227,7 @@ def test_images_held_for_another_size_are_refused(tmp_path, start):
 def test_one_folder_for_training_and_test_is_refused(tmp_path, monkeypatch, capsys, train_dir, test_dir, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    photos(tmp_path / "photos", 20)
+    photos(tmp_path / "photos", 2 * BATCH)
     (tmp_path / "link").symlink_to("photos")
     found = refused(train, flags({"data.train_dir": train_dir, "data.test_dir": test_dir}), capsys)
     assert message in found

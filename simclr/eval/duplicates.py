@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,15 +25,15 @@ class HashedImages:
         loader: of images and labels.
 
     Attributes:
-        digests: one for each image of the last pass, in the loader's order.
+        digests: those of the images of the last pass, in the loader's order, one after the other.
     """
 
     def __init__(self, loader: EvalLoader):
         self.loader = loader
-        self.digests: list[bytes] = []
+        self.digests = bytearray()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.digests = []
+        self.digests = bytearray()
         coming = deque()
         with ThreadPoolExecutor(1) as thread:
             for images, labels in self.loader:
@@ -45,22 +45,26 @@ class HashedImages:
                 self.digests += batch.result()
 
 
-def _digests(images: Tensor) -> list[bytes]:
+def _digests(images: Tensor) -> bytes:
     rows = images.cpu().contiguous().flatten(1).numpy()
-    return [hashlib.blake2b(row, digest_size=_BYTES).digest() for row in rows]
+    return b"".join(hashlib.blake2b(row, digest_size=_BYTES).digest() for row in rows)
 
 
-def copies(train: Iterable[bytes], test: list[bytes]) -> Tensor:
-    """For each test image the place of the first training image that equals it, or -1: (M,) int64.
+def copies(train: bytes | bytearray, test: bytes | bytearray) -> Tensor:
+    """For each of M test images the place of the first training image that equals it, or -1: (M,) int64.
 
     Args:
-        train, test: hashes of the images.
+        train, test: digests of the images, one after the other.
     """
-    wanted, places = set(test), {}
-    for place, digest in enumerate(train):
+    wanted, places = set(_each(test)), {}
+    for place, digest in enumerate(_each(train)):
         if digest in wanted:
             places.setdefault(digest, place)
-    return torch.tensor([places.get(digest, -1) for digest in test])
+    return torch.tensor([places.get(digest, -1) for digest in _each(test)])
+
+
+def _each(digests: bytes | bytearray) -> Iterator[bytes]:
+    return (bytes(digests[start : start + _BYTES]) for start in range(0, len(digests), _BYTES))
 
 
 def duplicates_record(train: HashedImages, test: HashedImages, linear: Tensor, knn: Tensor) -> dict[str, Any]:
