@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from pytorch_lightning import Callback, LightningDataModule
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from torch.utils.data import DataLoader, TensorDataset
 
 from ranks import run_ranks
 from simclr import SimCLRAugmentation, callbacks, load_encoder
@@ -17,7 +18,7 @@ from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
 from simclr.data import EvalLoader, MemoryImages, draw_shapes
 from simclr.eval import extract_features, knn_accuracy
 from simclr.seeding import epoch_order
-from tiny import IMAGES, fit, tiny_data, tiny_model
+from tiny import BATCH, IMAGES, fit, tiny_data, tiny_model
 
 
 class Watch(Callback):
@@ -103,15 +104,18 @@ class Plain(LightningDataModule):
         return tiny_data().train_dataloader()
 
 
-def test_beside_another_source_of_batches_there_is_no_knn_and_no_picture_and_one_line_says_so(tmp_path, capsys):
-    for data in (Plain(), tiny_data().train_dataloader()):
+def test_beside_another_data_module_there_is_no_knn_and_one_line_says_so(tmp_path, capsys):
+    images, index = map(torch.cat, zip(*tiny_data().train_dataloader(), strict=True))
+    other = DataLoader(TensorDataset(images, index), batch_size=BATCH)
+    for data, drawn in ((Plain(), True), (other, False), (tiny_data().train_dataloader(), True)):
         watch = Watch()
         fit(tmp_path, data=data, callbacks=[OnlineKNN(1), ViewGrid(tmp_path), EpochLines(), watch], max_epochs=2)
         assert watch.knn == [None, None]
         said = capsys.readouterr().out
         assert said.count("no online kNN: the batches are not from simclr.data.ImageData") == 1
         assert "epoch 2/2  loss" in said
-        assert not (tmp_path / "views.png").exists()
+        assert (tmp_path / "views.png").exists() == drawn  # of our loaders, whose images it knows
+        (tmp_path / "views.png").unlink(missing_ok=True)
 
 
 class Decides(Checkpoint):
@@ -145,7 +149,7 @@ def test_a_callback_that_would_watch_for_ever_is_refused_with_the_reason(tmp_pat
         data.labelled_train = MemoryImages("one class", pixels, torch.zeros(len(pixels), dtype=torch.int64), ["a"])
     if why == "ImageData":
         data = data.train_dataloader()
-    settings = {"barebones": True, "log_every_n_steps": None} if why == "barebones" else {}
+    settings = {"barebones": True, "log_every_n_steps": None} if why == "trainer.barebones" else {}
     knn = OnlineKNN(0 if why == "every_n_epochs" else 1)
     with pytest.raises(ValueError, match=rf"EarlyStopping watches knn_top1, which this run never measures: .*{why}"):
         fit(tmp_path, data=data, callbacks=[knn, EarlyStopping("knn_top1")], **settings)
