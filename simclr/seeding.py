@@ -34,6 +34,17 @@ def philox(counter: Tensor, seed: int, rounds: int = 10) -> Tensor:
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
+def _counter(*words: Tensor | int) -> Tensor:
+    """A counter's four words side by side, (..., 4) int64: tensors of shapes that fit each other, and numbers."""
+    tensors = [word for word in words if isinstance(word, Tensor)]
+    shape = torch.broadcast_shapes(*(word.shape for word in tensors))
+    counter = torch.empty(*shape, 4, dtype=torch.int64, device=tensors[0].device)
+    for place, word in zip(counter.unbind(-1), words, strict=True):
+        # `counter[..., 3] = 7` would be a copy to the device in torch 2.14, for which the host waits.
+        place.copy_(word) if isinstance(word, Tensor) else place.fill_(word)
+    return counter
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed that is not an integer in [0, 2^64)."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
@@ -58,12 +69,9 @@ def uniforms(seed: int, epoch: int, index: Tensor, view: int, count: int) -> Ten
     blocks = -(-count // 4)
     if not (0 <= epoch < 2**32 and 0 <= view < 2**16 and 1 <= blocks <= 256):
         raise ValueError(f"epoch={epoch}, view={view} or count={count} is out of range (2^32, 2^16, 1 to 1024).")
-    index = index.to(torch.int64)
-    low, high = index & _MASK32, index >> 32
-    block = torch.arange(blocks, device=index.device)
-    last = (_VIEWS << 24) | (view << 8) | block  # (blocks,)
-    counter = torch.empty(len(index), blocks, 4, dtype=torch.int64, device=index.device)
-    counter[..., 0], counter[..., 1], counter[..., 2], counter[..., 3] = low[:, None], high[:, None], epoch, last
+    index = index.to(torch.int64)[:, None]
+    last = (_VIEWS << 24) | (view << 8) | torch.arange(blocks, device=index.device)  # (blocks,)
+    counter = _counter(index & _MASK32, index >> 32, epoch, last)  # (N, blocks, 4)
     words = philox(counter, seed).flatten(1)[:, :count]  # (N, count)
     return (words >> 8).to(torch.float32) * 2.0**-24
 
@@ -78,9 +86,7 @@ def view_stream(seed: int, epoch: int, index: Tensor, view: int) -> Tensor:
     """
     check_seed(seed)
     index = index.to(torch.int64)
-    counter = torch.empty(len(index), 4, dtype=torch.int64, device=index.device)
-    counter[:, 0], counter[:, 1], counter[:, 2] = index & _MASK32, index >> 32, epoch
-    counter[:, 3] = _STREAM << 24 | view << 8
+    counter = _counter(index & _MASK32, index >> 32, epoch, _STREAM << 24 | view << 8)  # (N, 4)
     return philox(counter, seed)[:, :2]
 
 
@@ -94,9 +100,8 @@ def stream_uniforms(stream: Tensor, count: int) -> Tensor:
         (N, count) float32 in [0, 1), multiples of 2^-24.
     """
     blocks = -(-count // 4)
-    counter = torch.empty(len(stream), blocks, 4, dtype=torch.int64, device=stream.device)
-    counter[..., 0] = torch.arange(blocks, device=stream.device)
-    counter[..., 1:3], counter[..., 3] = stream[:, None], _IN_STREAM << 24
+    block = torch.arange(blocks, device=stream.device)
+    counter = _counter(block, stream[:, :1], stream[:, 1:], _IN_STREAM << 24)  # (N, blocks, 4)
     words = philox(counter, seed=0).flatten(1)[:, :count]  # (N, count)
     return (words >> 8).to(torch.float32) * 2.0**-24
 
@@ -112,8 +117,6 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
         (size,) int64 on the CPU, a permutation of 0 .. size - 1.
     """
     check_seed(seed)
-    counter = torch.zeros(size, 4, dtype=torch.int64)
-    counter[:, 0], counter[:, 2], counter[:, 3] = torch.arange(size), epoch, _ORDER << 24
-    words = philox(counter, seed)
+    words = philox(_counter(torch.arange(size), 0, epoch, _ORDER << 24), seed)  # (size, 4)
     keys = words[:, 0] << 31 | words[:, 1] >> 1  # 63 random bits each: a tie is a chance of size^2 / 2^64
     return keys.argsort(stable=True)

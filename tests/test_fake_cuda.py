@@ -27,6 +27,7 @@ from simclr.data import loader
 from simclr.gradient_cache import backward_in_parts
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
 from simclr.optim import build_optimizer
+from simclr.seeding import stream_uniforms, uniforms, view_stream
 from tiny import BATCH, fit, tiny_data, tiny_model
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
@@ -149,6 +150,8 @@ class Cuda(TorchFunctionMode):
             self.waits(func.__name__)
         if func in (Tensor.tolist, Tensor.numpy) and fake:
             self.waits(func.__name__)
+        if func is Tensor.__setitem__ and fake and not isinstance(args[2], Tensor):
+            self.waits("a number written into a place")  # a copy from pageable memory in torch 2.14; `fill_` never is
         if func is Tensor.pin_memory or kwargs.pop("pin_memory", False):
             self.pinned.append(args[0].clone() if func is Tensor.pin_memory else func(*args, **kwargs))
             return self.pinned[-1]
@@ -219,6 +222,8 @@ def on_cuda(*shape, dtype=torch.float32):
         lambda x: torch.zeros(1).copy_(x),
         lambda x: torch.tensor([1.0], device=x.device),
         lambda x: x.new_tensor([1.0]),
+        lambda x: x.__setitem__(0, 1.0),
+        lambda x: x.__setitem__((..., slice(1)), True),
     ],
 )
 def test_the_fake_refuses_what_waits(cuda, look):
@@ -254,6 +259,14 @@ def test_views_are_made_without_waiting(cuda, compiled, settings, dtype):
     for number in range(2):
         view = augment.view(images, torch.arange(16), epoch=1, seed=2, view=number)
         assert (view.device, view.dtype, view.shape) == (CUDA, torch.float32, (16, 3, 32, 32))
+
+
+def test_random_numbers_are_drawn_on_the_device_without_waiting(cuda):
+    index = torch.zeros(4, device=CUDA, dtype=torch.int64)
+    stream = view_stream(1, 2, index, 3)
+    assert (stream.device, stream.shape) == (CUDA, (4, 2))
+    for drawn in (uniforms(1, 2, index, 3, 10), stream_uniforms(stream, 10)):
+        assert (drawn.device, drawn.dtype, drawn.shape) == (CUDA, torch.float32, (4, 10))
 
 
 SIX = {"nt_xent": nt_xent, "dcl": dcl, "nt_logistic": nt_logistic, "margin_triplet": margin_triplet}
