@@ -39,6 +39,13 @@ def launched_rank() -> int:
     return sum(int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
 
 
+def _all_gather(gathered: Tensor, mine: Tensor, group: Any = None) -> None:
+    """Every rank's `mine`, in rank order, into `gathered`, by the name that this torch has for it."""
+    # torch 2.13 added the first name and warns of the second.
+    of_this_torch = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    getattr(dist, of_this_torch)(gathered, mine, group=group)
+
+
 class _Gather(torch.autograd.Function):
     """Forward: every rank's rows, in rank order. Backward: the sum over ranks of what reaches this rank's rows."""
 
@@ -49,7 +56,7 @@ class _Gather(torch.autograd.Function):
         if len(x) < largest:  # a collective moves blocks of one size
             x = torch.cat((x, x.new_zeros(largest - len(x), *x.shape[1:])))
         gathered = x.new_empty(len(counts) * largest, *x.shape[1:])
-        dist.all_gather_into_tensor(gathered, x.contiguous())
+        _all_gather(gathered, x.contiguous())
         if min(counts) == largest:
             return gathered
         return torch.cat([block[:n] for block, n in zip(gathered.split(largest), counts, strict=True)])
@@ -84,7 +91,7 @@ def exchange(numbers: Sequence[float]) -> list[list[float]]:
     group = _host_group(dist.group.WORLD)
     mine = torch.tensor(numbers, dtype=torch.float64)
     everyone = mine.new_empty(world_size() * len(mine))
-    dist.all_gather_into_tensor(everyone, mine, group=group)
+    _all_gather(everyone, mine, group)
     return everyone.view(-1, len(mine)).tolist()
 
 

@@ -377,9 +377,10 @@ def step_of_this_rank(name: str, share: list[int]) -> tuple[float, float, list[n
 
         return call
 
-    originals = {key: getattr(dist, key) for key in ("all_gather_into_tensor", "all_reduce", "broadcast")}
-    for key, function in originals.items():
-        setattr(dist, key, counted(function))
+    places = ((distributed, "_all_gather"), (dist, "all_reduce"), (dist, "broadcast"))
+    originals = [(place, key, getattr(place, key)) for place, key in places]
+    for place, key, function in originals:
+        setattr(place, key, counted(function))
     try:
         encoder = small_encoder()
         z = encoder(images(sum(share), views_of(name))[:, rows].flatten(0, 1))
@@ -400,8 +401,8 @@ def step_of_this_rank(name: str, share: list[int]) -> tuple[float, float, list[n
         grads = [mean_over_ranks(p.grad).numpy() for p in encoder.parameters()]
         return mean_over_ranks(loss).item(), stats.loss.item(), grads, calls
     finally:
-        for key, function in originals.items():
-            setattr(dist, key, function)
+        for place, key, function in originals:
+            setattr(place, key, function)
 
 
 def all_steps_of_this_rank() -> dict:
