@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from simclr.augment import SimCLRAugmentation
 from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder
 from simclr.gradient_cache import backward_in_parts
 from simclr.heads import ProjectionHead
+from simclr.inputs import InputTransform, attach_transform
 from simclr.optim import (
     LrScaling,
     OptimizerName,
@@ -195,8 +197,7 @@ class SimCLR(LightningModule):
             norm=norm,
         )
         # What measures the encoder while it learns feeds it as `load_encoder`'s users do.
-        self.encoder.image_size = image_size
-        self.encoder.mean, self.encoder.std = self.augment.mean, self.augment.std
+        attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         self.head = ProjectionHead(
             self.encoder.feature_dim,
             kind=head,
@@ -254,6 +255,8 @@ class SimCLR(LightningModule):
         whole = epochs is not None and epochs > 0 and self.trainer.max_steps < 0
         batch = given["batch_size"]
         self.settle(batch if isinstance(batch, int) else None, epochs if whole else None)
+        held = getattr(self.trainer.datamodule, "load_size", None)
+        attach_transform(self.encoder, replace(self.encoder.transform, load_size=held))
         self.check(self.trainer)
         group = self.batch_norm_group(self.trainer)
         few = group is not None and group < min(_SMALL_GROUP, self.hparams.views * self.hparams.batch_size)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from simclr.eval import encoder_sha256, extract_features, raw_pixels
-from simclr.eval.features import check_split, fit_to_size
+from simclr.eval.features import check_split
 
 
 class _Encoder(nn.Module):
@@ -104,29 +104,6 @@ def test_images_are_brought_to_the_encoders_size():
     encoder.image_size = 40
     extract_features(encoder, _batches(images, labels, 10))
     assert torch.equal(encoder.seen, images / 255)
-
-
-def test_small_images_keep_their_border_and_large_ones_lose_an_eighth():
-    def width_seen(source, image_size):  # how much of a horizontal ramp is left
-        ramp = torch.linspace(0, 1, source).expand(1, 3, source, source)
-        out = fit_to_size(ramp, image_size)
-        assert out.shape == (1, 3, image_size, image_size)
-        slope = (out[..., -3] - out[..., 2]).mean() / (image_size - 5)
-        return float(slope) * image_size
-
-    assert width_seen(512, 224) == pytest.approx(0.875, abs=0.01)
-    assert width_seen(100, 224) == pytest.approx(0.875, abs=0.02)
-    assert width_seen(224, 64) == pytest.approx(1, abs=0.01)
-    assert fit_to_size(torch.rand(1, 3, 40, 60), 32).shape == (1, 3, 32, 32)
-
-
-def test_shrinking_is_antialiased_and_stays_in_range():
-    noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert fit_to_size(noise, 16).std() < 0.4 * noise.std()  # sixteen pixels averaged; picked ones keep their spread
-    step = (torch.arange(20) >= 10).float().expand(1, 3, 20, 20)
-    out = fit_to_size(step, 32)
-    assert out.min() >= 0
-    assert out.max() <= 1
 
 
 def test_raw_pixels_are_the_pixels():

@@ -14,6 +14,7 @@ LAYERS = [
     ["seeding", "distributed", "precision", "tiles"],
     ["augment", "fused", "losses", "gradient_cache", "heads", "resnet", "encoders", "optim", "run_length"],
     ["data"],
+    ["inputs"],
     ["module", "checkpoint"],
     ["memory"],
     ["eval"],

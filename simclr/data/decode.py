@@ -59,12 +59,22 @@ def decode(content: bytes) -> Tensor:
             return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            return torch.from_numpy(_rgb(picture)).permute(2, 0, 1).contiguous()
+            return pixels_of(picture)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow's text for unknown content names a memory buffer, which tells the reader nothing.
         unknown = isinstance(error, Image.UnidentifiedImageError)
         raise ValueError("not an image in a known format" if unknown else str(error)) from error
+
+
+def pixels_of(picture: Image.Image) -> Tensor:
+    """The pixels of a Pillow image of any mode, as `decode` gives those of a file.
+
+    Returns:
+        (3, H, W) uint8 RGB, upright by its EXIF orientation. 16-bit channels keep their high byte.
+    Raises:
+        ValueError: for floating-point pixels, which have no known range.
+    """
+    return torch.from_numpy(_rgb(ImageOps.exif_transpose(picture))).permute(2, 0, 1).contiguous()
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:

@@ -29,6 +29,16 @@ _NAMED = {
 }
 
 
+def default_load_size(image_size: int, source: str = "folder") -> int:
+    """The side in pixels at which images are held where no `load_size` is given; see `ImageData`.
+
+    Above 64 px it leaves a border to spare: of it, evaluation sees the central image_size, 87.5 % of a side
+    (google-research/simclr, data_util.CROP_PROPORTION).
+    """
+    side = image_size if image_size <= 64 else round(image_size * 8 / 7)
+    return min(side, _NAMED[source][1]) if source in _NAMED else side
+
+
 class ImageData(LightningDataModule):
     """The images of a run: a folder, a named set, or the built-in shapes.
 
@@ -88,7 +98,7 @@ class ImageData(LightningDataModule):
         self.source = source if source != "auto" else ("folder" if train_dir else "shapes")
         self.train_dir, self.test_dir, self.data_dir, self.download = train_dir, test_dir, data_dir, download
         self.batch_size, self.image_size, self.seed, self.holdout = batch_size, image_size, seed, holdout
-        self.load_size = load_size if load_size is not None else self._default_load_size()
+        self.load_size = load_size if load_size is not None else default_load_size(image_size, self.source)
         self.workers = workers
         self.memory_limit_gb, self.cache_dir = memory_limit_gb, cache_dir
         self.shapes_train, self.shapes_test = shapes_train, shapes_test
@@ -96,10 +106,6 @@ class ImageData(LightningDataModule):
         self.test: ImageSet | None = None
         self.labelled_train: ImageSet | None = None
         self._folders: dict[str, Folder] = {}
-
-    def _default_load_size(self) -> int:
-        side = self.image_size if self.image_size <= 64 else round(self.image_size * 8 / 7)
-        return min(side, _NAMED[self.source][1]) if self.source in _NAMED else side
 
     # Checking
 

@@ -6,10 +6,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as tvf
 
-_CENTRAL_CROP = 0.875  # google-research/simclr, data_util.CROP_PROPORTION
-_SMALL_IMAGE = 64  # up to this side the whole image is used: there is no border to spare
+from simclr.inputs import fit_to_size, normalize, to_unit_range
 
 
 def encoder_sha256(encoder: nn.Module) -> str:
@@ -58,53 +56,6 @@ def frozen(encoder: nn.Module) -> Iterator[None]:
         )
 
 
-def to_unit_range(images: Tensor) -> Tensor:
-    """Images as float32 in [0, 1].
-
-    Args:
-        images: (n, 3, H, W) uint8, or float in [0, 1].
-    Returns:
-        (n, 3, H, W) float32.
-    Raises:
-        ValueError: if the shape or dtype is another, or a float is NaN or outside [0, 1].
-    """
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images are {got}: needed a tensor (n, 3, H, W).")
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}: needed uint8, or float in [0, 1].")
-    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(
-            f"float images reach from {float(images.min()):.4g} to {float(images.max()):.4g}: needed [0, 1]; "
-            "do not normalise them, the encoder's mean and std are applied here."
-        )
-    return images.float()
-
-
-def fit_to_size(images: Tensor, image_size: int) -> Tensor:
-    """The evaluation crop: images of any size brought to (image_size, image_size), unless they have it already.
-
-    Above 64 px the shorter side is resized to image_size / 0.875 and the centre is cut out, so that the central 87.5 %
-    are seen (google-research/simclr); up to 64 px the shorter side is resized to image_size, and only what makes the
-    image longer than wide is cut. Bicubic with antialias, as in google-research/simclr; overshoot is clamped. (Crops of
-    training are bilinear.)
-
-    Args:
-        images: (n, 3, H, W) float in [0, 1].
-        image_size: the side wanted, in pixels.
-    Returns:
-        (n, 3, image_size, image_size) float in [0, 1].
-    """
-    if tuple(images.shape[-2:]) == (image_size, image_size):
-        return images
-    side = round(image_size / _CENTRAL_CROP) if image_size > _SMALL_IMAGE else image_size
-    if min(images.shape[-2:]) != side:
-        images = tvf.resize(images, [side], tvf.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-    return tvf.center_crop(images, [image_size, image_size])
-
-
 def encode(encoder: nn.Module, images: Tensor) -> Tensor:
     """Features of one batch, in full precision, as every protocol takes them; the caller holds the encoder `frozen`.
 
@@ -125,15 +76,6 @@ def encode(encoder: nn.Module, images: Tensor) -> Tensor:
     return features.float()
 
 
-def normalize(images: Tensor, encoder: nn.Module) -> Tensor:
-    """Apply the encoder's own `.mean` and `.std` (3 numbers each, for images in [0, 1]); without them, nothing."""
-    mean, std = getattr(encoder, "mean", None), getattr(encoder, "std", None)
-    if mean is None or std is None:
-        return images
-    mean, std = (torch.as_tensor(v, dtype=images.dtype, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
-    return (images - mean) / std
-
-
 def extract_features(
     encoder: nn.Module,
     loader: Iterable,
@@ -143,8 +85,9 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """Features and labels of a data set, from an encoder in eval mode that is proven unchanged.
 
-    Images are brought to the encoder's size by the evaluation crop (`fit_to_size`) and normalised with its `.mean` and
-    `.std`, where it has them. Float32 throughout, never autocast.
+    Images are brought to the encoder's size by the evaluation crop and normalised with its `.mean` and `.std`, where it
+    has them (simclr.inputs, which also states how `ImageData` and `encoder.transform` come to the square before it).
+    Float32 throughout, never autocast.
 
     Args:
         encoder: (n, 3, S, S) -> (n, F); its training mode is put back afterwards, submodule by submodule.
@@ -159,6 +102,7 @@ def extract_features(
         RuntimeError: if a parameter or buffer of the encoder changed.
     """
     image_size = image_size or getattr(encoder, "image_size", None)
+    mean, std = getattr(encoder, "mean", None), getattr(encoder, "std", None)
     home = next((t.device for t in (*encoder.parameters(), *encoder.buffers())), torch.device("cpu"))
     device = torch.device(device) if device is not None else home
     features, labels = [], []
@@ -169,7 +113,9 @@ def extract_features(
                 images = to_unit_range(images.to(device, non_blocking=True))
                 if image_size is not None:
                     images = fit_to_size(images, image_size)
-                features.append(encode(encoder, normalize(images, encoder)).cpu())
+                if mean is not None and std is not None:
+                    images = normalize(images, mean, std)
+                features.append(encode(encoder, images).cpu())
                 labels.append(batch_labels)
         finally:
             encoder.to(home)
