@@ -6,7 +6,7 @@
     python train.py --ckpt_path runs/NAME/checkpoints/last.ckpt   continue a run
     python train.py --help                                        every setting
 
-Leaves runs/NAME/ with checkpoints, metrics, views.png and encoder.pt. Evaluate it with linear_eval.py.
+Leaves runs/NAME/ with checkpoints, metrics, views.png and encoder.safetensors. Evaluate it with linear_eval.py.
 """
 
 from simclr.cli.train import train

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,20 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, LightningModule
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from simclr.encoders import build_encoder
+from simclr import __version__
+from simclr.data.module import default_load_size
+from simclr.encoders import RESNETS, build_encoder, choose_stem
+from simclr.inputs import InputTransform, attach_transform
 
 _ARCHITECTURE = (
     *("encoder", "image_size", "stem", "width", "shortcut", "norm"),
     *("head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm"),
 )
+_OPTIONS = tuple(name for name in inspect.signature(build_encoder).parameters if name != "name")
 _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
 # Decide which images a step trains on, and what they look like when they are cropped.
 # Not the folders themselves: the same images may have moved.
 _IMAGES = ("source", "load_size", "batch_size", "seed", "shapes_train")
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
+ENCODER = "encoder.pt"  # in a run folder: the weights alone, and beside them, as .safetensors, with their settings
+_SETTINGS = "simclr"  # the key of a safetensors file's metadata that holds them, as JSON
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,9 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
         return path
     if (path / LAST).is_file():
         return path / LAST
+    saved = list((path / LAST.parent).glob("*.ckpt"))
+    if len(saved) == 1:  # as Lightning leaves it by default, in lightning_logs/version_0
+        return saved[0]
     if path.is_dir():
         # Not deeper: a folder given by mistake may be a whole home.
         found = sorted(str(p) for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}*.ckpt"))[:3]
@@ -82,12 +94,27 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         ValueError: if the file is not a checkpoint of `SimCLR`.
     """
     path = find_checkpoint(path)
+    content = None if path.suffix == ".safetensors" else _read(path)
+    if content is None or _weights_alone(content):
+        raise ValueError(f"{path} holds an encoder alone. Give the run's folder, or its {LAST}.")
+    return _checkpoint(path, content)
+
+
+def _weights_alone(content: Any) -> bool:
+    """Whether this is a plain state dict."""
+    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
+def _read(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch makes of a damaged or foreign file
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, of another program, or holds more than weights."
         ) from error
+
+
+def _checkpoint(path: Path, content: Any) -> Checkpoint:
     needed = ("state_dict", "hyper_parameters")
     if not isinstance(content, dict) or any(not isinstance(content.get(key), dict) for key in needed):
         raise ValueError(f"{path} is not a checkpoint of simclr: it has no {' and '.join(needed)}.")
@@ -106,33 +133,97 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 def new_encoder(checkpoint: Checkpoint) -> nn.Module:
     """A freshly initialised encoder of a checkpoint's kind, in eval mode, with its attributes (see `load_encoder`)."""
-    settings = checkpoint.model
-    names = inspect.signature(build_encoder).parameters.keys() - {"name"}
-    encoder = build_encoder(settings["encoder"], **{name: settings[name] for name in names if name in settings})
-    encoder.image_size = settings["image_size"]
-    encoder.mean, encoder.std = tuple(settings["mean"]), tuple(settings["std"])
-    return encoder.eval().requires_grad_(False)
+    return _build(_settings_of_checkpoint(checkpoint))
 
 
 def load_encoder(path: str | os.PathLike) -> nn.Module:
     """The pretrained encoder of a run, ready to use.
 
+        encoder = load_encoder("runs/photos_resnet18")
+        h = encoder(encoder.transform("photo.jpg"))  # (1, encoder.feature_dim)
+
     Args:
-        path: a run folder (its last checkpoint) or a checkpoint file.
+        path: a run folder (its last checkpoint); a checkpoint file, Lightning's own too; `encoder.safetensors`, which
+            needs nothing beside it; or `encoder.pt`, which holds no settings: they are read from the safetensors file
+            beside it, or from the run's last checkpoint.
     Returns:
-        A module: images (N, 3, H, W), normalised by its `.mean` and `.std`, -> representations (N, feature_dim). In
-        eval mode, gradients off, on the CPU. It carries `.feature_dim`, `.image_size` (pixels), `.mean` and `.std`.
+        A module: images (N, 3, S, S), normalised, -> representations (N, feature_dim). In eval mode, gradients off, on
+        the CPU. Its `.transform` makes such a batch of PIL images, files, tensors or arrays of any size
+        (`simclr.inputs.InputTransform`). It carries `.feature_dim`, `.image_size` (pixels), `.mean` and `.std`.
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint of simclr or its weights do not match, by name.
+        ValueError: if the file is none of the above, if settings are missing, or if the weights do not match, by name.
     """
-    checkpoint = read_checkpoint(path)
-    encoder = new_encoder(checkpoint)
-    prefix = "encoder."
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint.state_dict.items() if k.startswith(prefix)}
-    refuse_mismatch(weights, encoder.state_dict(), f"{checkpoint.path} does not fit its own {settings_of(checkpoint)}")
+    path, weights, settings = _read_encoder(Path(path).expanduser())
+    encoder = _build(settings)
+    kind = ", ".join(f"{name}={settings[name]}" for name in _ARCHITECTURE if name in settings)
+    refuse_mismatch(weights, encoder.state_dict(), f"{path} does not fit its own {kind}")
     encoder.load_state_dict(weights)
     return encoder
+
+
+def _read_encoder(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The file meant, an encoder's weights, and the settings that build and feed it."""
+    alone = (path / ENCODER).with_suffix(".safetensors")
+    path = alone if alone.is_file() and not any((path / LAST.parent).glob("*.ckpt")) else find_checkpoint(path)
+    if path.suffix == ".safetensors":
+        return path, *_read_safetensors(path)
+    content = _read(path)
+    if _weights_alone(content):
+        return path, content, _settings_beside(path)
+    checkpoint, prefix = _checkpoint(path, content), "encoder."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint.state_dict.items() if k.startswith(prefix)}
+    return path, weights, _settings_of_checkpoint(checkpoint)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            settings = json.loads((file.metadata() or {}).get(_SETTINGS, "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: it is damaged, or no safetensors file ({error}).") from error
+    lacking = [name for name in _NEEDED if name != "seed" and name not in (settings or {})]
+    if lacking:
+        raise ValueError(
+            f"{path} is not of simclr: its metadata lack {', '.join(lacking)}. Of another program's weights make an "
+            "encoder with simclr.build_encoder(name) and load_state_dict."
+        )
+    return weights, settings
+
+
+def _settings_beside(weights: Path) -> dict[str, Any]:
+    """The settings of the run that left a plain state dict."""
+    described, last = weights.with_suffix(".safetensors"), weights.parent / LAST
+    if described.is_file():
+        return _read_safetensors(described)[1]
+    if last.is_file():
+        return _settings_of_checkpoint(read_checkpoint(last))
+    raise ValueError(
+        f"{weights} holds weights alone, and neither {described.name} nor {LAST} beside it says of what network. "
+        f"Give {described.name} or a checkpoint of the run; or build the network with simclr.build_encoder."
+    )
+
+
+def _settings_of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    image_size, data = checkpoint.model["image_size"], checkpoint.data
+    load_size = data.get("load_size") or default_load_size(image_size, data.get("source", "auto"))
+    return _encoder_settings(checkpoint.model, load_size)
+
+
+def _encoder_settings(model: Mapping[str, Any], load_size: int) -> dict[str, Any]:
+    """What builds an encoder and what it must be fed, out of the settings of `SimCLR`; plain types."""
+    settings = {name: model[name] for name in ("encoder", *_OPTIONS) if name in model}
+    if settings.get("stem") == "auto" and settings["encoder"] in RESNETS:  # whatever auto will mean one day
+        settings["stem"] = choose_stem(RESNETS[settings["encoder"]], settings["image_size"])
+    return settings | {"load_size": load_size, "mean": list(model["mean"]), "std": list(model["std"])}
+
+
+def _build(settings: Mapping[str, Any]) -> nn.Module:
+    encoder = build_encoder(settings["encoder"], **{name: settings[name] for name in _OPTIONS if name in settings})
+    held = settings.get("load_size")
+    attach_transform(encoder, InputTransform(settings["image_size"], settings["mean"], settings["std"], held))
+    return encoder.eval().requires_grad_(False)
 
 
 def refuse_mismatch(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
@@ -147,11 +238,6 @@ def refuse_mismatch(weights: dict[str, Tensor], expected: dict[str, Tensor], wha
     if problems:
         shown = "; ".join(problems[:4])
         raise ValueError(f"{what}: {shown}{f'; and {len(problems) - 4} more' if len(problems) > 4 else ''}.")
-
-
-def settings_of(checkpoint: Checkpoint) -> str:
-    """The settings that decide an encoder's weights, as a short text for messages."""
-    return ", ".join(f"{name}={checkpoint.model[name]}" for name in _ARCHITECTURE if name in checkpoint.model)
 
 
 def check_resume(checkpoint: Checkpoint, module: nn.Module, data: LightningDataModule | None = None) -> None:
@@ -206,8 +292,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def save_encoder(encoder: nn.Module, path: Path) -> None:
-    """Write an encoder's weights as a plain state dict: torchvision's keys for torchvision's networks, no head."""
+def save_encoder(module: LightningModule, path: Path) -> None:
+    """Write the encoder of a run, without the head, as two files that `load_encoder` opens.
+
+    `path` is a plain state dict: torchvision's keys for torchvision's networks. Beside it, with the suffix
+    .safetensors, the same weights with everything that is needed to build and feed the encoder in the metadata.
+
+    Args:
+        module: the `SimCLR` that was trained.
+        path: the file of the state dict.
+    """
+    # Clones, because safetensors refuses two names for one memory.
+    weights = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in module.encoder.state_dict().items()
+    }
+    settings = _encoder_settings(module.hparams, module.encoder.transform.load_size)
+    settings |= {"feature_dim": module.encoder.feature_dim, "simclr_version": __version__}
+    settings |= {"epochs": module.current_epoch, "global_step": module.global_step}
     buffer = io.BytesIO()
-    torch.save({name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, buffer)
+    torch.save(weights, buffer)
     write_atomically(path, buffer.getvalue())
+    write_atomically(path.with_suffix(".safetensors"), save(weights, {"format": "pt", _SETTINGS: json.dumps(settings)}))

@@ -1,16 +1,21 @@
 """Checkpoints: what is loaded equals what was trained, and what does not match is refused by name."""
 
+import json
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 import torchvision
 
 from simclr import SimCLR, build_encoder, load_encoder
-from simclr.checkpoint import LAST, check_resume, read_checkpoint, save_encoder, write_atomically
+from simclr.checkpoint import LAST, check_resume, new_encoder, read_checkpoint, save_encoder, write_atomically
+from simclr.eval import encoder_sha256
+from simclr.inputs import InputTransform
 from tiny import BATCH, STEPS, fit, tiny_data, tiny_model
 
 
@@ -174,25 +179,197 @@ def test_a_run_is_not_continued_on_other_images(run, tmp_path):
     check_resume(replace(read, data={}), tiny_model(), tiny_data(batch_size=8))
 
 
-def test_a_saved_encoder_is_torchvisions_without_its_classifier(tmp_path):
-    model = SimCLR("resnet18", image_size=224)  # the ImageNet stem
-    save_encoder(model.encoder, tmp_path / "encoder.pt")
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    """(a run folder with encoder.pt, encoder.safetensors and the last checkpoint, the trained module)"""
+    root, model = tmp_path_factory.mktemp("saved"), run[1]
+    (root / LAST).parent.mkdir()
+    shutil.copy(run[0] / LAST, root / LAST)
+    save_encoder(model, root / "encoder.pt")
+    return root, model
+
+
+def copy(folder: Path, to: Path, *names: str) -> Path:
+    for name in names:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, to / name)
+    return to
+
+
+@pytest.mark.parametrize(
+    ("names", "given"),
+    [
+        (["encoder.safetensors"], "encoder.safetensors"),
+        (["encoder.safetensors"], ""),
+        (["encoder.pt", "encoder.safetensors"], "encoder.pt"),
+        (["encoder.pt", LAST], "encoder.pt"),
+        (["encoder.pt", "encoder.safetensors", LAST], ""),
+    ],
+    ids=["safetensors alone", "its folder", "pt beside it", "pt beside a checkpoint", "a run folder"],
+)
+def test_every_file_that_holds_the_encoder_gives_the_same_encoder(saved, tmp_path, names, given):
+    encoder = load_encoder(copy(saved[0], tmp_path, *map(str, names)) / given)
+    assert encoder_sha256(encoder) == encoder_sha256(saved[1].encoder)
+    assert torch.equal(encoder(images()), saved[1].encoder.eval()(images()))
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert encoder.transform == InputTransform(16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    assert (encoder.image_size, encoder.mean, encoder.std) == (16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    assert encoder.feature_dim == saved[1].encoder.feature_dim
+
+
+def test_a_path_may_begin_with_a_tilde(saved, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved[0].parent))
+    load_encoder(f"~/{saved[0].name}/encoder.safetensors")
+
+
+def test_the_safetensors_file_says_everything_that_the_encoder_needs(saved):
+    with safetensors.safe_open(saved[0] / "encoder.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    settings = json.loads(metadata["simclr"])
+    assert settings.pop("simclr_version")
+    assert settings == {
+        "encoder": "resnet8",
+        "stem": "small",  # what auto meant
+        "width": 0.25,
+        "shortcut": "B",
+        "norm": "batch",
+        "zero_init": True,
+        "image_size": 16,
+        "load_size": 16,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "feature_dim": saved[1].encoder.feature_dim,
+        "epochs": 1,
+        "global_step": STEPS,
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"encoder": "resnet18", "width": 0.25, "stem": "small_stride2"},
+        {"encoder": "resnet8", "shortcut": "A", "norm": "none"},
+        {"encoder": "resnet50", "width": 0.125, "stem": "imagenet", "shortcut": "C", "image_size": 80},
+        {"encoder": "mobilenet_v3_small", "image_size": 32},
+        {"encoder": "resnet10t", "image_size": 32},  # timm's
+    ],
+    ids=lambda settings: settings["encoder"],
+)
+def test_every_kind_of_encoder_comes_back_from_its_file(tmp_path, settings):
+    torch.manual_seed(0)
+    model = SimCLR(**settings)
+    save_encoder(model, tmp_path / "encoder.pt")
+    encoder = load_encoder(tmp_path / "encoder.safetensors")
+    assert encoder_sha256(encoder) == encoder_sha256(model.encoder)
+    assert encoder.transform == model.encoder.transform
+
+
+def test_images_are_held_for_the_transform_as_they_were_for_the_run(run, tmp_path):
+    read = read_checkpoint(run[0])
+    for data, held in (
+        ({}, 16),
+        ({"source": "folder", "load_size": None}, 16),
+        ({"source": "auto", "load_size": 40}, 40),
+    ):
+        assert new_encoder(replace(read, data=data)).transform.load_size == held
+    stl10 = {"source": "stl10", "load_size": None}
+    large = replace(read, model={**read.model, "image_size": 96}, data=stl10)
+    assert new_encoder(large).transform.load_size == 96
+    assert new_encoder(replace(large, data={})).transform.load_size == 110
+    model = tiny_model()
+    fit(tmp_path, model, tiny_data(load_size=20), max_epochs=1).save_checkpoint(tmp_path / "x.ckpt")
+    save_encoder(model, tmp_path / "encoder.pt")
+    for name in ("x.ckpt", "encoder.safetensors"):
+        assert load_encoder(tmp_path / name).transform.load_size == 20
+
+
+def test_weights_alone_are_not_guessed_at(saved, tmp_path):
+    copy(saved[0], tmp_path, "encoder.pt")
+    with pytest.raises(
+        ValueError,
+        match=r"encoder\.pt holds weights alone, and neither encoder\.safetensors nor checkpoints/last\.ckpt beside it "
+        r"says of what network\. Give encoder\.safetensors or a checkpoint",
+    ):
+        load_encoder(tmp_path / "encoder.pt")
+    other = torch.load(tmp_path / "encoder.pt")
+    other["conv1.weight"] = torch.ones(8, 3, 3, 3)
+    copy(saved[0], tmp_path, "encoder.safetensors")
+    torch.save(other, tmp_path / "encoder.pt")
+    with pytest.raises(
+        ValueError, match=r"encoder\.pt does not fit its own encoder=resnet8, .*conv1\.weight is \(8, 3"
+    ):
+        load_encoder(tmp_path / "encoder.pt")
+
+
+def test_an_encoder_alone_is_no_run_to_evaluate_or_continue(saved):
+    for name in ("encoder.pt", "encoder.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name} holds an encoder alone\. Give the run's folder, or its checkp"):
+            read_checkpoint(saved[0] / name)
+
+
+def test_a_safetensors_file_that_is_not_ours_or_not_whole_is_refused(saved, tmp_path):
+    path = tmp_path / "x.safetensors"
+    whole = (saved[0] / "encoder.safetensors").read_bytes()
+    for damaged in (b"", b"text", whole[: len(whole) // 2], b"\xff" * 64):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"x\.safetensors cannot be read: it is damaged, or no safetensors file"):
+            load_encoder(path)
+    weights = {"conv1.weight": torch.ones(2)}
+    for metadata in (None, {"simclr": "null"}, {"simclr": "{}"}, {"simclr": "[1]"}, {"simclr": '{"encoder": "vit"}'}):
+        safetensors.torch.save_file(weights, path, metadata)
+        with pytest.raises(
+            ValueError, match=r"is not of simclr: its metadata lack .*image_size, mean, std\. Of another"
+        ):
+            load_encoder(path)
+    safetensors.torch.save_file(weights, path, {"simclr": "{"})
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_encoder(path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing\.safetensors"):
+        load_encoder(tmp_path / "nothing.safetensors")
+
+
+def test_weights_that_share_memory_are_saved_each(tmp_path):
+    model = tiny_model()
+    model.encoder.layer1[0].bn2.weight = model.encoder.layer1[0].bn1.weight
+    save_encoder(model, tmp_path / "encoder.pt")
+    load_encoder(tmp_path / "encoder.safetensors")
+
+
+def test_what_lightning_saves_by_itself_is_opened_by_file_and_by_folder(tmp_path, recwarn):
+    model = tiny_model()
+    fit(tmp_path, model, max_epochs=1, logger=True, enable_checkpointing=True)
+    version = tmp_path / "lightning_logs" / "version_0"
+    (path,) = version.glob("checkpoints/*.ckpt")
+    for given in (path, version):
+        assert encoder_sha256(load_encoder(given)) == encoder_sha256(model.encoder)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_saved_encoder_is_torchvisions_and_timms_without_their_classifier(tmp_path, depth):
+    timm = pytest.importorskip("timm")
+    model = SimCLR(f"resnet{depth}", image_size=224)  # the ImageNet stem
+    save_encoder(model, tmp_path / "encoder.pt")
     weights = torch.load(tmp_path / "encoder.pt", weights_only=True)
-    theirs = torchvision.models.resnet18()
+    assert all(value.is_contiguous() for value in weights.values())
+    assert weights.keys() == safetensors.torch.load_file(tmp_path / "encoder.safetensors").keys()
+    theirs = torchvision.models.get_model(f"resnet{depth}")
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
     theirs.fc = torch.nn.Identity()
-    x = images(2, 64)
+    x, expected = images(2, 64), model.encoder.eval()(images(2, 64))
     # channels_last sums in another order
-    torch.testing.assert_close(theirs.eval()(x), model.encoder.eval()(x), rtol=1e-4, atol=1e-5)
-    assert all(value.is_contiguous() for value in weights.values())
+    torch.testing.assert_close(theirs.eval()(x), expected, rtol=1e-4, atol=1e-5)
+    for name in ("encoder.pt", "encoder.safetensors"):
+        timms = timm.create_model(f"resnet{depth}", num_classes=0, checkpoint_path=str(tmp_path / name))
+        torch.testing.assert_close(timms.eval()(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_saved_encoder_fits_build_encoder_strictly(run, tmp_path):
-    save_encoder(run[1].encoder, tmp_path / "encoder.pt")
+def test_a_saved_encoder_fits_build_encoder_strictly(saved):
     encoder = build_encoder("resnet8", image_size=16, width=0.25)
-    encoder.load_state_dict(torch.load(tmp_path / "encoder.pt", weights_only=True))
-    assert torch.equal(encoder.eval()(images()), run[1].encoder.eval()(images()))
+    encoder.load_state_dict(torch.load(saved[0] / "encoder.pt", weights_only=True))
+    assert torch.equal(encoder.eval()(images()), saved[1].encoder.eval()(images()))
 
 
 def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from PIL import Image
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.profilers import SimpleProfiler
+from safetensors import safe_open
 
 from simclr import load_encoder
 from simclr.cli import main
@@ -24,6 +26,7 @@ from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT, INTERRUPTED
 from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
 from simclr.cli.train import Unprofiled, train
+from simclr.eval import encoder_sha256
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
 from tiny import BATCH, STEPS, flags
@@ -44,7 +47,7 @@ def everything(root):
     return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
 
 
-FILES = ["checkpoints/last.ckpt", "config.yaml", "encoder.pt", "metrics.csv", "views.png"]
+FILES = ["checkpoints/last.ckpt", "config.yaml", "encoder.pt", "encoder.safetensors", "metrics.csv", "views.png"]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,17 @@ def test_the_encoder_written_is_the_one_of_the_last_checkpoint(here):
     weights = content("runs/train_resnet8/encoder.pt")
     assert weights.keys() == encoder.state_dict().keys()
     assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_the_safetensors_file_of_a_run_opens_anywhere(here, tmp_path):
+    shutil.copy("runs/train_resnet8/encoder.safetensors", tmp_path / "mine.safetensors")
+    alone, encoder = load_encoder(tmp_path / "mine.safetensors"), load_encoder("runs/train_resnet8")
+    assert encoder_sha256(alone) == encoder_sha256(encoder)
+    assert alone.transform == encoder.transform
+    with safe_open(tmp_path / "mine.safetensors", framework="pt") as file:
+        settings = json.loads(file.metadata()["simclr"])
+    last = content("runs/train_resnet8/checkpoints/last.ckpt")
+    assert (settings["epochs"], settings["global_step"]) == (2, last["global_step"])
 
 
 def test_metrics_hold_loss_and_knn_of_every_epoch(here):
@@ -403,7 +417,8 @@ def test_a_barebones_run_trains_and_watches_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(SimCLR, "on_train_end", lambda model: trained.append(model.global_step))
     train(flags({"trainer.barebones": "true", "trainer.max_epochs": 1}))
     assert trained == [STEPS]
-    assert {path.rsplit("/", 1)[1] for path in everything(tmp_path)} == {"config.yaml", "encoder.pt"}
+    left = {path.rsplit("/", 1)[1] for path in everything(tmp_path)}
+    assert left == {"config.yaml", "encoder.pt", "encoder.safetensors"}
 
 
 def test_the_batch_and_the_seed_reach_the_model(here):

@@ -228,7 +228,7 @@ def _train(args: list[str], folder: RunFolder) -> None:
         _say_how_to_continue(cli)
         sys.exit(INTERRUPTED)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
-        save_encoder(cli.model.encoder, cli.run_dir / "encoder.pt")
+        save_encoder(cli.model, cli.run_dir / "encoder.pt")
         minutes = (time.perf_counter() - started) / 60
         print(f"trained {minutes:.1f} min; encoder in {cli.run_dir / 'encoder.pt'}; {_next_step(cli)}", flush=True)
 
