@@ -13,6 +13,7 @@ from torch import Tensor
 from simclr import distributed
 from simclr.data import GlobalBatchSampler, ImageData, TrainLoader
 from simclr.eval import extract_features, knn_predict
+from simclr.paths import expanded
 from simclr.run_length import RunLength, run_length
 from simclr.seeding import epoch_order
 
@@ -163,7 +164,7 @@ class ViewGrid(Callback):
     """
 
     def __init__(self, run_dir: Path, images: int = 10, epochs: int = 3):
-        self.run_dir = Path(run_dir)
+        self.run_dir = expanded(run_dir)
         self.images = images
         self.epochs = epochs
 

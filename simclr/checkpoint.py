@@ -19,6 +19,7 @@ from simclr import __version__
 from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
 from simclr.inputs import InputTransform, attach_transform
+from simclr.paths import expanded
 
 _ARCHITECTURE = (
     *("encoder", "image_size", "stem", "width", "shortcut", "norm"),
@@ -67,7 +68,7 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     Raises:
         FileNotFoundError: if there is none, saying what there is.
     """
-    path = Path(path)
+    path = expanded(path)
     if path.is_file():
         return path
     if (path / LAST).is_file():

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from simclr.paths import expanded
+
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
@@ -22,9 +24,9 @@ class MetricsCSV(CSVLogger):
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None = None):
-        super().__init__(str(run_dir), name="", version="", flush_logs_every_n_steps=50)
+        super().__init__(str(expanded(run_dir)), name="", version="", flush_logs_every_n_steps=50)
         self._earlier: list[dict[str, Any]] = []
-        path = Path(run_dir) / "metrics.csv"
+        path = expanded(run_dir) / "metrics.csv"
         if resume_step is not None and path.exists():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) < resume_step]
@@ -52,6 +54,7 @@ def build_loggers(run_dir: Path, wandb: WandbMode, project: str, resume_step: in
         project: the W&B project.
         resume_step: see `MetricsCSV`.
     """
+    run_dir = expanded(run_dir)
     loggers: list[Logger] = [
         MetricsCSV(run_dir, resume_step),
         TensorBoardLogger(str(run_dir), name="tensorboard", version=""),

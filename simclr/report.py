@@ -38,6 +38,7 @@ from simclr.charts import (
 from simclr.checkpoint import Checkpoint, load_encoder, read_checkpoint, write_atomically
 from simclr.data import FileImages, ImageData, ImageSet
 from simclr.data.decode import read_images
+from simclr.data.module import folders_of_run, folders_shown
 from simclr.eval import encoder_sha256, extract_features
 from simclr.eval.duplicates import duplicates_in_words
 from simclr.eval.evaluation import RESULT, grid_end_in_words
@@ -112,7 +113,8 @@ def write_report(
     test, alike, atlas = None, "", ""
     try:
         data = data or _data_of(checkpoint)
-        data.setup()
+        with folders_of_run(data, checkpoint.data):
+            data.setup()
     except ValueError as error:
         say(f"no images to show: {error}")
         alike = _section("What it sees as alike", f"<p>No images to show: {_text(error)}</p>")
@@ -194,7 +196,7 @@ def _data_of(checkpoint: Checkpoint) -> ImageData:
         raise ValueError("the run was not trained on an ImageData, so its images are not known.")
     # Nothing is decoded ahead, and no cache is built anew: a report shows a few of the images.
     ahead = {"memory_limit_gb": 0.0, "cache_dir": None}
-    settings = {**checkpoint.data, "image_size": checkpoint.model["image_size"], **ahead}
+    settings = {**folders_shown(checkpoint.data), "image_size": checkpoint.model["image_size"], **ahead}
     return ImageData(**settings)
 
 

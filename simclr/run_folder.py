@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 
 from simclr.checkpoint import LAST
 from simclr.distributed import launched_rank
+from simclr.paths import expanded
 
 _CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches
 
@@ -41,7 +42,7 @@ class RunFolder:
             return self.path
         job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
         if config.run_dir or resumed:
-            self.path = Path(config.run_dir or resumed)
+            self.path = expanded(config.run_dir or resumed)
         elif job and job != "none":  # ranks launched from outside must agree on a name without talking
             self.path = Path("runs") / f"{run_name(config)}-{job}"
         if self.first and self.path is not None:
@@ -96,5 +97,9 @@ def run_name(config: Namespace) -> str:
         path = Path(str(config.config[-1]))
         return path.resolve().parent.name if path.stem == "config" else path.stem
     folder = config.data.train_dir or config.data.data_dir
-    data = Path(folder).resolve().name if folder else ("shapes" if config.data.source == "auto" else config.data.source)
+    data = (
+        expanded(folder).resolve().name
+        if folder
+        else ("shapes" if config.data.source == "auto" else config.data.source)
+    )
     return f"{data}_{config.model.encoder}"

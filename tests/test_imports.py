@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "simclr"
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    ["seeding", "distributed", "precision", "tiles"],
+    ["seeding", "distributed", "precision", "tiles", "paths"],
     ["augment", "fused", "losses", "gradient_cache", "heads", "resnet", "encoders", "optim", "run_length"],
     ["data"],
     ["inputs"],

@@ -222,7 +222,7 @@ def test_images_that_are_gone_leave_the_rest_of_the_page(labelled):
     said = []
     page = Page(write_report(labelled, say=said.append))
     assert "83.1 %" in page.text
-    assert "No images to show: data.train_dir=" in page.text
+    assert "No images to show: the run's own data.train_dir=" in page.text
     assert not page.rows
     assert any("does not exist" in line for line in said)
 

@@ -14,6 +14,7 @@ from simclr.checkpoint import Checkpoint, read_checkpoint
 from simclr.cli.messages import guarded, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.data import ImageData
+from simclr.data.module import folders_of_run, folders_shown
 from simclr.eval.evaluation import linear_evaluation, remarks, write_result
 
 _NOT_SETTINGS = {"checkpoint", "data", "device", "command", "say"}  # what linear_evaluation takes from elsewhere
@@ -47,7 +48,8 @@ def linear_eval(argv: list[str] | None = None) -> None:
 
 
 def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
-    parser = Parser(description="Linear evaluation of a pretrained encoder, frozen, beside two yardsticks.")
+    description = "Linear evaluation of a pretrained encoder, frozen, beside two yardsticks."
+    parser = Parser(recipes="linear_eval", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with any of these settings.")
     parser.add_argument("--checkpoint", type=str, required=True, help="A run folder or a checkpoint file.")
     parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
@@ -57,11 +59,12 @@ def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoin
     checkpoint = read_checkpoint(parser.parse_args(args).checkpoint)
     known = {f"data.{name}" for name in inspect.signature(ImageData.__init__).parameters}
     known -= {"data.self", "data.image_size", "data.seed", "data.batch_size"}
-    trained_on = {f"data.{name}": value for name, value in checkpoint.data.items()}
-    parser.set_defaults({name: value for name, value in trained_on.items() if name in known})
+    trained_on = folders_shown(checkpoint.data)
+    parser.set_defaults({f"data.{name}": value for name, value in trained_on.items() if f"data.{name}" in known})
     config = parser.parse_args(args)
     data = ImageData(**config.data.as_dict(), image_size=checkpoint.model["image_size"], batch_size=2)
-    data.validate()
+    with folders_of_run(data, checkpoint.data):
+        data.validate()
     return config, data, checkpoint
 
 

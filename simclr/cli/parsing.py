@@ -11,12 +11,19 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from simclr.cli.messages import fail
+from simclr.cli.recipes import with_config_files
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, which answers a mistake with one line, the nearest right key and exit code 2."""
+    """Lightning's parser, which answers a mistake with one line, the nearest right key and exit code 2.
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    Args:
+        recipes: the kind of recipes that `--config` finds by name; see `simclr.cli.recipes`.
+        *args, **kwargs: of jsonargparse's ArgumentParser.
+    """
+
+    def __init__(self, *args: Any, recipes: str = "pretrain", **kwargs: Any):
+        self.recipes = recipes
         # Without allow_abbrev=False, --trainer.max_epoch is silently taken for --trainer.max_epochs.
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
@@ -26,7 +33,9 @@ class Parser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:
         """As in jsonargparse; remembers the names of config files, which its messages do not give."""
-        self.config_files = " or ".join(values_of(sys.argv[1:] if args is None else args, "--config", "-c"))
+        args = sys.argv[1:] if args is None else args
+        self.config_files = " or ".join(values_of(args, "--config", "-c"))
+        args = with_config_files(args, self.recipes)
         return super().parse_args(args, *rest, **kwargs)
 
     def explain(self, message: str) -> str:

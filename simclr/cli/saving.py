@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from simclr import distributed
 from simclr.checkpoint import LAST
+from simclr.paths import expanded
 
 _AGREE_EVERY = 8  # steps after which several ranks ask each other whether to stop
 
@@ -48,7 +49,7 @@ class SaveOnInterrupt(Callback):
     """
 
     def __init__(self, run_dir: Path):
-        self.path = Path(run_dir) / LAST
+        self.path = expanded(run_dir) / LAST
         self.asked = self.agreed = self.saved = False
         self.previous: dict[int, Any] = {}
 

@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +23,12 @@ from simclr.cli.parsing import Parser, values_of
 from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.data import ImageData
+from simclr.data.module import FOLDERS, folders_of_run
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
 from simclr.module import SimCLR
 from simclr.pace import Pace
+from simclr.paths import expanded
 from simclr.run_folder import RunFolder
 from simclr.run_length import RunLength, run_length
 
@@ -247,6 +248,8 @@ def _save_config(cli: TrainCLI) -> None:
     # Without what belongs to this run alone, so that `--config` repeats it in another folder.
     config = cli.config.clone()
     config.run_dir = config.ckpt_path = None
+    for name in FOLDERS:
+        config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
     cli.parser.save(config, str(cli.run_dir / "config.yaml"), skip_none=False, overwrite=True)
 
 
@@ -285,7 +288,7 @@ def parse_and_build(
 def _with_config_of_run(args: list[str]) -> list[str]:
     """A run continued without a config goes on with its own; settings given beside it still come last."""
     checkpoint = values_of(args, "--ckpt_path")
-    if not checkpoint or values_of(args, "--config", "-c") or not Path(checkpoint[-1]).exists():
+    if not checkpoint or values_of(args, "--config", "-c") or not expanded(checkpoint[-1]).exists():
         return args
     own = read_checkpoint(checkpoint[-1]).run_dir / "config.yaml"
     return ["--config", str(own), *args] if own.is_file() else args
@@ -297,7 +300,8 @@ def check(cli: TrainCLI) -> None:
     Raises:
         ValueError: with what to use.
     """
-    cli.datamodule.validate(cli.trainer.world_size)
+    with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):
+        cli.datamodule.validate(cli.trainer.world_size)
     cli.model.settle(cli.datamodule.batch_size)
     cli.model.check(cli.trainer)
     if cli.trainer.max_epochs == cli.trainer.max_steps == -1:

@@ -22,6 +22,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
 from simclr.data.decode import decoder, refuse_unreadable, try_images
+from simclr.paths import expanded, shown
 
 _BLOCK = 256e6  # bytes decoded at a time: enough files to keep every thread busy, little beside a model
 
@@ -46,7 +47,7 @@ def map_decoded(
     Raises:
         ValueError: naming the images that cannot be read or the room that is lacking.
     """
-    folder, shape = Path(cache_dir).expanduser(), (len(paths), 3, side, side)
+    folder, shape = expanded(cache_dir), (len(paths), 3, side, side)
     key = _key(paths, fingerprint, side)
     file = folder / f"{name[:40]}-{side}px-{key}.npy"
     try:
@@ -71,7 +72,7 @@ def map_decoded(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(folder, shape, f" ({error.strerror})") from error
-        raise ValueError(f"data.cache_dir={folder} cannot be used: {error}.") from error
+        raise ValueError(f"data.cache_dir={shown(folder)} cannot be used: {error}.") from error
 
 
 def _key(paths: Sequence[str], fingerprint: str, side: int) -> str:
@@ -139,6 +140,6 @@ def _decode_into(partial: Path, paths: Sequence[str], side: int, threads: int) -
 def _no_room(folder: Path, shape: tuple[int, ...], reason: str = "") -> ValueError:
     needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(folder).free
     return ValueError(
-        f"data.cache_dir={folder} has no room: {shape[0]:,} decoded images take {needed:,} bytes, {free:,} are "
+        f"data.cache_dir={shown(folder)} has no room: {shape[0]:,} decoded images take {needed:,} bytes, {free:,} are "
         f"free{reason}. Make room, choose another folder, or leave data.cache_dir out."
     )

@@ -3,8 +3,10 @@
 import math
 import os
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -15,10 +17,12 @@ from simclr.data.decode import to_square
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, undivided
 from simclr.data.shapes import CLASSES, draw_shapes
 from simclr.data.sources import FileImages, Folder, ImageSet, MemoryImages, list_folder, match_classes, refuse_shared
+from simclr.paths import shown, stored
 from simclr.seeding import check_seed, epoch_order
 
 Source = Literal["auto", "shapes", "folder", "cifar10", "cifar100", "stl10", "imagenet"]
 
+FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir")
 _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
 _STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
 # The sets torchvision reads: the folder it keeps below data_dir, the images' side, how many are for training.
@@ -39,11 +43,17 @@ def default_load_size(image_size: int, source: str = "folder") -> int:
     return min(side, _NAMED[source][1]) if source in _NAMED else side
 
 
+def folders_shown(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `ImageData` that a checkpoint holds, with the folders as one would name them from here."""
+    return {name: shown(value) if name in FOLDERS and value else value for name, value in settings.items()}
+
+
 class ImageData(LightningDataModule):
     """The images of a run: a folder, a named set, or the built-in shapes.
 
     After `setup`, `train` and `test` are image sets (`len`, `.images(index)`, `.labels`, `.classes`, `.name`); `test`
     is None if there is none; `labelled_train` is `train` except for STL-10, which pretrains on its unlabeled images.
+    `given` holds the folders as they were named, for messages.
 
     Args:
         source: where the images are from. "auto": a folder if `train_dir` is given, else the built-in shapes.
@@ -91,9 +101,11 @@ class ImageData(LightningDataModule):
         holdout: float = 0.2,
     ):
         super().__init__()
-        # As text, also where Python code gave a Path: a checkpoint that holds one is refused by weights_only loading.
         folders = (train_dir, test_dir, data_dir, cache_dir)
-        train_dir, test_dir, data_dir, cache_dir = (path and os.fspath(path) for path in folders)
+        self.given = dict(zip(FOLDERS, (path and os.fspath(path) for path in folders), strict=True))
+        # A checkpoint keeps them, as text: weights_only loading refuses one that holds a Path. From the root: it is
+        # read from other folders too.
+        train_dir, test_dir, data_dir, cache_dir = (path and stored(path) for path in folders)
         self.save_hyperparameters(logger=False)  # a checkpoint tells what the encoder was trained on
         self.source = source if source != "auto" else ("folder" if train_dir else "shapes")
         self.train_dir, self.test_dir, self.data_dir, self.download = train_dir, test_dir, data_dir, download
@@ -144,9 +156,9 @@ class ImageData(LightningDataModule):
                 found.append(str(error))
             return found, _NAMED[self.source][2]
         listed = []
-        for path, option in self._folder_paths():
+        for folder in self._folder_paths():
             try:
-                listed.append(self._folder(path, option))
+                listed.append(self._folder(*folder))
             except ValueError as error:
                 found.append(str(error))
         if len(listed) == 2:
@@ -169,10 +181,12 @@ class ImageData(LightningDataModule):
         if not 0 < self.holdout < 1:
             found.append(f"data.holdout={self.holdout} is not a fraction between 0 and 1.")
         if self.cache_dir:
-            cache = Path(self.cache_dir).expanduser()
+            cache = Path(self.cache_dir)
             if not cache.is_dir() and (cache.exists() or not cache.parent.is_dir()):
                 wrong = "is a file" if cache.exists() else f"cannot be made: {cache.parent} does not exist"
-                found.append(f"data.cache_dir={self.cache_dir} {wrong}. Give a folder with room for the images.")
+                found.append(
+                    f"data.cache_dir={self.given['cache_dir']} {wrong}. Give a folder with room for the images."
+                )
         try:
             check_seed(self.seed)
         except ValueError as error:
@@ -183,7 +197,7 @@ class ImageData(LightningDataModule):
             found.append("data.source=imagenet needs data.data_dir, the folder that holds train/ and val/.")
         if self.source != "folder":
             for name in ("train_dir", "test_dir"):
-                if value := getattr(self, name):
+                if value := self.given[name]:
                     found.append(
                         f"data.{name}={value} is not used with data.source={self.source}. "
                         f"Use data.source=folder with data.train_dir, or leave data.{name} out."
@@ -191,7 +205,7 @@ class ImageData(LightningDataModule):
         return found
 
     def _where(self) -> str:
-        return {"folder": self.train_dir, "shapes": "the built-in shapes"}.get(self.source, self.source)
+        return {"folder": self.given["train_dir"], "shapes": "the built-in shapes"}.get(self.source, self.source)
 
     # Reading
 
@@ -223,21 +237,22 @@ class ImageData(LightningDataModule):
             sets.append(MemoryImages(f"shapes ({name})", *draw_shapes(count, self.load_size, part), CLASSES))
         return *sets, None
 
-    def _folder_paths(self) -> list[tuple[str, str]]:
-        """The training folder and, if there is one, the test folder, each with the setting that named it."""
+    def _folder_paths(self) -> list[tuple[str, str, str]]:
+        """The training folder and, if there is one, the test folder, each with the setting that named it and how."""
         if self.source == "imagenet":  # as its archives unpack: data_dir/train/WNID/*.JPEG and data_dir/val/WNID/*.JPEG
             parts = ("train", "val") if self.data_dir else ()
-            return [(str(Path(self.data_dir).expanduser() / part), "data.data_dir") for part in parts]
-        named = ((self.train_dir, "data.train_dir"), (self.test_dir, "data.test_dir"))
-        return [(path, option) for path, option in named if path]
+            given = self.given["data_dir"]
+            return [(os.path.join(self.data_dir, part), "data.data_dir", f"{given}/{part}") for part in parts]
+        named = ((self.train_dir, "train_dir"), (self.test_dir, "test_dir"))
+        return [(path, f"data.{name}", self.given[name]) for path, name in named if path]
 
-    def _folder(self, path: str, option: str) -> Folder:
+    def _folder(self, path: str, option: str, given: str) -> Folder:
         if path not in self._folders:
-            self._folders[path] = list_folder(path, option)
+            self._folders[path] = list_folder(path, option, given)
         return self._folders[path]
 
     def _read_folders(self):
-        train, *tests = (self._folder(path, option) for path, option in self._folder_paths())
+        train, *tests = (self._folder(*folder) for folder in self._folder_paths())
         test = None
         for folder in tests:
             classes = train.classes if train.classes and folder.classes else folder.classes
@@ -254,11 +269,11 @@ class ImageData(LightningDataModule):
     def _find_named(self) -> Path:
         if not self.data_dir:
             raise ValueError(f"data.source={self.source} needs data.data_dir, the folder where it is kept.")
-        top = Path(self.data_dir).expanduser()
+        top = Path(self.data_dir)
         if not self.download and not (top / _NAMED[self.source][0]).is_dir():
             raise ValueError(
-                f"data.source={self.source} looked for {top / _NAMED[self.source][0]}, which does not exist. "
-                f"Set data.data_dir to the folder that holds it, or data.download=true to fetch it, "
+                f"data.source={self.source} looked for {self.given['data_dir']}/{_NAMED[self.source][0]}, which does not "
+                f"exist. Set data.data_dir to the folder that holds it, or data.download=true to fetch it, "
                 f"or use data.train_dir with any folder of images."
             )
         return top
@@ -274,7 +289,7 @@ class ImageData(LightningDataModule):
                 reader = {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}[self.source]
                 parts = {split: reader(top, split == "train", download=self.download) for split in ("train", "test")}
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"data.source={self.source} in {top}: {error}") from error
+            raise ValueError(f"data.source={self.source} in {self.given['data_dir']}: {error}") from error
         held = {split: self._named_part(split, part) for split, part in parts.items()}
         if self.source == "stl10":
             return held["unlabeled"], held["test"], held["train"]
@@ -426,3 +441,21 @@ def _stratified_holdout(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor
 def _cores() -> int:
     """Cores this process may use, as far as the platform tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def folders_of_run(data: ImageData, run: Mapping[str, Any]) -> Iterator[None]:
+    """Within it a message about a folder that came from a run says so, because its reader did not type it.
+
+    Args:
+        data: the images.
+        run: the settings that the run's checkpoint holds.
+    """
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for name, value in data.given.items():
+            if value and value in (run.get(name), folders_shown(run).get(name)):
+                message = message.replace(f"data.{name}={value}", f"the run's own data.{name}={value}")
+        raise ValueError(message) from error

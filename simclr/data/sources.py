@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simclr.data.cache import map_decoded
 from simclr.data.decode import EXTENSIONS, read_images
+from simclr.paths import expanded, stored
 
 _SPLITS = frozenset(("train", "training", "test", "val", "valid", "validation", "unlabeled"))
 
@@ -129,7 +130,7 @@ class FileImages:
 
     def cached(self, cache_dir: str, threads: int) -> MemoryImages:
         """All images, decoded into `cache_dir` unless they are there already, and mapped from it."""
-        name = Path(self.name).resolve().name
+        name = expanded(self.name).resolve().name
         names = self.fingerprint or fingerprint_of(self.paths)
         return self._held(map_decoded(self.paths, names, self.side, cache_dir, threads, name))
 
@@ -182,7 +183,7 @@ class Folder:
     """What a folder of images holds.
 
     Attributes:
-        root: the folder.
+        root: the folder, as the user named it.
         paths: its image files at any depth, sorted by their path below `root`, whatever the operating system.
         classes: the names of its first-level folders, if every image lies in one and there are two or more; else None.
         labels: (N,) int64 into `classes`, or None.
@@ -197,7 +198,7 @@ class Folder:
     fingerprint: str
 
 
-def list_folder(root: str, option: str) -> Folder:
+def list_folder(root: str, option: str, given: str | None = None) -> Folder:
     """Find the images in a folder: nested or flat, with or without class folders.
 
     Hidden files and folders and files without an image's extension are passed over; links to folders are followed.
@@ -205,31 +206,32 @@ def list_folder(root: str, option: str) -> Folder:
     Args:
         root: the folder.
         option: the setting that named it, for messages.
+        given: the name that the user gave it there; `root` if not given.
     Raises:
         ValueError: if it is missing, not a folder, without images, or holds splits (train/, test/) instead of classes.
     """
-    top = Path(root).expanduser()
+    top, given = Path(stored(root)), given or root
     if top.is_file():
-        raise ValueError(f"{option}={root} is a file. Give the folder that holds the images.")
+        raise ValueError(f"{option}={given} is a file. Give the folder that holds the images.")
     if not top.is_dir():
-        raise ValueError(f"{option}={root} does not exist. {_nearest(top)}")
+        raise ValueError(f"{option}={given} does not exist. {_nearest(top)}")
     found = sorted(_walk(top, (), frozenset((os.path.realpath(top),))))
     if not found:
         kinds = ", ".join(sorted(kind[1:] for kind in EXTENSIONS))
-        raise ValueError(f"{option}={root} holds no images. Looked at every depth for {kinds}.")
+        raise ValueError(f"{option}={given} holds no images. Looked at every depth for {kinds}.")
     paths = PackedPaths(os.path.join(top, *parts) for parts in found)
     fingerprint = fingerprint_of("/".join(parts) for parts in found)
     if any(len(parts) == 1 for parts in found) or len({parts[0] for parts in found}) < 2:
-        return Folder(str(top), paths, None, None, fingerprint)
+        return Folder(given, paths, None, None, fingerprint)
     classes = sorted({parts[0] for parts in found})
     if {name.lower() for name in classes} <= _SPLITS:
         first = next((name for name in classes if name.lower().startswith("train")), classes[0])
         raise ValueError(
-            f"{option}={root} holds the folders {', '.join(classes)}, which look like splits, not classes. "
-            f"Give each to its own setting, for example data.train_dir={top / first}."
+            f"{option}={given} holds the folders {', '.join(classes)}, which look like splits, not classes. "
+            f"Give each to its own setting, for example data.train_dir={Path(given) / first}."
         )
     number = {name: i for i, name in enumerate(classes)}
-    return Folder(str(top), paths, classes, torch.tensor([number[parts[0]] for parts in found]), fingerprint)
+    return Folder(given, paths, classes, torch.tensor([number[parts[0]] for parts in found]), fingerprint)
 
 
 def _walk(folder: str | Path, parts: tuple[str, ...], seen: frozenset[str]):

@@ -22,6 +22,7 @@ from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
 from simclr.eval.knn import default_k, knn_predict
 from simclr.eval.linear import NotConverged, ProbeResult, linear_evaluation_sgd, linear_probe
 from simclr.eval.metrics import confusion_matrix
+from simclr.paths import expanded, stored
 
 LinearProtocol = Literal["lbfgs", "sgd"]
 RESULT = "linear_eval.json"  # in the run folder
@@ -146,7 +147,7 @@ def linear_evaluation(
         "raw_pixels_top1": pixels_probe and pixels_probe.accuracy,
         "duplicates": duplicates_record(train_images, test_images, probe.predictions, knn),
         "encoder_sha256": sha256,
-        "checkpoint": str(read.path),
+        "checkpoint": stored(read.path),
         "encoder": read.model["encoder"],
         "epoch": read.epoch + 1,
         "global_step": read.global_step,
@@ -261,7 +262,7 @@ def write_result(record: dict[str, Any], run_dir: Path) -> Path:
     Returns:
         The file written.
     """
-    path = run_dir / RESULT
+    path = expanded(run_dir) / RESULT
     if path.exists():
         number = 1
         while (kept := path.with_suffix(f".{number}.json")).exists():
