@@ -194,6 +194,8 @@ def unknown_name(name: str) -> str:
     else:
         known = known + timm.list_models()
         advice = ""
-    nearest = difflib.get_close_matches(name, dict.fromkeys(known), n=3)  # timm knows some of torchvision's names too
+    # timm knows some of torchvision's names too; its own go on after what people say: vit_small_patch16_224.
+    begun = [other for other in dict.fromkeys(known) if name and other.startswith(f"{name}_")][:2]
+    nearest = begun or difflib.get_close_matches(name, dict.fromkeys(known), n=3)
     question = f" Did you mean {' or '.join(nearest)}?" if nearest else " simclr.encoders.encoder_names() lists them."
     return f"Unknown encoder {name!r}.{question}{advice}"

@@ -4,11 +4,11 @@ Each command has a file here. This one imports none of them, nor torch: help, a 
 at once.
 """
 
-import difflib
 import importlib
 import sys
 
 from simclr import __version__
+from simclr.cli.hints import unknown_command
 from simclr.cli.messages import fail, quiet
 
 __all__ = ["main", "quiet"]
@@ -45,10 +45,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"simclr {__version__}")
         return
     if args[0] not in COMMANDS:
-        nearest = difflib.get_close_matches(args[0], COMMANDS, n=1)
-        fail(
-            f"unknown command {args[0]}. "
-            + (f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(COMMANDS)}.")
-        )
+        fail(unknown_command(args[0], COMMANDS))
     module, function, _ = COMMANDS[args[0]]
     getattr(importlib.import_module(module), function)(args[1:])

@@ -47,15 +47,23 @@ def linear_eval(argv: list[str] | None = None) -> None:
     print(f"written to {guarded(lambda: write_result(record, checkpoint.run_dir))}")
 
 
-def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
+def evaluation_parser() -> Parser:
+    """The settings of a linear evaluation."""
     description = "Linear evaluation of a pretrained encoder, frozen, beside two yardsticks."
-    parser = Parser(recipes="linear_eval", description=description)
+    parser = Parser(command="linear-eval", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with any of these settings.")
-    parser.add_argument("--checkpoint", type=str, required=True, help="A run folder or a checkpoint file.")
+    parser.add_argument(
+        "--checkpoint", type=str, required=True, help="A run folder or a checkpoint file; RUN, by itself."
+    )
     parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
     parser.add_function_arguments(linear_evaluation, skip=_NOT_SETTINGS)
     # The size of an image is the encoder's; the seed orders training images only.
     parser.add_class_arguments(ImageData, "data", skip={"image_size", "seed", "batch_size"}, fail_untyped=False)
+    return parser
+
+
+def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
+    parser = evaluation_parser()
     checkpoint = read_checkpoint(parser.parse_args(args).checkpoint)
     known = {f"data.{name}" for name in inspect.signature(ImageData.__init__).parameters}
     known -= {"data.self", "data.image_size", "data.seed", "data.batch_size"}

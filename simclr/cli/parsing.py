@@ -4,78 +4,171 @@ import difflib
 import itertools
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
+from simclr.cli import hints
+from simclr.cli.folders import PLACE, assignment, with_folder
 from simclr.cli.messages import fail
-from simclr.cli.recipes import with_config_files
+from simclr.cli.recipes import recipes, with_config_files
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, which answers a mistake with one line, the nearest right key and exit code 2.
+    """Lightning's parser, which answers a mistake with one line that says what to type, and exit code 2.
 
     Args:
-        recipes: the kind of recipes that `--config` finds by name; see `simclr.cli.recipes`.
+        command: of `simclr`: which folder may stand by itself, which recipes `--config` knows, which hints there are.
         *args, **kwargs: of jsonargparse's ArgumentParser.
     """
 
-    def __init__(self, *args: Any, recipes: str = "pretrain", **kwargs: Any):
-        self.recipes = recipes
+    def __init__(self, *args: Any, command: str = "train", **kwargs: Any):
+        self.command = command
+        self.linked: dict[str, str] = {}  # settings that follow others
         # Without allow_abbrev=False, --trainer.max_epoch is silently taken for --trainer.max_epochs.
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        words = {"usage": f"simclr {command} [{PLACE[command]}] [options]", "epilog": _epilog(command)}
+        super().__init__(*args, **{**words, **kwargs, "allow_abbrev": False})
+
+    def link_arguments(self, source: str, target: str, *args: Any, **kwargs: Any) -> None:
+        """As in jsonargparse; remembers what follows what."""
+        self.linked[target] = source
+        super().link_arguments(source, target, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and what was probably meant, and exit."""
         fail(self.explain(message))
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:
-        """As in jsonargparse; remembers the names of config files, which its messages do not give."""
-        args = sys.argv[1:] if args is None else args
-        self.config_files = " or ".join(values_of(args, "--config", "-c"))
-        args = with_config_files(args, self.recipes)
+        """As in jsonargparse, with a folder that stands by itself, recipes by name and `~` understood.
+
+        Raises:
+            ValueError: for what stands by itself and is no folder, and a config that is neither file nor recipe.
+        """
+        self.args = list(sys.argv[1:] if args is None else args)
+        self.config_files = " or ".join(values_of(self.args, "--config", "-c"))
+        if written := assignment(self.args):
+            key, value = written
+            if key in self.keys():
+                raise ValueError(f"{key}={value} stands without dashes. Use --{key} {value}.")
+            raise ValueError(f"unknown key {key}. {self.suggest(key, value)}")
+        args = with_config_files(with_folder(self.args, self.command), recipes_of(self.command))
+        for file in values_of(args, "--config", "-c"):
+            self._refuse_linked(file)
         return super().parse_args(args, *rest, **kwargs)
+
+    def _refuse_linked(self, file: str) -> None:
+        """Refuse settings in a file that follow others: jsonargparse would pass over them without a word."""
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except (yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser says what is wrong with it
+            return
+        for key in self.linked:
+            group, _, name = key.rpartition(".")
+            inside = content.get(group) if isinstance(content, dict) else None
+            if isinstance(inside, dict) and name in inside:
+                raise ValueError(
+                    f"{key} in {file} cannot be given. {hints.as_yaml(self.suggest(key, str(inside[name])))}"
+                )
+
+    def keys(self) -> list[str]:
+        """The settings that can be given."""
+        given_otherwise = {"help", "config", "print_config", *self.linked}
+        return [action.dest for action in self._actions if action.dest not in given_otherwise]
+
+    def suggest(self, key: str, value: str | None = None) -> str:
+        """What to type in place of a key that does not exist."""
+        return hints.unknown_option(self.command, key, value, self.keys(), self.linked)
 
     def explain(self, message: str) -> str:
         """jsonargparse's message as one clear line."""
-        unknown = (
-            re.match(r"unrecognized arguments: (?:--)?([^\s=]+)", message)
-            or re.search(r"Option '([^']+)' is not accepted", message)
-            or re.search(r"Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'", message)
+        if message.startswith("unrecognized arguments: "):
+            return self._explain_unrecognised(message.partition(": ")[2].split())
+        in_file = re.search(r"Option '([^']+)' is not accepted", message) or re.search(
+            r"Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'", message
         )
-        if unknown:
-            key = ".".join(unknown.groups())
-            where = "" if message.startswith("unrecognized") else f" in {self.config_files}"
-            return f"unknown key {key}{where}. {self.suggest(key)}"
+        if in_file:
+            key = ".".join(in_file.groups())
+            return f"unknown key {key} in {self.config_files}. {hints.as_yaml(self.suggest(key))}"
+        if linked := re.search(r'Linked "([^"]+)" must be given via', message):
+            key = linked[1]
+            return f"{key} cannot be given. {self.suggest(key, *values_of(self.args, f'--{key}')[-1:])}"
         if message.startswith("Problems parsing config"):
             detail = " ".join(re.sub(r'in "<unicode string>",', "in", message.partition(":")[2]).split())
             return f"{self.config_files} is not valid YAML: {detail}."
-        message = re.sub(r'^(?:Parser key|argument) "?(?:--)?([^":]+)"?:\s*', r"\1: ", message)
+        if group := re.match(
+            r"(?:Parser key|argument) \"?(?:--)?(\w+)\"?:\s+Unable to load config ['\"]([^'\"]*)", message
+        ):
+            return hints.group_value(group[1], group[2])
+        message = re.sub(r'^(?:Parser key|argument) "?(?:-c/)?(?:--)?([^":]+)"?:\s*', r"\1: ", message)
+        if lacking := re.match(r"(\S+): expected (?:one|at least one) argument", message):
+            return f"{lacking[1]} needs a value. Use --{lacking[1]} {self._example(lacking[1])}."
+        if required := re.match(r"the following arguments are required: (\w+)", message):
+            return f"{required[1]} is missing. Use {hints.REQUIRED.get(required[1], f'--{required[1]} VALUE')}."
+        if message.startswith("-h/--help"):
+            return "--help takes no value. Use --help."
+        return self._explain_value(message)
+
+    def _explain_unrecognised(self, words: list[str]) -> str:
+        """Every option that does not exist, each with what to type."""
+        said = []
+        for word in words:
+            if not word.startswith("-") or re.fullmatch(r"-[\d.]+", word):
+                continue
+            key, equals, value = word.partition("=")
+            at = self.args.index(word) if word in self.args else len(self.args)
+            after = self.args[at + 1] if at + 1 < len(self.args) else "-"
+            given = value if equals else None if re.match(r"-\D", after) or after == "-" else after
+            key = key[2:] if key.startswith("--") else key
+            said.append(f"unknown key {key}. {self.suggest(key, given)}")
+        return " ".join(said) or f"unrecognized: {' '.join(words)}. See --help."
+
+    def _explain_value(self, message: str) -> str:
         value = re.search(r"(?:Got|Given) value: ?(.*)", message)
         if not value:
             return " ".join(message.split())
-        key = message.split(":", 1)[0]
+        key, value = message.split(":", 1)[0], value[1]
         wanted = dict.fromkeys(
             re.findall(r"Expected an? (?:typing\.)?(?:Literal)?(.+?)(?:\. Got|$)", message, re.MULTILINE)
         )
         names = [re.sub(r"<class '(.+?)'>", r"\1", kind).replace("NoneType", "null") for kind in wanted]
-        choices = re.findall(r"'([^']*)'", " ".join(names))
-        if choices and len(names) == 1:
-            nearest = difflib.get_close_matches(value.group(1), choices, n=1, cutoff=0.6)
-            meant = f" Did you mean {nearest[0]}?" if nearest else ""
-            return f"{key}={value.group(1)} is not one of {', '.join(choices)}.{meant}"
-        return f"{key}={value.group(1)} is not {' or '.join(names) or 'valid'}."
+        choices = list(dict.fromkeys(re.findall(r"'([^']*)'", " ".join(names))))
+        if choices:
+            others = [name for name in names if "'" not in name and "[" not in name and name not in ("int", "null")]
+            nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
+            known = hints.other_value(key, value)
+            meant = known or (f" Did you mean {nearest[0]}?" if nearest else "")
+            return f"{key}={value} is not {' or '.join([*others, 'one of ' + ', '.join(choices)])}.{meant}"
+        if names and names[0] in ("tuple", "list"):
+            return f"{key}={value} is not a list. Use --{key} {self._example(key, value)}."
+        example = self._example(key)
+        meant = f" For example --{key} {example}." if example != "VALUE" else ""
+        return f"{key}={value} is not {' or '.join(names) or 'valid'}.{meant}"
 
-    def suggest(self, key: str) -> str:
-        """The nearest key that exists, or where to look."""
-        keys = [action.dest for action in self._actions if action.dest not in ("help", "config")]
-        nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
-        same_end = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        if nearest or same_end:
-            return f"Did you mean {(same_end or nearest)[0]}?"
-        return "See --help for the keys there are."
+    def _example(self, key: str, value: str = "") -> str:
+        """A value that a setting takes: its default, if it has one; `value` in it, if it is a number for a list."""
+        if key in hints.EXAMPLES:
+            return hints.EXAMPLES[key]
+        default = self.get_defaults().get(key) if key in self.keys() else None
+        if isinstance(default, tuple | list):
+            number = bool(re.fullmatch(r"\d*\.?\d+", value))
+            same = len(set(default)) == 1
+            return f"[{','.join(value if number and (same or not i) else str(v) for i, v in enumerate(default))}]"
+        return "VALUE" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _epilog(command: str) -> str | None:
+    if command == "report":
+        return None
+    return f"Recipes for --config: {', '.join(recipes(recipes_of(command)))}."
+
+
+def recipes_of(command: str) -> str:
+    """The kind of recipes of a command."""
+    return "linear_eval" if command == "linear-eval" else "pretrain"
 
 
 def values_of(args: list[str], *names: str) -> list[str]:

@@ -52,7 +52,9 @@ def profile(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     folder = RunFolder()
     try:
-        cli = guarded(lambda: parse_and_build(args, folder, ProfileCLI, "Say where the time of a training step goes."))
+        cli = guarded(
+            lambda: parse_and_build(args, folder, ProfileCLI, "Say where the time of a training step goes.", "profile")
+        )
         guarded(lambda: check(cli))
         print_profile(cli)
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from simclr import losses
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
 from simclr.checkpoint import LAST, check_resume, read_checkpoint, save_encoder
+from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
 from simclr.cli.parsing import Parser, values_of
 from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
@@ -91,6 +92,11 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder. It stays empty until all is checked."""
         settle_names(self)
+        refuse_file_as_encoder(self.config.model.encoder)
+        if self.config.trainer.default_root_dir is not None:  # this project's folder of a run takes its place
+            raise ValueError(
+                f"trainer.default_root_dir is not used. Use --run_dir {self.config.trainer.default_root_dir}."
+            )
         self.resumed = read_checkpoint(self.config.ckpt_path) if self.config.ckpt_path else None
         self.run_dir = self.folder.choose(self.config, self.resumed.run_dir if self.resumed else None)
 
@@ -257,7 +263,8 @@ def parse_and_build(
     args: list[str],
     folder: RunFolder,
     kind: type[TrainCLI] = TrainCLI,
-    description: str = "Pretrain an image encoder with SimCLR.",
+    description: str = "Pretrain an image encoder with SimCLR on the images in FOLDER (--data.train_dir).",
+    command: str = "train",
 ) -> TrainCLI:
     """Settings read and objects built; the run folder is reserved, and empty."""
     arguments = sys.argv
@@ -269,7 +276,7 @@ def parse_and_build(
             run=False,
             save_config_callback=None,
             parser_class=Parser,
-            parser_kwargs={"description": description},
+            parser_kwargs={"description": description, "command": command},
             trainer_defaults={
                 "max_epochs": 100,
                 "use_distributed_sampler": False,  # our sampler hands out shares of one global batch

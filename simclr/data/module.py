@@ -272,8 +272,8 @@ class ImageData(LightningDataModule):
         top = Path(self.data_dir)
         if not self.download and not (top / _NAMED[self.source][0]).is_dir():
             raise ValueError(
-                f"data.source={self.source} looked for {self.given['data_dir']}/{_NAMED[self.source][0]}, which does not "
-                f"exist. Set data.data_dir to the folder that holds it, or data.download=true to fetch it, "
+                f"data.source={self.source} looked for {self.given['data_dir']}/{_NAMED[self.source][0]}, which does "
+                f"not exist. Set data.data_dir to the folder that holds it, or data.download=true to fetch it, "
                 f"or use data.train_dir with any folder of images."
             )
         return top

@@ -1,0 +1,264 @@
+"""What people type who come from other programs: one line each that says what to type, exit code 2, nothing left."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simclr.checkpoint import read_checkpoint
+from simclr.cli import COMMANDS, hints, main
+from simclr.cli.linear_eval import evaluation_parser
+from simclr.cli.messages import BAD_INPUT
+from simclr.cli.parsing import Parser
+from simclr.cli.recipes import recipes
+from simclr.cli.report import report_parser
+from simclr.cli.train import TrainCLI, parse_and_build
+from simclr.run_folder import RunFolder
+from tiny import flags
+
+
+def photos(root: Path, count: int = 20) -> None:
+    root.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, Parser]:
+    """The parsers that the commands use."""
+
+    class Parsed(Exception):
+        pass
+
+    built = {"linear-eval": evaluation_parser(), "report": report_parser()}
+
+    def stop(cli: TrainCLI) -> None:
+        built["train"] = built["profile"] = cli.parser
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainCLI, "before_instantiate_classes", stop)
+        with pytest.raises(Parsed):
+            parse_and_build([], RunFolder())
+    return built
+
+
+def options(text: str) -> list[str]:
+    """The options that a hint names, with the value it gives each."""
+    found = re.findall(r"--([a-z_]\w*(?:\.\w+)*)(?: (\[[^\]]*\]|[^\s,;:]+?))?(?=[.,;:]*(?:\s|$))", text)
+    return [f"--{key}={value}" for key, value in found if key not in ("version", "help")]
+
+
+TYPED = {
+    # Options of other programs
+    "train --batch_size 32": "Use --data.batch_size 32.",
+    "train --batch-size 32": "Use --data.batch_size 32.",
+    "train --model.batch_size 32": "Use --data.batch_size 32.",
+    "train --epochs 10": "Use --trainer.max_epochs 10.",
+    "train -e 10": "Use --trainer.max_epochs 10.",
+    "train --max_epochs 10": "Did you mean trainer.max_epochs?",
+    "train --max_epochs=10": "Did you mean trainer.max_epochs?",
+    "train --lr 0.1": "Use --model.base_lr 0.1.",
+    "train --lr 0.1 --epochs 5": "Use --model.base_lr 0.1. unknown key epochs. Use --trainer.max_epochs 5.",
+    "train --model.lr 0.1": "Use --model.base_lr 0.1.",
+    "train --wd 0.01": "Use --model.weight_decay 0.01.",
+    "train --optim sgd": "Use --model.optimizer sgd.",
+    "train --optim adam": "Use --model.optimizer adamw.",
+    "train --tau 0.1": "Use --model.temperature 0.1.",
+    "train --proj_dim 64": "Use --model.projection_dim 64.",
+    "train --img_size 64": "Use --model.image_size 64.",
+    "train --data.image_size 64": "Use --model.image_size 64.",
+    "train --resume": "Use --ckpt_path runs/NAME/checkpoints/last.ckpt.",
+    "train --resume runs/a/checkpoints/last.ckpt": "Use --ckpt_path runs/a/checkpoints/last.ckpt.",
+    "train --seed 7": "Use --seed_everything 7.",
+    "train --data.seed 7": "Use --seed_everything 7.",
+    "train --data photos": "Use --data.train_dir photos.",
+    "train --root photos": "Use --data.train_dir photos.",
+    "train --data-dir photos": "Use --data.train_dir photos for a folder of images",
+    "train --data_path=photos": "Use --data.train_dir photos.",
+    "train --data.train-dir photos": "Did you mean data.train_dir?",
+    "train --dataset cifar10": "Use --data.source cifar10 --data.data_dir datasets.",
+    "train --dataset photos": "Use --data.train_dir photos.",
+    "train --dataset shapes": "Use --data.source shapes.",
+    "train --val_dir photos": "Use --data.test_dir photos.",
+    "train --model resnet18": "Use --model.encoder resnet18.",
+    "train --arch resnet50": "Use --model.encoder resnet50.",
+    "train -a resnet50": "Use --model.encoder resnet50.",
+    "train --gpus 2": "Use --trainer.devices 2.",
+    "train --trainer.gpus 2": "Use --trainer.devices 2.",
+    "train --devices 2": "Did you mean trainer.devices?",
+    "train --strategy ddp": "Did you mean trainer.strategy?",
+    "train --num_workers 4": "Use --data.workers 4.",
+    "train --data.num_workers 4": "Use --data.workers 4.",
+    "train --amp": "Use --trainer.precision bf16-mixed.",
+    "train --fp16": "Use --trainer.precision 16-mixed.",
+    "train --precision 16": "Use --trainer.precision 16-mixed.",
+    "train --no-cuda": "Use --trainer.accelerator cpu.",
+    "train --device cuda:0": "Use --trainer.accelerator gpu.",
+    "train --out results": "Use --run_dir results.",
+    "train --output_dir results": "Use --run_dir results.",
+    "train --trainer.default_root_dir results": "Use --run_dir results.",
+    "train --exp_name first": "Use --run_dir runs/first.",
+    "train --linear-eval": "simclr linear-eval runs/NAME measures a run",
+    "train --version": "Use simclr --version.",
+    "train --min_scale 0.2": "Use --model.crop_scale [0.2,1.0].",
+    "train --cfg my.yaml": "Use --config my.yaml.",
+    "profile --lr 0.1": "Use --model.base_lr 0.1.",
+    "train --trainer 3": "Use --trainer.max_epochs 3.",
+    # Values
+    "train --model.crop_scale 0.2": "Use --model.crop_scale [0.2,1.0].",
+    "train --model.crop_scale 0.2 1.0": "Use --model.crop_scale [0.2,1.0] for a list.",
+    "train --model.mean 0.4": "Use --model.mean [0.4,0.4,0.4].",
+    "train --model.encoder vit_small": "Did you mean vit_small_",
+    "train --model.encoder runs/X/encoder.pt": "To continue a run: --ckpt_path runs/NAME. To measure it:",
+    "train --trainer.precision fp16": "Use --trainer.precision 16-mixed.",
+    "train --trainer.max_epochs ten": "For example --trainer.max_epochs 100.",
+    "train --trainer.max_epochs": "trainer.max_epochs needs a value. Use --trainer.max_epochs 100.",
+    "train --data.train_dir": "data.train_dir needs a value. Use --data.train_dir photos.",
+    "train --config": "config needs a value. Use --config shapes_resnet8.",
+    "train --model.optimizer Adam": "Use --model.optimizer adamw.",
+    "train --trainer.callbacks EarlyStopping": "Use --trainer.callbacks.monitor train_loss_epoch.",
+    # Words by themselves
+    "train photos empty": "train takes one folder, not photos, empty. For test images: --data.test_dir empty.",
+    "train photos --data.train_dir photos": "photos is given beside --data.train_dir, which means the same.",
+    "train photo": "Did you mean",
+    "train cifar10": "Use --data.source cifar10 --data.data_dir datasets.",
+    "train shapes": "Use --data.source shapes.",
+    "train shapes_resnet8": "Use --config shapes_resnet8.",
+    "train my.yaml": "Use --config my.yaml.",
+    "train last.ckpt": "To continue it: --ckpt_path last.ckpt; to measure it: simclr linear-eval last.ckpt.",
+    "train help": "Use --help.",
+    "train model.temperature=0.5": "Use --model.temperature 0.5.",
+    "train epochs=10": "Use --trainer.max_epochs 10.",
+    # Recipes and files
+    "train --config shape_resnet8": "Did you mean --config shapes_resnet8?",
+    "train --config configs/pretrain/shapes_resnet8.yaml": "Did you mean --config shapes_resnet8?",
+    "train --config epochs.yaml": "unknown key epochs in epochs.yaml. Use trainer.max_epochs: 100.",
+    "train --config linked.yaml": "Use data.batch_size: 10.",
+    # Commands
+    "eval": "Did you mean linear-eval?",
+    "linear_eval": "Did you mean linear-eval?",
+    "pretrain photos": "Did you mean train?",
+    "fit": "Did you mean train?",
+    "--linear-eval": "Did you mean linear-eval?",
+    "--epochs 10": "Begin with simclr train, linear-eval, report, profile.",
+    "photos": "Use simclr train photos.",
+    "my.yaml": "Use simclr train --config my.yaml.",
+    "help": "Use simclr --help",
+    "version": "Use simclr --version.",
+    # The other commands
+    "linear-eval": "Use simclr linear-eval runs/NAME.",
+    "linear-eval --run_dir runs/x": "Use --checkpoint runs/x.",
+    "linear-eval --lr 0.3": "Use --base_lr 0.3.",
+    "linear-eval --k 20": "Use --knn_k 20.",
+    "linear-eval --gpus 1": "Use --device cuda.",
+    "linear-eval --data photos": "Use --data.train_dir photos.",
+    "linear-eval --data.image_size 64": "images have the size that the encoder was trained on",
+    "linear-eval --model.encoder resnet18": "Use --checkpoint runs/NAME.",
+    "linear-eval runs/a runs/b": "linear-eval takes one folder",
+    "report": "Use simclr report runs/NAME.",
+    "report --checkpoint runs/x": "Use --run_dir runs/x.",
+    "report --out page.html": "report.html is written into the run's folder",
+}
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_what_is_typed_wrongly_gets_the_line_that_says_what_to_type(typed, tmp_path, monkeypatch, capsys, parsers):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "my.yaml").touch()
+    (tmp_path / "epochs.yaml").write_text("epochs: 10\n")
+    (tmp_path / "linked.yaml").write_text("model: {batch_size: 10}\n")
+    before = sorted(tmp_path.rglob("*"))
+    command, *rest = shlex.split(typed)
+    with pytest.raises(SystemExit) as stopped:
+        main([command, *rest])
+    said = capsys.readouterr()
+    assert stopped.value.code == BAD_INPUT
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1, said.err
+    assert TYPED[typed] in said.err
+    assert sorted(tmp_path.rglob("*")) == before  # not even an empty folder
+    named = {option[2:].partition("=")[0] for option in options(TYPED[typed])} - {"config", "trainer.callbacks.monitor"}
+    assert named <= set(parsers[command].keys() if command in parsers else [])
+
+
+def test_there_are_enough():
+    assert len(TYPED) >= 45
+
+
+ALL_HINTS = [(command, name, text) for command, table in hints.HINTS.items() for name, text in table.items()]
+ALL_HINTS += [("train", name, text) for name, text in hints.GROUPS.items()]
+ALL_HINTS += [("train", key, f"--{key} {value}") for key, value in hints.EXAMPLES.items() if key != "checkpoint"]
+ALL_HINTS += [
+    ("linear-eval" if key == "protocol" else "train", key, f"--{key} {value}")
+    for key, values in hints.VALUES.items()
+    for value in values.values()
+]
+
+
+def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x"}
+    for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
+        said = hints._use(text, None)
+        assert "{" not in said, said
+        named = options(said)
+        assert named or text.startswith(("Leave it out: ", "Use simclr")), (name, text)
+        parsers[command].parse_args([needed[command], *named] if command in needed else named)
+        for other in re.findall(r"simclr ([a-z-]+)", said):
+            assert other in (*COMMANDS, "--version"), said
+
+
+def test_no_hint_is_for_an_option_that_exists(parsers):
+    """It would never be said: nobody keeps such a line right."""
+    for command, table in hints.HINTS.items():
+        assert not table.keys() & (set(parsers[command].keys()) - hints.GROUPS.keys()), command
+
+
+def test_every_command_that_is_meant_exists():
+    assert hints.COMMANDS.keys() <= COMMANDS.keys()
+
+
+def test_a_key_that_follows_another_is_never_suggested(parsers):
+    assert parsers["train"].linked == {
+        "model.seed": "seed_everything",
+        "data.seed": "seed_everything",
+        "model.batch_size": "data.batch_size",
+        "data.image_size": "model.image_size",
+    }
+    assert not parsers["train"].linked.keys() & set(parsers["train"].keys())
+
+
+def test_a_folder_by_itself_is_the_one_a_command_is_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos")
+    small = flags({"trainer.max_epochs": 1, "knn.every_n_epochs": 0})
+    main(["train", "photos", *small])
+    assert read_checkpoint("runs/photos_resnet8").data["train_dir"] == str(tmp_path / "photos")
+    main(["train", *small, "--run_dir", "last", "photos"])  # after the options too
+    assert read_checkpoint("last").data["train_dir"] == str(tmp_path / "photos")
+    capsys.readouterr()
+    main(["report", "last"])
+    assert (tmp_path / "last" / "report.html").exists()
+    with pytest.raises(SystemExit):
+        main(["linear-eval", "last"])
+    assert "photos has no labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "linear-eval", "report", "profile"])
+def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    place = "FOLDER" if command in ("train", "profile") else "RUN"
+    assert said.startswith(f"usage: simclr {command} [{place}] [options]\n")
+    kind = "linear_eval" if command == "linear-eval" else "pretrain"
+    assert command == "report" or all(name in said for name in recipes(kind))
