@@ -42,8 +42,9 @@ def pixels_at(x: Tensor, stride: int | tuple[int, int]) -> Tensor:
 def guard_projections(network: nn.Module) -> nn.Module:
     """Have strided 1 x 1 convolutions of few channels first take the pixels that they read; returns the network.
 
-    On CPUs the gradient of oneDNN's strided one writes beyond its memory, for 4 and 8 channels and channels_last maps
-    from 56 x 56 on (torch 2.15, AVX-512). The function, its numbers, the names and shapes of weights stay as they are.
+    On CPUs the gradient of oneDNN's strided one writes beyond its memory, for channels_last maps from 56 x 56 on: seen
+    with 4, 8, 12 and 15 channels, never with 16 or more (torch 2.14 and 2.15, AVX2 and AVX-512). The function, its
+    numbers, the names and shapes of weights stay as they are.
     """
     for conv in network.modules():
         strided = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.stride != (1, 1)

@@ -136,9 +136,7 @@ def test_a_callback_that_watches_the_knn_is_asked_in_the_epochs_that_measure_it(
     assert [knn for _, knn in decides.seen[:3]] == [watch.knn[epoch] for epoch in (1, 3, 4)]
 
 
-@pytest.mark.parametrize(
-    "why", ["trainer.barebones", "every_n_epochs", "no labelled", "ImageData", "5 labelled images"]
-)
+@pytest.mark.parametrize("why", ["barebones", "every_n_epochs", "no labelled", "ImageData", "5 labelled images"])
 def test_a_callback_that_would_watch_for_ever_is_refused_with_the_reason(tmp_path, why):
     data = tiny_data()
     data.setup()
