@@ -28,7 +28,7 @@ def neighbour_picture(
     """A picture with a row for each query: the query, then its neighbours, the wrong ones in a coloured frame.
 
     Args:
-        queries: (n, 3, S, S) uint8.
+        queries: (n, 3, S, S) uint8, on any device, as the others.
         neighbours: (n, k, 3, S, S) uint8.
         wrong: (n, k) bool, or None.
         cell: side of an image in the picture, in pixels; small images grow to a whole multiple of theirs.
@@ -208,5 +208,5 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """(3, H, W) uint8 as a picture."""
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    """(3, H, W) uint8, on any device, as a picture."""
+    return Image.fromarray(pixels.cpu().permute(1, 2, 0).contiguous().numpy())

@@ -9,6 +9,10 @@ torch's own FakeTensorMode cannot do it: without a device its CUDA tensors have 
 device's context), and it takes the numbers of the CPU's tensors too.
 """
 
+import ast
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,13 +27,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from simclr import fused, tiles
 from simclr.augment import SimCLRAugmentation
+from simclr.charts import neighbour_picture
 from simclr.data import loader
 from simclr.gradient_cache import backward_in_parts
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
 from simclr.optim import build_optimizer
 from simclr.seeding import stream_uniforms, uniforms, view_stream
+from simclr.report import nearest
 from tiny import BATCH, fit, tiny_data, tiny_model
 
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
 aten = torch.ops.aten
 # Operations whose result the host, or the next kernel's shape, needs at once.
@@ -386,3 +393,21 @@ def test_a_step_under_the_trainer_waits_for_the_device_nowhere(tmp_path, cuda, s
         **of_trainer,
     )
     assert watch.steps == 2
+
+
+def test_the_notebook_draws_neighbours_from_images_that_training_moved_to_the_device(cuda):
+    cuda.strict = False
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
+    (cell,) = (source for source in cells if source.count("neighbour_picture(") and "import" not in source)
+    data, model = tiny_data(), tiny_model()
+    data.setup()
+    data.train.hold_on(CUDA)
+    assert data.train.pixels.device == CUDA
+    scope = {"torch": torch, "data": data, "model": model, "nearest": nearest, "neighbour_picture": neighbour_picture}
+    loaders = {f"{split}_loader": data.eval_loader(split) for split in ("train", "test")}
+    tree = ast.parse(cell)
+    shown = ast.Expression(tree.body.pop().value)
+    # The fake has no numbers, and features come back to the CPU.
+    scope |= {"extract_features": lambda _, loader: (torch.randn(len(loader.labels), 8), loader.labels), **loaders}
+    exec(compile(tree, "quickstart", "exec"), scope)
+    assert eval(compile(shown, "quickstart", "eval"), scope).size == (64 * 9 + 8 * 9 + 18, 26 + 6 * 72)
