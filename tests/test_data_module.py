@@ -16,6 +16,7 @@ from PIL import Image
 from simclr.data import FileImages, ImageData, MemoryImages
 from simclr.data.sources import list_folder
 from simclr.seeding import epoch_order
+from tiny import fit, tiny_data
 
 
 def fill(root: Path, names: list[str], side: int = 8) -> Path:
@@ -85,6 +86,17 @@ def test_a_folder_is_held_in_memory_or_read_from_files_with_equal_images(tmp_pat
     for a, b in zip(memory.eval_loader("test", 3), files.eval_loader("test", 3), strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
+
+
+def test_batches_are_made_without_a_trainer_and_after_one(tmp_path):
+    fill(tmp_path / "photos", [f"{n}.png" for n in range(6)])
+    settings = {"train_dir": tmp_path / "photos", "batch_size": 2, "image_size": 8}
+    files = ImageData(**settings, memory_limit_gb=0).train_dataloader()  # by as many workers as there are cores
+    assert len(files) == 3
+    data = tiny_data()
+    fit(tmp_path, data=data, max_epochs=1)
+    for found, expected in zip(data.train_dataloader(), tiny_data().train_dataloader(), strict=True):
+        assert torch.equal(found[1], expected[1])
 
 
 def test_a_worker_is_sent_the_paths_in_memory_that_is_shared_and_finds_each_as_it_was():

@@ -326,20 +326,13 @@ class ImageData(LightningDataModule):
         """
         self.setup()
         trainer = self.trainer
-        if trainer is None:
-            return TrainLoader(
-                self.train, GlobalBatchSampler(len(self.train), self.batch_size, self.seed), self.workers
-            )
-        sampler = GlobalBatchSampler(
-            len(self.train),
-            self.batch_size,
-            self.seed,
-            trainer.global_rank,
-            trainer.world_size,
-            reshuffle=trainer.overfit_batches == 0,
-        )
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        same = trainer is not None and trainer.overfit_batches > 0
+        sampler = GlobalBatchSampler(len(self.train), self.batch_size, self.seed, rank, world_size, reshuffle=not same)
         # Lightning says that it turns shuffling off, which it can do for its own loaders only.
         warnings.filterwarnings("ignore", message="You requested to overfit but enabled train dataloader shuffling")
+        if trainer is None or not trainer.training:  # a loop of the caller's own, which no run has begun
+            return TrainLoader(self.train, sampler, self._processes())
         if isinstance(self.train, MemoryImages):
             self.train.hold_on(trainer.strategy.root_device)
         # `ready` counts the batches the loop has begun; when the next one is asked for, those are the ones trained on.
