@@ -1,8 +1,10 @@
 """Encoders f by name: images -> representations h. The only place that chooses a stem."""
 
+import copy
 import difflib
 import inspect
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -50,7 +52,7 @@ def build_encoder(
         The module, on the default device, in training mode; its attribute `feature_dim` is F.
     Raises:
         ValueError: for a name that nobody knows (with the nearest that are known), an option that the model does not
-            have, or a value out of its range.
+            have, a value out of its range, or images of a size that the model cannot take.
     Warns:
         UserWarning: if an explicit stem does not suit image_size.
     """
@@ -64,13 +66,11 @@ def build_encoder(
             warn_of_unsuitable_stem(stem, image_size)
         return ResNet(RESNETS[name], **resnet_options)
 
-    if name in torchvision_names():
-        refuse_resnet_options(name, resnet_options)
-        return guard_projections(build_torchvision(name, image_size))
-    if timm_knows(name):
-        refuse_resnet_options(name, resnet_options)
-        return guard_projections(build_timm(name, image_size))
-    raise ValueError(unknown_name(name))
+    build = build_torchvision if name in torchvision_names() else build_timm if timm_knows(name) else None
+    if build is None:
+        raise ValueError(unknown_name(name))
+    refuse_resnet_options(name, resnet_options)
+    return guard_projections(build(name, None) if image_size is None else build_for_size(build, name, image_size))
 
 
 def encoder_names() -> list[str]:
@@ -160,6 +160,79 @@ def remove_classifier(model: nn.Module) -> int:
         model.set_submodule(path, nn.Identity())
     classifier = layers[last][1]
     return classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
+
+
+def build_for_size(build: Callable[[str, int | None], nn.Module], name: str, image_size: int) -> nn.Module:
+    """A model of torchvision or timm, seen to take images of this size.
+
+    Raises:
+        ValueError: if it does not take them, with the size that it needs.
+    """
+    try:
+        encoder = build(name, image_size)
+        reason = why_not(encoder, image_size)
+    except _REFUSALS as error:
+        reason = _first_line(error)
+    if reason is None:
+        return encoder
+    least = least_size(build, name, image_size)
+    needs = f"It needs at least {least}: choose that size" if least else "Choose another size"
+    raise ValueError(f"encoder {name} cannot take images of {image_size} px: {reason}. {needs}, or another encoder.")
+
+
+_REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def why_not(encoder: nn.Module, image_size: int) -> str | None:
+    """What a model says to images of a size that it cannot take; None if it takes them. By their shape if possible."""
+    images = torch.empty(2, 3, image_size, image_size, device="meta")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            on_meta(encoder).train()(images)
+        except Exception:
+            # Some networks cannot run on shapes alone: what two images make of it decides.
+            if any(parameter.is_meta for parameter in encoder.parameters()):
+                return None
+            try:
+                copy.deepcopy(encoder).train()(torch.zeros(images.shape))
+            except _REFUSALS as error:
+                return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device: shapes without numbers, for which no weight is copied."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
+    empty |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in network.buffers()}
+    return copy.deepcopy(network, empty)  # which takes for copied what it is given
+
+
+def least_size(build: Callable[[str, int | None], nn.Module], name: str, image_size: int) -> int | None:
+    """The smallest side above image_size that a model takes, by shapes alone; None if none is found."""
+
+    def takes(side: int) -> bool:
+        try:
+            with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+                build(name, side)(torch.empty(2, 3, side, side))
+        except Exception:
+            return False
+        return True
+
+    below = image_size
+    for side in (32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512):
+        if side > image_size and takes(side):
+            break
+        below = max(below, side)
+    else:
+        return None
+    while side - below > 1:
+        middle = (below + side) // 2
+        below, side = (below, middle) if takes(middle) else (middle, side)
+    return side
 
 
 def timm_knows(name: str) -> bool:

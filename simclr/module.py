@@ -17,7 +17,7 @@ from torch import Tensor
 
 from simclr import distributed, losses
 from simclr.augment import SimCLRAugmentation
-from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder
+from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder, why_not
 from simclr.gradient_cache import backward_in_parts
 from simclr.heads import ProjectionHead
 from simclr.inputs import InputTransform, attach_transform
@@ -196,6 +196,8 @@ class SimCLR(LightningModule):
             zero_init=zero_init,
             norm=norm,
         )
+        if start_size is not None and (reason := why_not(self.encoder, start_size)):
+            raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")
         # What measures the encoder while it learns feeds it as `load_encoder`'s users do.
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         self.head = ProjectionHead(

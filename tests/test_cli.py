@@ -323,6 +323,11 @@ def test_images_without_labels_train_without_knn_and_are_no_evaluation(here, tmp
         (["--model.temperature=0.001"], "temperature=0.001 is below 0.0015"),
         (["--model.micro_batch_size=5"], "micro_batch_size=5 does not divide the 16 images of a batch. .* 4 or 8"),
         (["--model.encoder=resnet19"], "Unknown encoder 'resnet19'. Did you mean"),
+        (["--model.encoder=alexnet", "--model.image_size=32"], "encoder alexnet cannot take images of 32 px: "),
+        (
+            ["--model.encoder=vgg11", "--model.image_size=32", "--model.start_size=8", "--model.grow_epochs=1"],
+            "start_size=8: encoder vgg11 cannot take images of that size: ",
+        ),
         (["--model.head=mlp"], "model.head=mlp is not .*identity.*linear"),
         (["--model.blur_prob=2"], "blur_prob"),
         (["--optimizer=adam"], "unknown key optimizer. Did you mean model.optimizer?"),
@@ -348,6 +353,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys,
     (tmp_path / "broken.yaml").write_text("model: [\n")
     before = everything(tmp_path)
     taken = {argument.lstrip("-").split("=")[0] for argument in arguments}
+    taken |= {"model.width"} if "model.encoder" in taken else set()  # of a ResNet
     others = [flag for flag in flags({}) if flag.lstrip("-").split("=")[0] not in taken]
     pattern = message if re.search(r"\\|\.\*", message) else re.escape(message)
     assert re.search(pattern, refused(train, [*others, *arguments], capsys))

@@ -226,6 +226,55 @@ def test_encoder_names_are_in_order_and_known():
     assert {"resnet110", "resnet152", "vit_b_16"} < set(names)
 
 
+@pytest.mark.parametrize(
+    ("name", "image_size", "message"),
+    [
+        ("alexnet", 32, r"alexnet cannot take images of 32 px: .*Output size is too small\. It needs at least 63"),
+        ("inception_v3", 32, r"inception_v3 cannot take images of 32 px: .*\. It needs at least 75"),
+        pytest.param("efficientformer_l1", 64, r"efficientformer_l1 cannot .* 64 px: .*It needs", marks=needs_timm),
+    ],
+)
+def test_images_that_a_model_cannot_take_are_refused_with_the_size_that_it_needs(name, image_size, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        build_encoder(name, image_size=image_size)
+    assert "\n" not in str(refused.value)
+    least = int(str(refused.value).split("at least ")[1].split(":")[0])
+    encoder = build_encoder(name, image_size=least).eval()
+    with torch.no_grad():
+        assert encoder(torch.zeros(1, 3, least, least)).shape == (1, encoder.feature_dim)
+
+
+class CountsPixels(nn.Module):
+    """A network whose path depends on numbers, which shapes alone have not."""
+
+    def __init__(self, least=0):
+        super().__init__()
+        self.weight, self.least = nn.Parameter(torch.zeros(1)), least
+
+    def forward(self, x):
+        if x.mean() > 10 or x.shape[-1] < self.least:
+            raise RuntimeError(f"below {self.least}\nand more")
+        return x.mean((2, 3))
+
+
+def test_a_network_that_cannot_run_on_shapes_alone_is_asked_with_images():
+    with pytest.raises(RuntimeError):
+        CountsPixels().to("meta")(torch.empty(2, 3, 8, 8, device="meta"))
+    assert encoders.why_not(CountsPixels(), 8) is None
+    assert encoders.why_not(CountsPixels(least=9), 8) == "below 9"
+
+
+def test_to_look_at_a_model_leaves_it_and_the_random_numbers_as_they_were():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    assert encoders.why_not(model, 8) is None
+    assert "Kernel size" in encoders.why_not(model, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert {t.device.type for t in encoders.on_meta(model).state_dict().values()} == {"meta"}
+
+
 def strided_projections(encoder):
     convolutions = (m for m in encoder.modules() if isinstance(m, nn.Conv2d))
     return [c for c in convolutions if c.kernel_size == (1, 1) and c.stride != (1, 1) and c.in_channels < 16]
