@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.profilers import SimpleProfiler
 from safetensors import safe_open
 
-from simclr import load_encoder
+from simclr import load_encoder, memory
 from simclr.cli import main
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT, INTERRUPTED
@@ -359,6 +359,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys,
     assert re.search(pattern, refused(train, [*others, *arguments], capsys))
     assert everything(tmp_path) == before
     assert not (tmp_path / "runs").exists()  # not even an empty folder
+
+
+def test_a_step_that_cannot_fit_is_refused_unless_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    message = refused(train, flags({}), capsys)
+    assert message.endswith("Use a smaller encoder or batch. To try it all the same: --check_memory false.")
+    assert not everything(tmp_path)
+    with pytest.warns(UserWarning, match="may not fit"):
+        train(flags({"check_memory": "false", "run_dir": "run", "trainer.max_epochs": 1}))
+    assert (tmp_path / "run" / "encoder.pt").exists()
 
 
 def test_a_checkpoint_of_another_architecture_is_not_continued(here, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The estimate of a step's memory against what a step is seen to take, and what is said when it cannot fit."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,15 +76,82 @@ def test_the_estimate_leaves_the_model_as_it_was():
 def test_a_batch_that_cannot_fit_is_refused_with_the_setting_that_would(monkeypatch):
     model, cpu = tiny_model(), torch.device("cpu")
     need = memory.estimate(model, 64).total
-    monkeypatch.setattr(memory, "available", lambda device: 2 * need)
+    monkeypatch.setattr(memory, "available", lambda device: 1.4 * need)
     assert memory.check_memory(model, cpu, 64, 1, 1, "32-true").startswith("about ")
     with pytest.raises(ValueError, match=r"step of 64 images takes about .*B on a device that has .*B\.") as refused:
         memory.check_memory(model, cpu, 64, 3, 3, "32-true")  # three processes share the machine's memory
     size = int(str(refused.value).split("--model.micro_batch_size ")[1].split()[0])
     assert size in (1, 2, 4, 8, 16, 32)
-    assert (
-        memory.estimate(model, 64, size, 3).total < 0.8 * 2 * need / 3 < memory.estimate(model, 64, 2 * size, 3).total
-    )
+    smaller, larger = (memory.estimate(model, 64, n, 3).total for n in (size, 2 * size))
+    assert smaller < 0.75 * 1.4 * need / 3 < larger
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(ValueError, match="smaller encoder or batch"):
         memory.check_memory(model, cpu, 64, 1, 1, "32-true")
+
+
+@pytest.mark.parametrize(
+    ("have", "refuse", "answer"),
+    [
+        (1.4, True, "fits"),
+        (1.2, True, "may not fit"),
+        (0.6, True, "may not fit"),
+        (0.4, True, "refused"),
+        (0.4, False, "may not fit"),
+    ],
+)
+def test_what_the_estimate_cannot_tell_is_a_warning_and_only_what_is_certain_refused(monkeypatch, have, refuse, answer):
+    """`have` is the memory there is, in steps as estimated: the estimate may be off by half in either direction."""
+    model = tiny_model()
+    need = memory.estimate(model, 64).total
+    monkeypatch.setattr(memory, "available", lambda device: int(have * need))
+
+    def check() -> str:
+        return memory.check_memory(model, torch.device("cpu"), 64, 1, 1, "32-true", refuse)
+
+    if answer == "refused":
+        with pytest.raises(ValueError, match=r"To try it all the same: --check_memory false\.$"):
+            check()
+    elif answer == "may not fit":
+        with pytest.warns(
+            UserWarning,
+            match=r"may not fit, as far as can be estimated\. (With --model.micro_batch_size|Use a smaller)",
+        ):
+            assert check().startswith("about ")
+    else:
+        assert check().startswith("about ")
+
+
+MACHINE = "9223372036854771712\n"  # what version 1 says where there is no limit
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "limits"),
+    [
+        ("0::/", {"memory.max": "1000\n"}, [1000]),
+        ("0::/", {}, []),  # the machine's own group has no such file
+        ("0::/a/b", {"memory.max": "max\n", "a/memory.max": "3000\n", "a/b/memory.max": "max\n"}, [3000]),
+        ("0::/a/b", {"a/memory.max": "3000\n", "a/b/memory.max": "5000\n"}, [3000]),
+        # In a container whose group is named from outside.
+        ("0::/docker/7f", {"memory.max": "2000\n"}, [2000]),
+        ("12:cpu:/x\n4:memory:/x", {"memory/memory.limit_in_bytes": MACHINE}, [int(MACHINE)]),
+        (
+            "12:cpu:/x\n4:hugetlb,memory:/x/y\n0::/",
+            {"memory/x/memory.limit_in_bytes": "4000\n", "memory/x/y/memory.limit_in_bytes": MACHINE},
+            [4000],
+        ),
+    ],
+    ids=["v2", "v2 without", "v2 above", "v2 nested", "v2 inside", "v1 without", "v1 above, hybrid"],
+)
+def test_the_limits_of_a_container_are_read(tmp_path, membership, files, limits):
+    for name, text in {"proc/self/cgroup": membership, **{f"sys/fs/cgroup/{n}": t for n, t in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert min(memory.container_limits(tmp_path), default=None) == min(limits, default=None)
+
+
+def test_a_cpu_has_the_memory_of_the_container_or_of_the_machine_whichever_is_less(monkeypatch, tmp_path):
+    assert memory.container_limits(tmp_path) == []  # another system than Linux
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limits, expected in (([], machine), ([5000, 4000], 4000), ([int(MACHINE)], machine)):
+        monkeypatch.setattr(memory, "container_limits", lambda limits=limits: list(limits))
+        assert memory.available(torch.device("cpu")) == expected

@@ -82,6 +82,7 @@ class TrainCLI(LightningCLI):
             help="Weights & Biases. auto: online with a key and a network, else offline.",
         )
         parser.add_argument("--wandb_project", type=str, default="simclr", help="Project on Weights & Biases.")
+        parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
         parser.add_lightning_class_args(OnlineKNN, "knn")
         # int: jsonargparse's own kind of number could not be read from a checkpoint.
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -323,6 +324,7 @@ def check(cli: TrainCLI) -> None:
         trainer.world_size,
         trainer.num_devices,
         trainer.precision,
+        cli.config.check_memory,
     )
     cli.datamodule.setup("fit")
     next(c for c in trainer.callbacks if isinstance(c, OnlineKNN)).check(trainer, cli.datamodule)
