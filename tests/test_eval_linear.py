@@ -1,5 +1,6 @@
 """Logistic regression against Newton's method and its own stationarity; SGD against the protocol's letter."""
 
+import copy
 import math
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from simclr import SimCLRAugmentation
 from simclr.eval import extract_features, linear_evaluation_sgd, linear_probe, train_linear_sgd, wilson_interval
 from simclr.eval.linear import _stratified_split
+from simclr.seeding import epoch_order
 
 
 def _data(n=240, m=90, classes=3, width=5, spread=1.5, seed=0):
@@ -33,6 +36,56 @@ def _objective(parameters, x, labels, regularization, classes):
 def _standardised(x, by):
     by = by.double()
     return (x.double() - by.mean(0)) / by.std(0, correction=0)
+
+
+def plain_sgd(
+    epoch_features, classes, *, epochs=100, batch_size=512, base_lr=0.1, momentum=0.9, weight_decay=0.0
+) -> nn.Linear:
+    """The paper's classifier (Chen et al. 2020, appendix B.6) by torch's own layer, optimiser and cosine, in float64.
+
+    `epoch_features(epoch)` gives all features and labels of an epoch, in the order in which it visits them.
+    """
+    size, width = epoch_features(0)[0].shape
+    classifier = nn.Linear(width, classes, dtype=torch.float64)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    groups = [{"params": [classifier.weight], "weight_decay": weight_decay}, {"params": [classifier.bias]}]
+    optimizer = torch.optim.SGD(groups, lr=base_lr * batch_size / 256, momentum=momentum, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * math.ceil(size / batch_size))
+    for epoch in range(epochs):
+        x, y = epoch_features(epoch)
+        for start in range(0, size, batch_size):
+            batch = slice(start, start + batch_size)
+            optimizer.zero_grad()
+            F.cross_entropy(classifier(x[batch].double()), y[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    return classifier.requires_grad_(False)
+
+
+def in_order(x, y, seed=0):
+    """The features of an epoch, for `plain_sgd`, that are the same in each but for their order."""
+
+    def of_epoch(epoch):
+        order = epoch_order(seed, epoch, len(x))
+        return x[order], y[order]
+
+    return of_epoch
+
+
+def of_views(encoder, images, labels, seed=0, crop_scale=(0.08, 1.0)):
+    """The features of an epoch, for `plain_sgd`, of images cropped and flipped anew as the paper does."""
+    off = {"jitter_prob": 0.0, "gray_prob": 0.0, "blur_prob": 0.0}
+    augment = SimCLRAugmentation(encoder.image_size, crop_scale=crop_scale, mean=encoder.mean, std=encoder.std, **off)
+    frozen = copy.deepcopy(encoder).eval()
+
+    def of_epoch(epoch):
+        order = epoch_order(seed, epoch, len(images))
+        views = augment.view(images[order], order, epoch, seed, view=2)  # pretraining has drawn views 0 and 1
+        with torch.no_grad():
+            return frozen(views), labels[order]
+
+    return of_epoch
 
 
 @pytest.mark.parametrize("regularization", [0.1, 10.0, 1000.0])
