@@ -21,12 +21,15 @@ from pytorch_lightning.profilers import SimpleProfiler
 from safetensors import safe_open
 
 from simclr import load_encoder, memory
+from simclr.checkpoint import read_checkpoint
 from simclr.cli import main
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT, INTERRUPTED
 from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
 from simclr.cli.train import Unprofiled, train
-from simclr.eval import encoder_sha256
+from simclr.data import ImageData
+from simclr.eval import encoder_sha256, wilson_interval
+from simclr.eval.evaluation import linear_evaluation
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
 from tiny import BATCH, STEPS, flags
@@ -104,7 +107,10 @@ def test_the_safetensors_file_of_a_run_opens_anywhere(here, tmp_path):
 def test_metrics_hold_loss_and_knn_of_every_epoch(here):
     header, *rows = Path("runs/train_resnet8/metrics.csv").read_text().splitlines()
     assert header.split(",") == ["epoch", "knn_top1", "step", "train_loss_epoch"]
-    assert len(rows) == 2
+    epochs, knn, steps, losses = zip(*([float(value) for value in row.split(",")] for row in rows), strict=True)
+    assert (epochs, steps) == ((0, 1), (1, 3))  # two steps an epoch, counted from 0
+    assert {8 * accuracy for accuracy in knn} <= set(range(9))  # of 40 training images 8 are queries
+    assert losses[0] != losses[1]
 
 
 def test_config_yaml_repeats_the_run_bit_for_bit(here, tmp_path):
@@ -263,12 +269,24 @@ def test_linear_eval_writes_the_record_leaves_the_checkpoint_and_keeps_an_earlie
     assert (record["data"]["train_images"], record["data"]["test_images"]) == (40, 10)
     assert record["data"]["classes"] == ["cat", "dog"]
     assert record["epoch"] == 2
-    assert record["ci95"][0] <= record["linear_top1"] <= record["ci95"][1]
+    assert record["ci95"] == list(wilson_interval(round(10 * record["linear_top1"]), 10))
     assert f"{100 * record['linear_top1']:.1f} %" in capsys.readouterr().out
     linear_eval(["--checkpoint", "runs/train_resnet8/checkpoints/last.ckpt", "--knn_k", "3"])
     assert path.with_name("linear_eval.1.json").read_text() == first
     assert json.loads(path.read_text())["knn_k"] == 3
     assert state() == before
+
+
+def test_the_settings_of_linear_eval_reach_the_evaluation(here):
+    settings = {"protocol": "sgd", "epochs": 3, "batch_size": 8, "base_lr": 0.5, "weight_decay": 0.2}
+    settings |= {"knn_k": 3, "knn_temperature": 0.7}
+    linear_eval(["--checkpoint=runs/train_resnet8-2", *(f"--{name}={value}" for name, value in settings.items())])
+    record = json.loads((here / "runs" / "train_resnet8-2" / "linear_eval.json").read_text())
+    checkpoint = read_checkpoint("runs/train_resnet8-2")
+    data = ImageData(**{**checkpoint.data, "seed": 0})
+    expected = linear_evaluation("runs/train_resnet8-2", data, **settings)
+    for key in (*settings, "linear_top1", "linear_top5", "knn_top1", "confusion_matrix"):
+        assert record[key] == expected[key], key
 
 
 def test_linear_eval_on_other_images_than_the_runs(here, tmp_path):
@@ -438,6 +456,10 @@ def test_a_barebones_run_trains_and_watches_nothing(tmp_path, monkeypatch):
     assert left == {"config.yaml", "encoder.pt", "encoder.safetensors"}
 
 
-def test_the_batch_and_the_seed_reach_the_model(here):
-    hparams = content("runs/train_resnet8/checkpoints/last.ckpt")["hyper_parameters"]
-    assert (hparams["batch_size"], hparams["seed"], hparams["image_size"]) == (BATCH, 0, 16)
+def test_batch_seed_and_image_size_reach_model_and_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(flags({"seed_everything": 3, "run_dir": "run", "trainer.max_epochs": 1, "knn.every_n_epochs": 0}))
+    checkpoint = content("run/checkpoints/last.ckpt")
+    for part in ("hyper_parameters", "datamodule_hyper_parameters"):
+        settings = checkpoint[part]
+        assert (settings["batch_size"], settings["seed"], settings["image_size"]) == (BATCH, 3, 16)
