@@ -14,8 +14,8 @@ from simclr.module import SimCLR
 # Beyond what backward keeps, a step holds gradients of activations and a kernel's workspace: one or two more of the
 # largest activations. Measured on a CPU, see tests/test_memory.py.
 _TRANSIENT_ACTIVATIONS = 3
-# The estimate was up to 1.6 times what a step took, for the networks it was measured with. Beyond twice the memory,
-# with room for others, a step cannot fit; from three quarters of it on, where it may have been too low, it may not.
+# tests/test_memory.py holds the estimate to 0.6 to 1.6 times what a step takes. At twice the memory, with a margin for
+# networks that were not measured, a step cannot fit; from three quarters of it on it may not.
 _CERTAIN, _DOUBTFUL = 2.0, 0.75
 _STATES = {"lars": 1, "sgd": 1, "adamw": 2}  # numbers an optimiser keeps for each weight
 

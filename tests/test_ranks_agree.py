@@ -56,6 +56,7 @@ def test_two_ranks_see_the_same_metrics_and_end_where_callbacks_watch_the_online
     """kNN is measured in every second epoch; no gain is 1.0, so a patience of one measurement ends in the fourth."""
     (tmp_path / "watch.yaml").write_text(WATCHERS)
     settings = {"trainer.max_epochs": 9, "knn.every_n_epochs": 2, "trainer.log_every_n_steps": 2}
+    settings |= {"model.micro_batch_size": 4}  # logs what whole batches do not
     done = run(tmp_path, config="watch.yaml", **settings)
     assert done.returncode == 0, done.stderr
     first, second = ((tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in range(2))
@@ -63,7 +64,14 @@ def test_two_ranks_see_the_same_metrics_and_end_where_callbacks_watch_the_online
     assert len(first) == 4
     seen = json.loads(first[1])
     for names in seen.values():
-        assert {"knn_top1", "train_loss_epoch", "train_loss", "lr", "contrast_top1"} <= names.keys()
+        assert {
+            "knn_top1",
+            "train_loss_epoch",
+            "train_loss",
+            "lr",
+            "contrast_top1",
+            "gradient_cache_error",
+        } <= names.keys()
     assert "knn_top1" not in json.loads(first[0])["callbacks"]
     kept = sorted(path.name for path in (tmp_path / "run").rglob("*-epoch=*.ckpt"))
     assert kept == ["knn-epoch=1.ckpt", "knn-epoch=3.ckpt", *(f"loss-epoch={epoch}.ckpt" for epoch in range(4))]
