@@ -232,7 +232,7 @@ SIMCLR = {
     "channels_last": row(False, channels_first, channels_last=True),
     "compile_encoder": row("max-autotune-no-cudagraphs", lambda a, b: b.compiled == 2 * ["max-autotune-no-cudagraphs"]),
     "seed": row(1, views_are(16, seed=1)),
-    "augmentation": row({"strength": 0.5}, views_are(8, strength=0.5), **GROWING),
+    "augmentation": row({"strength": 0.9}, views_are(8, strength=0.9), **GROWING),
 }
 
 
@@ -255,7 +255,7 @@ COMPILED = 7.0  # what the stand-in for the compiled functions paints
 def _compiled_views_are_painted() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "crop_and_color", lambda images, draws, norm, out: out.fill_(COMPILED))
-        patch.setattr(SimCLRAugmentation, "_compiler_works", True)  # whatever another test has found
+        patch.setattr(SimCLRAugmentation, "_uncompiled", set())  # whatever another test has found
         yield
 
 
