@@ -543,9 +543,9 @@ def _settings_section(checkpoint: Checkpoint, encoder: nn.Module, folder: Path) 
         "loss": losses.describe(model),
         "batch and length": f"{model.get('batch_size')} images; {checkpoint.epoch + 1} epochs, "
         f"{checkpoint.global_step:,} steps",
-        "optimiser": f"{model.get('optimizer')}, base learning rate {model.get('base_lr'):g} "
-        f"({model.get('lr_scaling')} scaling), weight decay {model.get('weight_decay'):g}, "
-        f"warm-up {model.get('warmup_epochs'):g} epochs",
+        "optimiser": f"{model.get('optimizer')}, base learning rate {_number(model.get('base_lr'))} "
+        f"({model.get('lr_scaling')} scaling), weight decay {_number(model.get('weight_decay'))}, "
+        f"warm-up {_number(model.get('warmup_epochs'))} epochs",
         "views": f"{_view_size(model)}, crop {' to '.join(f'{v:g}' for v in model.get('crop_scale', ()))} of the "
         f"area, colour strength {model.get('strength'):g}, grey {model.get('gray_prob'):g}, "
         f"blur {model.get('blur_prob'):g}, flip {model.get('flip_prob'):g}"
@@ -560,6 +560,11 @@ def _settings_section(checkpoint: Checkpoint, encoder: nn.Module, folder: Path) 
     lines = [f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in rows.items() if value]
     remark = "All settings are in config.yaml beside this page." if config else ""
     return _section("Settings", f"<dl>{''.join(lines)}</dl>", remark)
+
+
+def _number(value: float | None) -> str:
+    """A setting for people; one that was left open when the checkpoint was written is the default's."""
+    return "default" if value is None else f"{value:g}"
 
 
 def _view_size(model: dict[str, Any]) -> str:

@@ -237,7 +237,7 @@ def test_one_folder_for_training_and_test_is_refused(tmp_path, monkeypatch, caps
 
 def test_the_folder_that_a_run_was_trained_on_is_no_test_folder(here, capsys):
     message = refused(linear_eval, ["--checkpoint", "run", "--data.test_dir", str(here / "train")], capsys)
-    assert "is the same folder as data.train_dir=train" in message
+    assert "is the same folder as the run's own data.train_dir=train" in message
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -93,7 +93,9 @@ class Parser(LightningArgumentParser):
         if in_file:
             key = ".".join(in_file.groups())
             return f"unknown key {key} in {self.config_files}. {hints.as_yaml(self.suggest(key))}"
-        if linked := re.search(r'Linked "([^"]+)" must be given via', message):
+        # The second for a setting that may be null: jsonargparse takes its type for a function.
+        linked = re.search(r'Linked "([^"]+)" must be given via', message) or re.match(r"\S+ --> (\S+): ", message)
+        if linked:
             key = linked[1]
             return f"{key} cannot be given. {self.suggest(key, *values_of(self.args, f'--{key}')[-1:])}"
         if message.startswith("Problems parsing config"):
@@ -153,6 +155,7 @@ class Parser(LightningArgumentParser):
         if key in hints.EXAMPLES:
             return hints.EXAMPLES[key]
         default = self.get_defaults().get(key) if key in self.keys() else None
+        default = hints.LISTS.get(key, default)
         if isinstance(default, tuple | list):
             number = bool(re.fullmatch(r"\d*\.?\d+", value))
             same = len(set(default)) == 1

@@ -269,7 +269,7 @@ def refuse_shared(train: Folder, test: Folder) -> None:
     Raises:
         ValueError: naming both.
     """
-    outer, inner = Path(train.root).resolve(), Path(test.root).resolve()
+    outer, inner = (expanded(folder.root).resolve() for folder in (train, test))
     if os.path.samefile(outer, inner):
         what = f"is the same folder as data.train_dir={train.root}"
         todo = "Leave data.test_dir out: data.holdout of each class's images then serve as test."

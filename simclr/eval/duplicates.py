@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simclr.data import EvalLoader
 from simclr.eval.metrics import wilson_interval
+from simclr.paths import shown
 
 _BYTES = 16  # of a hash: among a million images two unlike ones share 128 bits with a chance of 1e-27
 _NAMED, _PRINTED = 10, 3  # duplicates in a record, and in a line for people
@@ -96,7 +97,7 @@ def duplicates_record(train: HashedImages, test: HashedImages, linear: Tensor, k
 def _named(loader: EvalLoader, place: int) -> str:
     """An image of a loader by its file, or by its number where it is from none."""
     number = int(loader.index[place])
-    return loader.source.paths[number] if loader.source.paths is not None else f"{loader.source.name} {number}"
+    return shown(loader.source.paths[number]) if loader.source.paths is not None else f"{loader.source.name} {number}"
 
 
 def duplicates_in_words(record: dict[str, Any]) -> str | None:
