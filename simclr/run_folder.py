@@ -1,6 +1,7 @@
 """The folder of a run: one name for all ranks, never a folder that is taken, nothing left where a run did not begin."""
 
 import os
+import shutil
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -27,6 +28,7 @@ class RunFolder:
         self._chosen = Path(chosen) if launcher == str(os.getppid()) else None
         self.first = self._chosen is None and launched_rank() == 0
         self._made: list[Path] = []
+        self._empty = False  # whether it was, before this run
 
     def choose(self, config: Namespace, resumed: Path | None) -> Path:
         """The folder asked for, the one continued, or a free name below runs/. On the first process it is made.
@@ -54,7 +56,7 @@ class RunFolder:
                 free = Path("runs") / (name if number == 1 else f"{name}-{number}")
                 try:  # making it is what reserves it: runs started side by side choose different names
                     self._make(free)
-                    self.path = free
+                    self.path, self._empty = free, True
                 except FileExistsError:
                     number += 1
         if self.path is None:
@@ -68,6 +70,7 @@ class RunFolder:
             raise ValueError(f"run_dir={self.path} is a file. Choose a new folder.")
         if resumed is not None and self.path.resolve() == resumed.resolve():
             return
+        self._empty = True
         if self.path.exists() and any(self.path.iterdir()):
             hint = f" or continue it with --ckpt_path {self.path / LAST}" if (self.path / LAST).exists() else ""
             raise ValueError(f"run_dir={self.path} is taken. Choose another{hint}.")
@@ -81,6 +84,14 @@ class RunFolder:
     def forget(self) -> None:
         """The run has ended: what this process launches from here on does not belong to it."""
         os.environ.pop(_CHOSEN, None)
+
+    def discard(self) -> None:
+        """Take back the folders that were made and all that is in the run's own: it ended before its first step."""
+        if not (self.first and self._empty and self.path is not None and self.path.is_dir()):
+            return
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        self.release()
 
     def release(self) -> None:
         """Take back the folders that were made, as far as they are empty: the run did not begin."""

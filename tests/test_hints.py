@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
@@ -14,8 +15,10 @@ from simclr.cli.linear_eval import evaluation_parser
 from simclr.cli.messages import BAD_INPUT
 from simclr.cli.parsing import Parser
 from simclr.cli.recipes import recipes
+from simclr.cli.refusals import LOGGED
 from simclr.cli.report import report_parser
 from simclr.cli.train import TrainCLI, parse_and_build
+from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
 from tiny import flags
 
@@ -262,3 +265,80 @@ def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
     assert said.startswith(f"usage: simclr {command} [{place}] [options]\n")
     kind = "linear_eval" if command == "linear-eval" else "pretrain"
     assert command == "report" or all(name in said for name in recipes(kind))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.val_check_interval=5", "a pretraining run has no validation loop. Leave it out"),
+        ("--trainer.limit_train_batches=0", "trainer.limit_train_batches=0 leaves no step"),
+        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 is not 1 or more"),
+        ("--trainer.max_epochs=0", "trainer.max_epochs=0 trains nothing"),
+        ("--trainer.devices=-1", "should be an int > 0"),
+        ("--trainer.callbacks=BatchSizeFinder", "Set --data.batch_size"),
+        ("--trainer.callbacks=LearningRateFinder", "Set --model.base_lr"),
+        (
+            "--trainer.callbacks=EarlyStopping --trainer.callbacks.monitor=val_loss",
+            "EarlyStopping watches val_loss, which is not logged. Watch one of train_loss_epoch, knn_top1",
+        ),
+        ("--trainer.strategy=quantum", "invalid strategy name"),
+        ("--trainer.plugins=quantum", "trainer.plugins=quantum is not"),
+        ("--trainer.profiler=quantum", "'simple', 'advanced', 'pytorch', 'xla'"),
+        ("--trainer.limit_val_batches=-1", "limit_val_batches"),
+        ("--trainer.reload_dataloaders_every_n_epochs=-1", "reload_dataloaders_every_n_epochs"),
+        ("--trainer.deterministic=maybe", "trainer.deterministic=maybe is not bool or one of warn"),
+        ("--trainer.overfit_batches=1.5", "overfit_batches"),
+        ("--trainer.num_nodes=0", "num_nodes"),
+        ("--trainer.logger=CSVLogger", "save_dir is missing"),
+    ],
+)
+def test_what_lightning_cannot_do_is_refused_before_a_folder_is_made(option, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    taken = {part.partition("=")[0] for part in option.split()}
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *(flag for flag in flags({}) if flag.partition("=")[0] not in taken), *option.split()])
+    said = capsys.readouterr()
+    assert stopped.value.code == BAD_INPUT
+    assert said.out == ""  # not even the summary
+    assert said.err.count("\n") == 1, said.err
+    assert message in said.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [MisconfigurationException, ValueError, RuntimeError])
+@pytest.mark.parametrize("folder", ["runs/a", "there"])
+def test_what_fails_before_the_first_step_leaves_nothing(error, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+
+    def step(*args):
+        raise error("this cannot be done")
+
+    monkeypatch.setattr(SimCLR, "training_step", step)
+    with pytest.raises(RuntimeError if error is RuntimeError else SystemExit):
+        main(["train", *flags({"run_dir": folder})])
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    if error is not RuntimeError:  # which is nobody's bad input
+        assert capsys.readouterr().err.startswith("error: this cannot be done (SIMCLR_TRACEBACK=1 shows where)\n")
+
+
+def test_what_fails_later_leaves_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    original = SimCLR.training_step
+
+    def step(self, batch, batch_idx):
+        if self.global_step == 1:
+            raise ValueError("an image cannot be read")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(SimCLR, "training_step", step)
+    with pytest.raises(SystemExit):
+        main(["train", *flags({"run_dir": "run"})])
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_callbacks_may_watch_what_is_logged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["train", *flags({"run_dir": "run", "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 1})])
+    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert set(header) - {"epoch", "step"} == set(LOGGED)

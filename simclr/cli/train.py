@@ -14,6 +14,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr import losses
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
@@ -21,6 +22,7 @@ from simclr.checkpoint import LAST, check_resume, read_checkpoint, save_encoder
 from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
 from simclr.cli.parsing import Parser, values_of
+from simclr.cli.refusals import check_trainer
 from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.data import ImageData
@@ -132,7 +134,10 @@ class TrainCLI(LightningCLI):
         self.keeps_checkpoint = watched and config.enable_checkpointing is not False
         if self.keeps_checkpoint:
             kwargs["callbacks"] += [SaveOnInterrupt(self.run_dir), newest_checkpoint(self.run_dir)]
-        trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
+        try:
+            trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
+        except (TypeError, RuntimeError) as error:  # Lightning's answer to some options
+            raise ValueError(f"trainer: {error}") from error
         # kNN before the line that shows it.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN))
         return trainer
@@ -173,6 +178,7 @@ def summary(cli: TrainCLI) -> str:
     rows = {
         "run": str(cli.run_dir),
         "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
+        "left out": data.left_out,
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
         f"z of {model.head.out_dim} ({hparams.head} head)",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
@@ -224,7 +230,7 @@ def _train(args: list[str], folder: RunFolder) -> None:
             print(f"note: {line}", flush=True)
     started = time.perf_counter()
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
+        _fit(cli, folder)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
@@ -239,6 +245,18 @@ def _train(args: list[str], folder: RunFolder) -> None:
         save_encoder(cli.model, cli.run_dir / "encoder.pt")
         minutes = (time.perf_counter() - started) / 60
         print(f"trained {minutes:.1f} min; encoder in {cli.run_dir / 'encoder.pt'}; {_next_step(cli)}", flush=True)
+
+
+def _fit(cli: TrainCLI, folder: RunFolder) -> None:
+    """Train; what fails before the first step is done leaves no folder, and what Lightning refuses is one line."""
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
+    except Exception as error:
+        if cli.trainer.global_step == 0:
+            folder.discard()
+        if isinstance(error, MisconfigurationException):
+            raise ValueError(str(error)) from error
+        raise
 
 
 def _next_step(cli: TrainCLI) -> str:
@@ -311,6 +329,7 @@ def check(cli: TrainCLI) -> None:
     with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):
         cli.datamodule.validate(cli.trainer.world_size)
     cli.model.settle(cli.datamodule.batch_size)
+    check_trainer(cli.trainer, cli.config.trainer.val_check_interval)
     cli.model.check(cli.trainer)
     if cli.trainer.max_epochs == cli.trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
