@@ -42,6 +42,25 @@ def test_first_level_folders_are_the_classes_at_any_depth(tmp_path):
     assert folder.labels.tolist() == [0, 0, 1]
 
 
+def test_what_is_left_out_of_a_folder_is_counted_by_kind(tmp_path):
+    fill(tmp_path, ["cat/a.png", "cat/b.JPG", "dog/c.jpeg", "dog/.hidden.png", ".cache/d.png", ".DS_Store"])
+    for name in ("notes.txt", "cat/x.TXT", "dog/y.heic", "README"):
+        (tmp_path / name).touch()
+    folder = list_folder(str(tmp_path), "data.train_dir")
+    assert folder.left_out == {".txt": 2, ".heic": 1, "without extension": 1, "hidden": 3}
+    assert folder.left_out_text == "2 .txt, 1 .heic, 1 without extension, 3 hidden"
+    data = ImageData(train_dir=tmp_path, image_size=8, batch_size=2)
+    assert data.left_out == folder.left_out_text
+    assert ImageData(train_dir=tmp_path / "cat", test_dir=tmp_path / "dog").left_out == (
+        "1 .txt in train_dir; 1 .heic, 1 hidden in test_dir"
+    )
+    assert ImageData().left_out == ""
+    (tmp_path / "heic").mkdir()
+    (tmp_path / "heic" / "1.heic").touch()
+    with pytest.raises(ValueError, match=r"holds no images\. .* There are 1 \.heic\."):
+        list_folder(str(tmp_path / "heic"), "data.train_dir")
+
+
 @pytest.mark.parametrize("names", [["a.png", "b.png"], ["cat/a.png", "b.png"], ["cat/a.png", "cat/b.png"]])
 def test_a_flat_mixed_or_single_folder_has_no_classes(tmp_path, names):
     folder = list_folder(str(fill(tmp_path, names)), "data.train_dir")

@@ -306,6 +306,18 @@ class ImageData(LightningDataModule):
         name = f"{self.source} ({split})"
         return MemoryImages(name, pixels.contiguous(), labels, None if labels is None else part.classes)
 
+    @property
+    def left_out(self) -> str:
+        """The files that were passed over in the folders of images, by kind; empty if there are none."""
+        found = [
+            (self._folder(*folder), folder[1])
+            for folder in self._folder_paths()
+            if self.source in ("folder", "imagenet")
+        ]
+        said = [(folder.left_out_text, option.removeprefix("data.")) for folder, option in found]
+        said = [(text, option) for text, option in said if text]
+        return "; ".join(f"{text} in {option}" if len(found) > 1 else text for text, option in said)
+
     # Batches
 
     def _processes(self) -> int:
