@@ -1,8 +1,8 @@
 """Measure a pretrained encoder: linear classifier and kNN on its frozen features, beside two yardsticks.
 
-    python linear_eval.py --checkpoint runs/NAME                  on the images of the run
-    python linear_eval.py --checkpoint runs/NAME --data.train_dir photos/train --data.test_dir photos/test
-    python linear_eval.py --checkpoint runs/NAME --protocol sgd   the paper's protocol, slower
+    python linear_eval.py runs/NAME                               on the images of the run
+    python linear_eval.py runs/NAME --data.train_dir photos/train --data.test_dir photos/test
+    python linear_eval.py runs/NAME --protocol sgd                the paper's protocol, slower
     python linear_eval.py --help                                  every setting
 
 Prints a small table and writes linear_eval.json into the run folder.

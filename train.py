@@ -1,7 +1,7 @@
 """Pretrain an image encoder with SimCLR.
 
     python train.py                                               the built-in images, the default settings
-    python train.py --data.train_dir photos                       any folder of images
+    python train.py photos                                        any folder of images
     python train.py --config configs/pretrain/cifar10_resnet18.yaml --data.train_dir cifar10/train --trainer.devices 8
     python train.py --ckpt_path runs/NAME/checkpoints/last.ckpt   continue a run
     python train.py --help                                        every setting

@@ -18,7 +18,7 @@ LAYERS = [
     ["module", "checkpoint"],
     ["memory"],
     ["eval"],
-    ["callbacks", "loggers", "export", "charts", "run_folder", "profile"],
+    ["callbacks", "loggers", "export", "charts", "run_folder", "profile", "progress"],
     ["report", "pace"],
     ["cli"],
 ]

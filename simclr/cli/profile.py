@@ -12,6 +12,7 @@ from rich.console import Console
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
 from simclr.cli.train import TrainCLI, Unprofiled, check, parse_and_build
 from simclr.profile import StepClock, draw, summarise
+from simclr.progress import LOG_STEPS
 from simclr.run_folder import RunFolder
 
 
@@ -42,6 +43,8 @@ class ProfileCLI(TrainCLI):
             kwargs["sync_batchnorm"] = False
         if config.profiler is None and not config.barebones:
             kwargs["profiler"] = Unprofiled()  # as in train
+        if config.log_every_n_steps is None:
+            kwargs["log_every_n_steps"] = LOG_STEPS  # as in a long run
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         return LightningCLI.instantiate_trainer(self, **kwargs, **off)
 

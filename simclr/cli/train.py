@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeInt
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ProgressBar as BarOfLightning
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
@@ -32,6 +33,7 @@ from simclr.memory import check_memory
 from simclr.module import SimCLR
 from simclr.pace import Pace
 from simclr.paths import expanded
+from simclr.progress import LogInterval, ProgressBar, ProgressLines
 from simclr.run_folder import RunFolder
 from simclr.run_length import RunLength, run_length
 
@@ -120,8 +122,6 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = self.loggers
         if config.barebones:
             kwargs |= dict.fromkeys(("logger", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"))
-        elif config.enable_progress_bar is None:
-            kwargs["enable_progress_bar"] = sys.stderr.isatty()
         if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
         if config.profiler is None and not config.barebones:
@@ -129,6 +129,8 @@ class TrainCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run_dir)
         given = self.config_init.trainer.callbacks or []
         kwargs["callbacks"] = list(given) if isinstance(given, list) else [given]
+        if not config.barebones:
+            kwargs["enable_progress_bar"] = self._add_progress(kwargs["callbacks"])
         if watched:
             kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines()]
         self.keeps_checkpoint = watched and config.enable_checkpointing is not False
@@ -141,6 +143,17 @@ class TrainCLI(LightningCLI):
         # kNN before the line that shows it.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN))
         return trainer
+
+    def _add_progress(self, callbacks: list[Callback]) -> bool:
+        """Add what says how far the run is to its callbacks; whether that is a bar."""
+        wanted = self.config.trainer.enable_progress_bar
+        if self.config.trainer.log_every_n_steps is None:
+            callbacks.append(LogInterval())
+        if wanted is False or any(isinstance(callback, BarOfLightning) for callback in callbacks):
+            return wanted is not False
+        bar = wanted or sys.stdout.isatty()
+        callbacks.append(ProgressBar() if bar else ProgressLines())
+        return bar
 
 
 class Unprofiled(PassThroughProfiler):
@@ -302,7 +315,6 @@ def parse_and_build(
                 "sync_batchnorm": torch.cuda.is_available(),  # statistics over all devices, as in the paper
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
-                "log_every_n_steps": 25,
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

@@ -1,0 +1,159 @@
+"""How far a run is, while it trains: a bar in a terminal, a line now and then elsewhere. None of it changes the run.
+
+Nothing here waits for the device between two looks at the loss, which are seconds apart.
+"""
+
+import math
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import TQDMProgressBar
+
+LINE_SECONDS = 30.0  # between two lines where there is no terminal
+_BAR_SECONDS, _LOSS_SECONDS = 0.2, 5.0  # between two drawings of the bar, and two looks at the loss for it
+LOG_STEPS = 25  # between two rows of step metrics, in a long run
+
+
+class Pace:
+    """How fast a run goes, measured on the CPU's clock from the end of its first step, which pays for what is set up.
+
+    Args:
+        trainer: in `fit`.
+        batch_size: the global batch, images.
+    """
+
+    def __init__(self, trainer: Trainer, batch_size: int):
+        self.total = trainer.estimated_stepping_batches  # optimiser steps of the whole run
+        self.batch_size = batch_size
+        self.batches = 0  # seen here
+        self._from: tuple[float, int] | None = None  # time and optimiser step
+        self._last: tuple[float, int] | None = None  # time and batches, when the speed was last asked for
+
+    def step(self, trainer: Trainer, now: float) -> None:
+        """A batch is done."""
+        self.batches += 1
+        if self._from is None:
+            self._from, self._last = (now, trainer.global_step), (now, self.batches)
+
+    def images_per_second(self, now: float) -> float | None:
+        """Over all devices, since this was last asked; None if no batch was done since."""
+        if self._last is None or self.batches == self._last[1] or now <= self._last[0]:
+            return None
+        (then, before), self._last = self._last, (now, self.batches)
+        return (self.batches - before) * self.batch_size / (now - then)
+
+    def seconds_left(self, trainer: Trainer, now: float) -> float | None:
+        """Of the whole run, at the mean pace so far, with all that stands between the steps; None at its ends."""
+        if self._from is None or not self._from[1] < trainer.global_step < self.total:
+            return None
+        return (now - self._from[0]) / (trainer.global_step - self._from[1]) * (self.total - trainer.global_step)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `45 s`, `13 min`, `2 h 13 min`, `3 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 60 * 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _epoch(trainer: Trainer) -> str:
+    last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    return f"epoch {trainer.current_epoch + 1}{last}"
+
+
+def _speed_and_rest(speed: float | None, left: float | None) -> list[str]:
+    said = [] if speed is None else [f"{speed:,.0f} images/s"]
+    return said if left is None else [*said, f"{duration(left)} left"]
+
+
+class ProgressLines(Callback):
+    """Prints where the run is every 30 seconds, for a log file; a shorter run prints nothing.
+
+    Args:
+        seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = LINE_SECONDS):
+        self.seconds = seconds
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._pace = Pace(trainer, pl_module.hparams.batch_size)
+        self._next = time.perf_counter() + self.seconds
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Print the line, if it is time."""
+        now = time.perf_counter()
+        self._pace.step(trainer, now)
+        if now < self._next or not trainer.is_global_zero:
+            return
+        self._next = now + self.seconds
+        words = [_epoch(trainer), f"step {trainer.global_step:,}/{self._pace.total:,}"]
+        words += [f"loss {pl_module.mean_epoch_loss():.3f}"]
+        words += _speed_and_rest(self._pace.images_per_second(now), self._pace.seconds_left(trainer, now))
+        print("  ".join(words), flush=True)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar of the epoch, from 1, with the images per second and the time left of the whole run."""
+
+    BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._pace = Pace(trainer, pl_module.hparams.batch_size)
+        self._next = self._next_loss = 0.0
+        self._loss = ""
+        self._said: list[str] = []
+
+    @property
+    def train_description(self) -> str:
+        """Before the first epoch."""
+        return "starting"
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Begin anew, from 1 where Lightning counts from 0."""
+        batches = self.total_train_batches
+        self.train_progress_bar.reset(total=batches if math.isfinite(batches) else None)
+        self.train_progress_bar.set_description_str(_epoch(trainer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw the bar, if it is time: drawing at every step would cost more than a small step."""
+        now = time.perf_counter()
+        self._pace.step(trainer, now)
+        bar = self.train_progress_bar
+        if bar.disable or (now < self._next and not trainer.is_last_batch):
+            return
+        self._next = now + _BAR_SECONDS
+        if now >= self._next_loss or trainer.is_last_batch:  # whose loss is looked at anyway
+            self._next_loss = now + (_LOSS_SECONDS if self._said else 1)
+            self._loss = f"loss {pl_module.mean_epoch_loss():.3f}"
+            if speed := self._pace.images_per_second(now):  # over seconds: of single steps it would flicker
+                self._said = _speed_and_rest(speed, None)
+        left = _speed_and_rest(None, self._pace.seconds_left(trainer, now))
+        bar.n = batch_idx + 1
+        bar.set_postfix_str("  ".join([self._loss, *self._said, *left]))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: the bar stays as the last batch left it."""
+
+
+class LogInterval(Callback):
+    """Where nobody set `log_every_n_steps`: every 25 steps, in a run of fewer than 250 ten times and more.
+
+    It goes by the length of the whole run: one that is continued logs the same steps.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set it, once the length is known."""
+        trainer.log_every_n_steps = max(1, min(LOG_STEPS, int(trainer.estimated_stepping_batches // 10)))
