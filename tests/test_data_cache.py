@@ -15,10 +15,10 @@ from PIL import Image
 
 import simclr.data.cache as cache_module
 import simclr.data.loader as loader_module
-from simclr.data import FileImages, ImageData, MemoryImages, TrainLoader
+from simclr.data import ImageData, MemoryImages
 from simclr.data.cache import map_decoded
 from simclr.data.decode import read_images
-from simclr.data.loader import Batches, GlobalBatchSampler, _ahead
+from simclr.data.loader import Batches, _ahead
 from tiny import fit, tiny_model
 
 SIDE, COUNT = 8, 10
@@ -302,22 +302,6 @@ def test_a_run_begun_without_a_cache_goes_on_with_one_to_the_same_weights(photos
         resumed = run(continued, 2, ckpt_path=tmp_path / "half.ckpt")
         for got, want in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(got, want)
-
-
-def test_going_on_with_other_files_is_refused_and_a_checkpoint_that_names_none_is_not_checked(photos, tmp_path):
-    state = image_data(photos, None).train_dataloader().state_dict()
-    assert isinstance(state["images"], str), "plain types only"
-    os.rename(photos, tmp_path / "moved")
-    for cache, limit in ((None, 0), (None, 4), (tmp_path / "cache", 4)):
-        image_data(tmp_path / "moved", cache, memory_limit_gb=limit).train_dataloader().load_state_dict(state)
-    os.rename(tmp_path / "moved" / "a" / "2.png", tmp_path / "moved" / "a" / "1.png")
-    loader = image_data(tmp_path / "moved", None).train_dataloader()
-    with pytest.raises(ValueError, match=r"other images than .*moved holds: files were added, removed or renamed"):
-        loader.load_state_dict(state)
-    old = {key: value for key, value in state.items() if key != "images"}
-    loader.load_state_dict(old)
-    without = TrainLoader(FileImages("files", ["a"] * COUNT, SIDE), GlobalBatchSampler(COUNT, 4))
-    without.load_state_dict(state)
 
 
 def test_images_for_which_a_gpu_has_no_room_are_gathered_ahead_for_it_and_others_are_not(monkeypatch):

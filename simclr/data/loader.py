@@ -80,16 +80,15 @@ def undivided(batch_size: int, world_size: int) -> str:
 class TrainLoader:
     """The batches of an epoch, (images (n, 3, S, S) uint8, index (n,) int64), in the form that Lightning resumes.
 
-    An epoch starts at the number of batches already trained on. With `trained_batches` that number is the Trainer's
-    own count, asked for when the first batch is needed, so that a run resumes right wherever it was stopped: in a
-    checkpoint of any callback, in the middle of a step, with batches prefetched or not. Without it (a plain loop), the
-    loader counts what it hands out.
+    An epoch starts at the number of batches already trained on. Under a Trainer that is its own count, asked for when
+    the first batch is needed, so that a run resumes right wherever it was stopped: in a checkpoint of any callback, in
+    the middle of a step, with batches prefetched or not.
 
     Args:
         source: the images.
         sampler: which of them, step by step.
         workers: processes that decode; 0 decodes here. A set in memory needs none.
-        trained_batches: () -> how many batches of the current epoch have been trained on.
+        trained_batches: () -> how many batches of the current epoch have been trained on; none if not given.
     """
 
     def __init__(
@@ -97,12 +96,10 @@ class TrainLoader:
         source: ImageSet,
         sampler: GlobalBatchSampler,
         workers: int = 0,
-        trained_batches: Callable[[], int] | None = None,
+        trained_batches: Callable[[], int] = lambda: 0,
     ):
         self.source, self.sampler, self.trained_batches = source, sampler, trained_batches
         self._batches = Batches(source, workers)
-        self._resume_at = 0
-        self._handed_out = 0
 
     def __len__(self) -> int:
         """Steps in a whole epoch, also when resumed in the middle of one."""
@@ -111,53 +108,14 @@ class TrainLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator: nothing below runs before the first next(). Lightning calls iter() before it has restored its
         # counters and set the sampler's epoch, and next() after.
-        start = self.trained_batches() if self.trained_batches else self._resume_at
-        self._resume_at = 0
-        self._handed_out = start
-        for batch in self._batches(self.sampler.from_step(start)):
-            self._handed_out += 1
-            yield batch
+        yield from self._batches(self.sampler.from_step(self.trained_batches()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position and what it is a position in."""
-        batches = self.trained_batches() if self.trained_batches else self._handed_out
-        state = {"epoch": self.sampler.epoch, "batches": batches, **self._identity()}
-        return state if self.source.fingerprint is None else {**state, "images": self.source.fingerprint}
+        """Nothing: the position is the Trainer's own count. Lightning takes a loader with the two for resumable."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position.
-
-        Raises:
-            ValueError: if it is of other image files, or inside an epoch of another order: another number of images,
-                batch size or seed.
-        """
-        # A checkpoint of images without a fingerprint names none.
-        if None not in (state.get("images"), self.source.fingerprint) and state["images"] != self.source.fingerprint:
-            raise ValueError(
-                f"the checkpoint is of other images than {self.source.name} holds: files were added, removed or "
-                f"renamed since. Restore them, or begin another run."
-            )
-        inside = 0 < state["batches"] < state["size"] // state["batch_size"]
-        names = {
-            "size": "number of training images",
-            "batch_size": "data.batch_size",
-            "seed": "seed (seed_everything on the command line, else ImageData's)",
-        }
-        changed = [
-            f"{names[key]} was {state[key]}, is {value}"
-            for key, value in self._identity().items()
-            if state[key] != value
-        ]
-        if inside and changed:
-            raise ValueError(
-                f"the checkpoint stands at batch {state['batches']} of an epoch with another order: "
-                f"{'; '.join(changed)}. Restore the setting, or resume from the end of an epoch."
-            )
-        self.sampler.set_epoch(state["epoch"])
-        self._resume_at = state["batches"] if inside else 0
-
-    def _identity(self) -> dict[str, int]:
-        return {"size": self.sampler.size, "batch_size": self.sampler.batch_size, "seed": self.sampler.seed}
+        """Nothing to go by: see `state_dict`, and `ImageData.load_state_dict` for the images."""
 
 
 class EvalLoader:

@@ -14,6 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from simclr.data.decode import to_square
+from simclr.data.fingerprint import compare_files, fingerprint_files
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, undivided
 from simclr.data.shapes import CLASSES, draw_shapes
 from simclr.data.sources import FileImages, Folder, ImageSet, MemoryImages, list_folder, match_classes, refuse_shared
@@ -80,6 +81,8 @@ class ImageData(LightningDataModule):
         shapes_test: how many to draw for testing.
         holdout: the fraction of each class's images that serves as test where there is no labelled test set; one image
             of each class at least is kept for training.
+        allow_changed_images: continue a run although files of its image folder were added, removed or changed since:
+            its order is that of the new set from then on.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class ImageData(LightningDataModule):
         shapes_train: int = 8192,
         shapes_test: int = 2048,
         holdout: float = 0.2,
+        allow_changed_images: bool = False,
     ):
         super().__init__()
         folders = (train_dir, test_dir, data_dir, cache_dir)
@@ -117,7 +121,9 @@ class ImageData(LightningDataModule):
         self.train: ImageSet | None = None
         self.test: ImageSet | None = None
         self.labelled_train: ImageSet | None = None
+        self.allow_changed_images = allow_changed_images
         self._folders: dict[str, Folder] = {}
+        self._fingerprint: dict[str, Tensor] = {}
 
     # Checking
 
@@ -318,6 +324,40 @@ class ImageData(LightningDataModule):
         said = [(text, option) for text, option in said if text]
         return "; ".join(f"{text} in {option}" if len(found) > 1 else text for text, option in said)
 
+    # Continuing
+
+    def fingerprint(self) -> dict[str, Tensor]:
+        """What tells the training images from others, if they are in files; see `simclr.data.fingerprint`."""
+        if not self._fingerprint and (folders := self._folder_paths()):
+            train = self._folder(*folders[0])
+            self._fingerprint = fingerprint_files(train.root, train.paths)
+        return self._fingerprint
+
+    def check_images(self, was: dict[str, Tensor]) -> dict[str, int] | None:
+        """Compare the training images with those of a checkpoint, by `fingerprint`.
+
+        Returns:
+            None if they are the same; else what has become of them, as in `compare_files`.
+        Raises:
+            ValueError: if they differ, with the counts, unless `allow_changed_images`.
+        """
+        found = compare_files(was, self.fingerprint()) if was and self._folder_paths() else None
+        if found is not None and not self.allow_changed_images:
+            raise ValueError(
+                f"{self._folder_paths()[0][0]} holds other images than the run began with: {found['was']} then, "
+                f"{found['now']} now; {found['added']} added, {found['removed']} removed, {found['changed']} changed. "
+                "Restore them, or go on with what is there: --data.allow_changed_images true."
+            )
+        return found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the images: the fingerprint, where `train_dataloader` has taken it."""
+        return self._fingerprint
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Refuse to train on with other images; see `check_images`."""
+        self.check_images(state_dict)
+
     # Batches
 
     def _processes(self) -> int:
@@ -345,6 +385,8 @@ class ImageData(LightningDataModule):
         warnings.filterwarnings("ignore", message="You requested to overfit but enabled train dataloader shuffling")
         if trainer is None or not trainer.training:  # a loop of the caller's own, which no run has begun
             return TrainLoader(self.train, sampler, self._processes())
+        if trainer.is_global_zero:  # which writes the checkpoints
+            self.fingerprint()
         if isinstance(self.train, MemoryImages):
             self.train.hold_on(trainer.strategy.root_device)
         # `ready` counts the batches the loop has begun; when the next one is asked for, those are the ones trained on.

@@ -29,7 +29,6 @@ class ImageSet(Protocol):
         side: the images' side in pixels.
         labels: (N,) int64 into `classes`, or None.
         classes: the classes' names, or None.
-        fingerprint: a hash that tells other images from these, or None.
         paths: the N files that they are from, or None.
     """
 
@@ -37,7 +36,6 @@ class ImageSet(Protocol):
     side: int
     labels: Tensor | None
     classes: list[str] | None
-    fingerprint: str | None
     paths: Sequence[str] | None
 
     def __len__(self) -> int: ...
@@ -51,7 +49,7 @@ class MemoryImages:
     """Images held in one tensor: in memory, mapped from a file, or on the training device.
 
     Args:
-        name, labels, classes, fingerprint: as in ImageSet.
+        name, labels, classes: as in ImageSet.
         pixels: (N, 3, S, S) uint8.
         paths: the N files that they were read from, if any.
 
@@ -67,10 +65,9 @@ class MemoryImages:
         pixels: Tensor,
         labels: Tensor | None = None,
         classes: Sequence[str] | None = None,
-        fingerprint: str | None = None,
         paths: Sequence[str] | None = None,
     ):
-        self.name, self.pixels, self.labels, self.fingerprint = name, pixels, labels, fingerprint
+        self.name, self.pixels, self.labels = name, pixels, labels
         self.paths = paths
         self.classes = None if classes is None else list(classes)
         self.side = pixels.shape[-1]
@@ -96,8 +93,9 @@ class FileImages:
     """Images in files, decoded when asked for.
 
     Args:
-        name, side, labels, classes, fingerprint: as in ImageSet.
+        name, side, labels, classes: as in ImageSet.
         paths: N image files; each is cropped to its central square and resized to `side`.
+        fingerprint: a hash of their names, for a cache of decoded images; made from `paths` if not given.
     """
 
     def __init__(
@@ -136,7 +134,7 @@ class FileImages:
         return self._held(map_decoded(self.paths, names, self.side, cache_dir, threads, name))
 
     def _held(self, pixels: Tensor) -> MemoryImages:
-        return MemoryImages(self.name, pixels, self.labels, self.classes, self.fingerprint, self.paths)
+        return MemoryImages(self.name, pixels, self.labels, self.classes, self.paths)
 
 
 class PackedPaths(Sequence[str]):

@@ -1,0 +1,77 @@
+"""Whether images in files are those they were: by their names, their sizes and a sample of their contents.
+
+Reading all contents would read the whole set at every start. So an image that was replaced by another of the same name
+and the same size to the byte is noticed if it is among the sampled ones, all of a set of 64.
+"""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simclr.data.decode import refuse_unreadable
+
+_SAMPLED, _END = 64, 1024  # files whose contents are looked at, and bytes at either end of each
+_AT_ONCE = 2**16  # paths taken out of a `PackedPaths`, six times faster than one by one
+
+
+def fingerprint_files(root: str, paths: Sequence[str]) -> dict[str, Tensor]:
+    """What tells N files below a folder from others, wherever the folder lies.
+
+    Args:
+        root: the folder.
+        paths: files below it, in an order that depends on their names only.
+    Returns:
+        `files` (N,) int64: a hash of each file's name (32 bits), and its size in bytes modulo 2^32. `samples`
+        (min(N, 64), 2) int64: the hash of a name, and one of the file's first and last KB, for files that the hashes of
+        their names choose.
+    Raises:
+        ValueError: naming a file that is no longer there.
+    """
+    below = len(os.path.join(root, ""))
+
+    def codes():
+        for first in range(0, len(paths), _AT_ONCE):
+            for path in paths[first : first + _AT_ONCE]:
+                name = path[below:].replace(os.sep, "/")
+                yield zlib.crc32(os.fsencode(name)) << 32 | os.stat(path).st_size & 0xFFFFFFFF
+
+    try:
+        files = np.fromiter(codes(), np.uint64, len(paths))
+        names = files >> 32
+        chosen = np.argsort(names, kind="stable")[:_SAMPLED]
+        samples = [(int(names[i]), _content(paths[int(i)])) for i in chosen]
+    except OSError as error:
+        refuse_unreadable([f"{error.filename} ({error})"])
+    return {"files": torch.from_numpy(files.view(np.int64)), "samples": torch.tensor(samples, dtype=torch.int64)}
+
+
+def _content(path: str) -> int:
+    with Path(path).open("rb") as file:
+        whole = hashlib.blake2b(file.read(_END), digest_size=8)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+        whole.update(file.read(_END))
+    return int.from_bytes(whole.digest(), "little", signed=True)
+
+
+def compare_files(was: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, int] | None:
+    """What has become of a set of files, from two of `fingerprint_files`; None if nothing.
+
+    Returns:
+        `was` and `now`: how many files; `added` and `removed`: names that only one of the two has, so that a file under
+        another name is one of each; `changed`: of another size, or of another content as far as that was sampled.
+    """
+    if torch.equal(was["files"], now["files"]) and torch.equal(was["samples"], now["samples"]):
+        return None
+    before, after = (part["files"].numpy().view(np.uint64) for part in (was, now))
+    names, of_before, of_after = np.intersect1d(before >> 32, after >> 32, return_indices=True)
+    changed = set(names[before[of_before] != after[of_after]].tolist())
+    contents = dict(was["samples"].tolist())
+    changed |= {name for name, content in now["samples"].tolist() if contents.get(name, content) != content}
+    added, removed = (len(np.setdiff1d(a >> 32, b >> 32)) for a, b in ((after, before), (before, after)))
+    return {"was": len(before), "now": len(after), "added": added, "removed": removed, "changed": len(changed)}
