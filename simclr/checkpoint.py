@@ -4,13 +4,13 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning import LightningModule
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -21,15 +21,12 @@ from simclr.encoders import RESNETS, build_encoder, choose_stem
 from simclr.inputs import InputTransform, attach_transform
 from simclr.paths import expanded
 
-_ARCHITECTURE = (
+ARCHITECTURE = (
     *("encoder", "image_size", "stem", "width", "shortcut", "norm"),
     *("head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm"),
 )
 _OPTIONS = tuple(name for name in inspect.signature(build_encoder).parameters if name != "name")
 _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
-# Decide which images a step trains on, and what they look like when they are cropped.
-# Not the folders themselves: the same images may have moved.
-_IMAGES = ("source", "load_size", "batch_size", "seed", "shapes_train")
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
 ENCODER = "encoder.pt"  # in a run folder: the weights alone, and beside them, as .safetensors, with their settings
 _SETTINGS = "simclr"  # the key of a safetensors file's metadata that holds them, as JSON
@@ -46,6 +43,9 @@ class Checkpoint:
         state_dict: all weights of the module, by name, on the CPU.
         epoch: the last epoch begun, from 0.
         global_step: optimiser steps taken.
+        run: where the run stands, how long it is, and what of its Trainer decides its bits (see
+            `SimCLR.on_save_checkpoint`), plain types; empty if another tool wrote the checkpoint.
+        images: what `ImageData.fingerprint` gave; empty for images that are not in files.
     """
 
     path: Path
@@ -54,6 +54,27 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     epoch: int
     global_step: int
+    run: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def epochs(self) -> int:
+        """Whole epochs trained."""
+        return self.run.get("epochs", self.epoch + 1)
+
+    @property
+    def finished(self) -> bool | None:
+        """Whether the run had taken all of its steps; None if the checkpoint does not tell."""
+        total = self.run.get("total_steps")
+        return None if total is None else self.global_step >= total
+
+    @property
+    def stands(self) -> str:
+        """How far the run had come, for people: "epoch 25", or what was missing."""
+        total = self.run.get("total_steps")
+        if self.finished is not False:
+            return f"epoch {self.epochs}" if not self.run.get("steps_inside") else f"step {self.global_step} of {total}"
+        return f"step {self.global_step} of {total}, the run not finished"
 
     @property
     def run_dir(self) -> Path:
@@ -129,6 +150,8 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
         state_dict=content["state_dict"],
         epoch=content.get("epoch", 0),
         global_step=content.get("global_step", 0),
+        run=dict(content.get("run", {})),
+        images=dict(content.get("ImageData", {})),
     )
 
 
@@ -157,7 +180,7 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
     """
     path, weights, settings = _read_encoder(Path(path).expanduser())
     encoder = _build(settings)
-    kind = ", ".join(f"{name}={settings[name]}" for name in _ARCHITECTURE if name in settings)
+    kind = ", ".join(f"{name}={settings[name]}" for name in ARCHITECTURE if name in settings)
     refuse_mismatch(weights, encoder.state_dict(), f"{path} does not fit its own {kind}")
     encoder.load_state_dict(weights)
     return encoder
@@ -241,49 +264,47 @@ def refuse_mismatch(weights: dict[str, Tensor], expected: dict[str, Tensor], wha
         raise ValueError(f"{what}: {shown}{f'; and {len(problems) - 4} more' if len(problems) > 4 else ''}.")
 
 
-def check_resume(checkpoint: Checkpoint, module: nn.Module, data: LightningDataModule | None = None) -> None:
-    """Refuse to continue a run with other weights, another optimizer or other images than the checkpoint's.
+def settle_progress(fit_loop: dict[str, Any], batches: int) -> tuple[int, int]:
+    """Let the counters that Lightning saves tell an epoch that was left in the middle from one that has ended.
+
+    Lightning counts an epoch as processed in both cases, whatever has ended it (max_steps, `should_stop`): continued
+    from that, the rest of the epoch would be left out. And an epoch that has ended it leaves half counted, which under
+    max_steps it takes for one to be finished.
 
     Args:
-        checkpoint: where to go on from.
-        module: the `SimCLR` to go on with.
-        data: the images to go on with; not looked at if None, or if the checkpoint names no images.
-    Raises:
-        ValueError: naming the settings that differ, or else the weights.
+        fit_loop: the state of Lightning's fit loop, as in a checkpoint; changed in place.
+        batches: of a whole epoch.
+    Returns:
+        Whole epochs trained, and batches of the one after them.
     """
-    changed = _differences("model", _ARCHITECTURE, module.hparams, checkpoint.model)
-    reason = f" ({', '.join(changed)})" if changed else ""
-    what = f"{checkpoint.path} is of another architecture{reason}"
-    refuse_mismatch(checkpoint.state_dict, module.state_dict(), what)
-    # The optimizer's state is of no use to another; of other images the order, and so the run, would be another.
-    changed = _differences("model", ("optimizer",), module.hparams, checkpoint.model)
-    if data is not None:
-        changed += _differences("data", _IMAGES, *map(_sourced, (data.hparams, checkpoint.data)))
-    if changed:
-        # Linked on the command line, where there is no data.seed.
-        changed = [line.replace("data.seed=", "data.seed (seed_everything)=") for line in changed]
-        raise ValueError(
-            f"{checkpoint.path} cannot be continued: {', '.join(changed)}. Restore the setting, or begin another run."
-        )
+    epoch, batch = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
+    whole, inside = epoch["current"]["processed"], batch["current"]["processed"]
+    begun, counted = epoch["current"]["started"] > whole, epoch["current"]["ready"] == whole
+    if 0 < inside < batches and not batch["is_last_batch"]:
+        whole -= counted
+        for counter in epoch.values():
+            counter["processed"] = counter["completed"] = whole
+        return whole, inside
+    if counted:
+        for counter in epoch.values():
+            counter["completed"] = whole
+        batch["current"], batch["is_last_batch"] = dict.fromkeys(batch["current"], 0), False
+    return whole + (begun and inside > 0), 0
 
 
-def _differences(of: str, names: Iterable[str], given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
-    """The settings that both have and that differ, as text."""
-    return [
-        f"{of}.{name}={given[name]} but the checkpoint has {read[name]}"
-        for name in names
-        if name in given and name in read and given[name] != read[name]
-    ]
+def end_epoch(fit_loop: dict[str, Any]) -> None:
+    """Let the counters of an epoch that was left in the middle say that it has ended.
 
-
-def _sourced(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `ImageData` with "auto" resolved as there; the number of built-in images only where they are used."""
-    settings = dict(settings)
-    if settings.get("source") == "auto":
-        settings["source"] = "folder" if settings.get("train_dir") else "shapes"
-    if settings.get("source") != "shapes":
-        settings.pop("shapes_train", None)
-    return settings
+    Args:
+        fit_loop: as for `settle_progress`, which it has gone through.
+    """
+    for counter in fit_loop["epoch_progress"].values():
+        counter.update(dict.fromkeys(counter, counter["ready"]))
+    batch = fit_loop["epoch_loop.batch_progress"]
+    if batch["total"]["completed"] < batch["total"]["processed"]:  # saved at the end of a step, before it was counted
+        batch["total"]["completed"] = batch["total"]["processed"]
+        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+    batch["current"] = dict.fromkeys(batch["current"], 0)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

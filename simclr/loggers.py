@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from simclr.checkpoint import Checkpoint
 from simclr.paths import expanded
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -20,17 +21,18 @@ class MetricsCSV(CSVLogger):
 
     Args:
         run_dir: the run folder.
-        resume_step: continue from this step: earlier rows stay, rows from this step on are written again.
+        resumed: continue from this checkpoint: earlier rows stay, rows of later steps are written again, and so is what
+            stands for an epoch that was not whole.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int | None = None):
+    def __init__(self, run_dir: Path, resumed: Checkpoint | None = None):
         super().__init__(str(expanded(run_dir)), name="", version="", flush_logs_every_n_steps=50)
         self._earlier: list[dict[str, Any]] = []
         path = expanded(run_dir) / "metrics.csv"
-        if resume_step is not None and path.exists():
+        if resumed is not None and path.exists():
             with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < resume_step]
-            self._earlier = [{key: value for key, value in row.items() if value != ""} for row in rows]
+                rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+            self._earlier = [row for row in rows if _is_before(row, resumed)]
 
     def log_hyperparams(self, params: Any = None) -> None:
         """Nothing: they stand in config.yaml beside the metrics."""
@@ -45,18 +47,23 @@ class MetricsCSV(CSVLogger):
         return writer
 
 
-def build_loggers(run_dir: Path, wandb: WandbMode, project: str, resume_step: int | None = None) -> list[Logger]:
+def _is_before(row: dict[str, str], resumed: Checkpoint) -> bool:
+    of_step = "train_loss" in row or int(row.get("epoch", 0)) < resumed.epochs
+    return of_step and int(row["step"]) < resumed.global_step
+
+
+def build_loggers(run_dir: Path, wandb: WandbMode, project: str, resumed: Checkpoint | None = None) -> list[Logger]:
     """The loggers of a run, all writing below its folder.
 
     Args:
         run_dir: the run folder; its name is the run's name on W&B.
         wandb: see `wandb_mode`.
         project: the W&B project.
-        resume_step: see `MetricsCSV`.
+        resumed: see `MetricsCSV`.
     """
     run_dir = expanded(run_dir)
     loggers: list[Logger] = [
-        MetricsCSV(run_dir, resume_step),
+        MetricsCSV(run_dir, resumed),
         TensorBoardLogger(str(run_dir), name="tensorboard", version=""),
     ]
     mode = wandb_mode(wandb)

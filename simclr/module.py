@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,15 @@ from torch import Tensor
 
 from simclr import distributed, losses
 from simclr.augment import SimCLRAugmentation
+from simclr.checkpoint import settle_progress
+from simclr.continuation import (
+    end_shorter_epoch,
+    model_changes,
+    planned_steps,
+    refuse_changes,
+    trainer_changes,
+    trainer_settings,
+)
 from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder, why_not
 from simclr.gradient_cache import backward_in_parts
 from simclr.heads import ProjectionHead
@@ -35,6 +44,8 @@ Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]  # torch.compile's
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that replay them
 
+# Settings that a run has once it begins; see `SimCLR.settle`.
+_SETTLED = ("base_lr", "lr_scaling", "weight_decay", "warmup_epochs", "batch_size", "compile_encoder")
 _SMALL_GROUP = 64  # views; batch statistics of fewer are noisy
 _DIVERGED = "Lower base_lr, lengthen warmup_epochs, or use bf16 in place of fp16."
 
@@ -179,6 +190,7 @@ class SimCLR(LightningModule):
             encoder, stem = default_encoder(stem, image_size)
         self.augment = SimCLRAugmentation(image_size, **augmentation)
         self.save_hyperparameters()
+        self._left_out = [name for name in _SETTLED if self.hparams[name] is None]
         # A checkpoint states every setting, also those left at their defaults, in plain types that any tool can read.
         settings = inspect.signature(SimCLRAugmentation).bind(image_size, **augmentation)
         settings.apply_defaults()
@@ -214,6 +226,8 @@ class SimCLR(LightningModule):
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self.epoch_loss: Tensor | float = 0.0  # summed over the steps of the epoch so far
         self.epoch_steps = 0
+        self.total_steps: int | None = None  # the length of the run, which the learning rate goes by
+        self._continued: dict[str, Any] | None = None  # from where: see `simclr.checkpoint.Checkpoint.run`
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As in torch, which looks for parameters, buffers and modules in whatever is set, but for one plain name."""
@@ -221,6 +235,16 @@ class SimCLR(LightningModule):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def adopt(self, checkpoint: Mapping[str, Any]) -> None:
+        """Gives the settings of optimisation that were left out the values that a run has which is continued.
+
+        Args:
+            checkpoint: its settings of `SimCLR`.
+        """
+        for name in self._left_out:
+            if checkpoint.get(name) is not None:
+                self.hparams[name] = checkpoint[name]
 
     def settle(self, batch_size: int | None, epochs: float | None = None) -> None:
         """Gives the settings of optimisation that were left out the values that they have in this run.
@@ -456,13 +480,55 @@ class SimCLR(LightningModule):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run continued in the middle of an epoch reports the mean loss of the whole epoch."""
+        """Adds where the run stands, how long it is, and the settings of the Trainer that decide its bits.
+
+        A run continued in the middle of an epoch reports the mean loss of the whole epoch.
+        """
         checkpoint["epoch_loss"] = [float(self.epoch_loss), float(self.epoch_steps)]
+        trainer = self.trainer
+        epochs, batches = settle_progress(checkpoint["loops"]["fit_loop"], trainer.num_training_batches)
+        if self.total_steps is None:  # not the schedule of `configure_optimizers`
+            return
+        checkpoint["run"] = {
+            "epochs": epochs,
+            "steps_inside": batches // trainer.accumulate_grad_batches,
+            "total_steps": self.total_steps,
+            "steps_per_epoch": self._steps_per_epoch,
+            **trainer_settings(trainer, self),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `on_save_checkpoint`; a checkpoint that another tool wrote need not have it."""
+        """Refuses to train on with a setting that decides what is learned and differs; see `on_save_checkpoint`.
+
+        A checkpoint that another tool wrote need not have what is added there.
+        """
         self.epoch_loss, steps = checkpoint.get("epoch_loss", (0.0, 0.0))
         self.epoch_steps = int(steps)
+        if self._trainer is None or not self._trainer.training:  # only its weights are wanted
+            return
+        end_shorter_epoch(checkpoint, self.trainer)
+        self._continued = checkpoint.get("run")
+        self.adopt(checkpoint["hyper_parameters"])
+        changes = model_changes(self.hparams, checkpoint["hyper_parameters"])
+        changes |= trainer_changes(trainer_settings(self.trainer, self), self._continued or {})
+        refuse_changes(changes, "the checkpoint")
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        # Lightning also steps at the end of an epoch, with the batches that are left over.
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    def on_train_start(self) -> None:
+        """The learning rate of the first step is the schedule's, also where another length was planned before."""
+        trainer, schedule = self.trainer, self.lr_schedulers()
+        run, self._continued = self._continued, None
+        if self.total_steps is None or schedule is None:  # another optimiser than `configure_optimizers` gives
+            return
+        if run is not None:
+            lengths = trainer.max_epochs, trainer.max_steps
+            self.total_steps = planned_steps(run, trainer.global_step, self._steps_per_epoch, *lengths)
+        for group, lr in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["lr"] = lr * schedule.lr_lambdas[0](schedule.last_epoch)
 
     def _log(self, stats: losses.ContrastStats, batch_idx: int, cache_error: Tensor | None = None) -> None:
         """Logs the loss of the global batch and what goes with it, alike on all ranks, every `log_every_n_steps`."""
@@ -525,12 +591,11 @@ class SimCLR(LightningModule):
         if total_steps == float("inf"):
             raise ValueError("a cosine needs an end: set trainer.max_epochs or trainer.max_steps.")
         self.trainer.fit_loop.setup_data()  # where max_steps alone ends the run, the batches are not counted yet
-        # Lightning also steps at the end of an epoch, with the batches that are left over.
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        self.total_steps = total_steps
         if hparams.warmup_epochs is None:
-            hparams.warmup_epochs = default_warmup(total_steps / steps_per_epoch)
-        warmup_steps = round(hparams.warmup_epochs * steps_per_epoch)
+            hparams.warmup_epochs = default_warmup(total_steps / self._steps_per_epoch)
+        warmup_steps = round(hparams.warmup_epochs * self._steps_per_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps)
+            optimizer, lambda step: warmup_cosine(step, warmup_steps, self.total_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -288,6 +288,8 @@ def _headline(
 ) -> str:
     """The one thing that matters, first: what a linear classifier reaches, and on what it stands."""
     title = f'<p class="run">{_text(checkpoint.run_dir.resolve().name)}</p>'
+    if checkpoint.finished is False:
+        title += f'<p class="warning">The checkpoint stands at {_text(checkpoint.stands)}.</p>'
     if not results:
         return f"<header>{title}{_unmeasured(checkpoint, history, test)}</header>"
     result = results[0]
@@ -301,7 +303,7 @@ def _headline(
     if measured is not None and measured != sha256:
         parts.append(
             f'<p class="warning">These numbers are of another encoder (epoch {result.get("epoch", "unknown")}) than '
-            f"the checkpoint now holds (epoch {checkpoint.epoch + 1}). Measure again: {_how_to_measure(checkpoint)}</p>"
+            f"the checkpoint now holds (epoch {checkpoint.epochs}). Measure again: {_how_to_measure(checkpoint)}</p>"
         )
     if copies := duplicates_in_words(result):
         parts.append(f'<p class="warning">{_text(copies[0].upper() + copies[1:])}.</p>')
@@ -309,7 +311,7 @@ def _headline(
 
 
 def _unmeasured(checkpoint: Checkpoint, history: dict[str, list[tuple[float, float]]], test: Part | None) -> str:
-    epochs = checkpoint.epoch + 1
+    epochs = checkpoint.epochs
     sentence = f"{epochs} epoch{'s' if epochs > 1 else ''} of {_text(checkpoint.model['encoder'])}, not yet measured."
     if knn := history.get("knn_top1"):
         sentence = (
@@ -541,7 +543,7 @@ def _settings_section(checkpoint: Checkpoint, encoder: nn.Module, folder: Path) 
         f"{million:.2f} M parameters, h of {encoder.feature_dim}",
         "projection head": f"{model.get('head')}, z of {model.get('projection_dim')}",
         "loss": losses.describe(model),
-        "batch and length": f"{model.get('batch_size')} images; {checkpoint.epoch + 1} epochs, "
+        "batch and length": f"{model.get('batch_size')} images; {checkpoint.epochs} epochs, "
         f"{checkpoint.global_step:,} steps",
         "optimiser": f"{model.get('optimizer')}, base learning rate {_number(model.get('base_lr'))} "
         f"({model.get('lr_scaling')} scaling), weight decay {_number(model.get('weight_decay'))}, "

@@ -1,15 +1,22 @@
 """The folder of a run: one name for all ranks, never a folder that is taken, nothing left where a run did not begin."""
 
+import json
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
-from simclr.checkpoint import LAST
+from simclr.checkpoint import LAST, write_atomically
 from simclr.distributed import launched_rank
 from simclr.paths import expanded
 
+CONFIG = "config.yaml"  # the settings that a run began with
+CONTINUATIONS = "continuations.json"  # a record of each time that it was continued, in their order
+_DECIDE = ("torch", "torchvision", "kornia", "pytorch-lightning")  # packages whose versions decide a run's bits
 _CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches
 
 
@@ -106,7 +113,7 @@ def run_name(config: Namespace) -> str:
     """A run's name: that of its config file, else of its data and encoder."""
     if config.config:
         path = Path(str(config.config[-1]))
-        return path.resolve().parent.name if path.stem == "config" else path.stem
+        return path.resolve().parent.name if path.stem.split(".")[0] == "config" else path.stem
     folder = config.data.train_dir or config.data.data_dir
     data = (
         expanded(folder).resolve().name
@@ -114,3 +121,52 @@ def run_name(config: Namespace) -> str:
         else ("shapes" if config.data.source == "auto" else config.data.source)
     )
     return f"{data}_{config.model.encoder}"
+
+
+def latest_config(run_dir: Path) -> Path | None:
+    """The settings that a run went on with last: `config.yaml`, or what a continuation with others left beside it."""
+    continued = [run_dir / f"config.continued-{number}.yaml" for number in range(len(_continuations(run_dir)), 0, -1)]
+    return next((path for path in (*continued, run_dir / CONFIG) if path.is_file()), None)
+
+
+def record_continuation(run_dir: Path, begun: Path, settings: str, record: dict[str, Any]) -> None:
+    """Leave a run's `config.yaml` as it is, and add what it goes on with beside it.
+
+    Args:
+        run_dir: the run folder.
+        begun: the folder of the run that is continued, mostly the same.
+        settings: those it goes on with, as YAML; written as `config.continued-N.yaml` if they differ from the last.
+        record: what else there is to know; added to `continuations.json` with versions and the settings that differ.
+    """
+    before, given = latest_config(begun), yaml.safe_load(settings)
+    changed = {}
+    if before is not None:
+        was, now = (_flat(content) for content in (yaml.safe_load(before.read_text()), given))
+        changed = {name: {"was": was.get(name), "is": value} for name, value in now.items() if was.get(name) != value}
+    records = _continuations(run_dir)
+    if not (run_dir / CONFIG).exists():
+        if before is None:
+            (run_dir / CONFIG).write_text(settings)
+        else:
+            shutil.copyfile(begun / CONFIG if (begun / CONFIG).is_file() else before, run_dir / CONFIG)
+    if changed:
+        write_atomically(run_dir / f"config.continued-{len(records) + 1}.yaml", settings.encode())
+    versions = {name: version(name) for name in _DECIDE}
+    records.append({**record, "changed": {**record["changed"], **changed}, "versions": versions})
+    write_atomically(run_dir / CONTINUATIONS, (json.dumps(records, indent=2) + "\n").encode())
+
+
+def _continuations(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / CONTINUATIONS
+    try:
+        return json.loads(path.read_text()) if path.is_file() else []
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}. Move it away to go on without it.") from error
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 2}} -> {"model.width": 2}"""
+    found = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

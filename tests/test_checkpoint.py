@@ -13,7 +13,8 @@ import torch
 import torchvision
 
 from simclr import SimCLR, build_encoder, load_encoder
-from simclr.checkpoint import LAST, check_resume, new_encoder, read_checkpoint, save_encoder, write_atomically
+from simclr.checkpoint import LAST, new_encoder, read_checkpoint, save_encoder, write_atomically
+from simclr.continuation import check_resume
 from simclr.eval import encoder_sha256
 from simclr.inputs import InputTransform
 from tiny import BATCH, STEPS, fit, tiny_data, tiny_model
@@ -150,33 +151,13 @@ def test_a_weight_that_does_not_match_is_refused_by_name(run, tmp_path, change, 
 
 def test_a_run_of_another_architecture_is_not_continued(run):
     read = read_checkpoint(run[0])
-    check_resume(read, tiny_model(temperature=0.9))
+    check_resume(read, tiny_model(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)))
     with pytest.raises(
         ValueError, match=r"another architecture \(model.width=0.5 but the checkpoint has 0.25\): encoder"
     ):
         check_resume(read, tiny_model(width=0.5))
     with pytest.raises(ValueError, match=r"model.head=linear but the checkpoint has nonlinear\): head"):
         check_resume(read, tiny_model(head="linear"))
-
-
-def test_a_run_is_not_continued_with_another_optimizer(run):
-    with pytest.raises(ValueError, match=r"model\.optimizer=adamw but the checkpoint has lars\. Restore the setting"):
-        check_resume(read_checkpoint(run[0]), tiny_model(optimizer="adamw"))
-
-
-def test_a_run_is_not_continued_on_other_images(run, tmp_path):
-    read = read_checkpoint(run[0])
-    for same in (None, tiny_data(), tiny_data(source="shapes"), tiny_data(workers=2, shapes_test=7)):
-        check_resume(read, tiny_model(), same)
-    with pytest.raises(
-        ValueError, match=r"data\.batch_size=8 .* has 16, data\.seed \(seed_everything\)=3 but the checkpoint has 0\."
-    ):
-        check_resume(read, tiny_model(), tiny_data(batch_size=8, seed=3))
-    photos = replace(read, data=dict(tiny_data(train_dir="photos").hparams))
-    with pytest.raises(ValueError, match=r"data\.source=shapes but the checkpoint has folder\."):
-        check_resume(photos, tiny_model(), tiny_data())
-    check_resume(photos, tiny_model(), tiny_data(train_dir="moved/photos", shapes_train=7))
-    check_resume(replace(read, data={}), tiny_model(), tiny_data(batch_size=8))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ LAYERS = [
     ["augment", "fused", "losses", "gradient_cache", "heads", "resnet", "encoders", "optim", "run_length"],
     ["data"],
     ["inputs"],
-    ["module", "checkpoint"],
+    ["module", "checkpoint", "continuation"],
     ["memory"],
     ["eval"],
     ["callbacks", "loggers", "export", "charts", "run_folder", "profile", "progress"],

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from simclr.checkpoint import Checkpoint
 from simclr.cli.train import train
 from simclr.loggers import MetricsCSV, build_loggers, wandb_mode
 from tiny import flags
@@ -21,7 +22,8 @@ def rows(path):
 
 
 def log(run_dir, steps, resume_step=None, **more):
-    logger = MetricsCSV(run_dir, resume_step)
+    resumed = resume_step and Checkpoint(run_dir, {}, {}, {}, epoch=0, global_step=resume_step, run={"epochs": 1})
+    logger = MetricsCSV(run_dir, resumed)
     for step in steps:
         logger.log_metrics({"train_loss": step / 10, **more}, step)
     logger.finalize("success")
@@ -45,6 +47,17 @@ def test_more_rows_than_the_logger_holds_back_survive_a_resume(tmp_path):
     log(tmp_path, range(120))
     log(tmp_path, range(110, 240), resume_step=110)
     assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == list(range(240))
+
+
+@continues
+def test_the_mean_of_an_epoch_that_was_not_whole_is_written_again(tmp_path):
+    log(tmp_path, range(3), epoch=0)
+    log(tmp_path, range(3, 5), resume_step=3, epoch=1)
+    logger = MetricsCSV(tmp_path, Checkpoint(tmp_path, {}, {}, {}, epoch=1, global_step=5, run={"epochs": 1}))
+    logger.log_metrics({"train_loss_epoch": 1.0, "epoch": 1}, 4)  # at a limit of steps
+    logger.finalize("success")
+    MetricsCSV(tmp_path, Checkpoint(tmp_path, {}, {}, {}, epoch=1, global_step=5, run={"epochs": 1})).experiment.save()
+    assert [row.get("train_loss_epoch") for row in rows(tmp_path / "metrics.csv")] == [None] * 5
 
 
 def test_a_run_continued_in_another_folder_begins_its_own_file(tmp_path):

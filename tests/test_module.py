@@ -428,7 +428,7 @@ def test_micro_batches_continue_exactly(tmp_path):
     whole = fit(tmp_path, tiny_model(micro_batch_size=8), max_epochs=2).lightning_module.state_dict()
     stop = StopAt(tmp_path, 5)
     with pytest.raises(SystemExit):
-        fit(tmp_path, tiny_model(micro_batch_size=8), callbacks=[stop], max_epochs=2)
+        fit(tmp_path, tiny_model(micro_batch_size=8), callbacks=[stop], max_epochs=2, enable_checkpointing=True)
     found = fit(tmp_path, tiny_model(micro_batch_size=8), max_epochs=2, ckpt_path=stop.path).lightning_module
     for name, value in found.state_dict().items():
         assert torch.equal(value, whole[name]), name

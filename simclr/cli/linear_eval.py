@@ -102,3 +102,8 @@ def print_result(record: dict[str, Any]) -> None:
     print(f"{data['test_images']:,} test images of {data['test']}; classifiers trained on {data['train_images']:,}")
     for remark in remarks(record):
         print(f"note: {remark}")
+    if record.get("finished") is False:
+        print(
+            f"note: the run was not finished: the encoder is that of step {record['global_step']} of "
+            f"{record['total_steps']}"
+        )

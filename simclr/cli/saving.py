@@ -1,4 +1,4 @@
-"""The newest checkpoint of a run, after every epoch and when it is told to stop."""
+"""The newest checkpoint of a run, after every epoch and wherever it is told to stop."""
 
 import functools
 import signal
@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from simclr import distributed
 from simclr.checkpoint import LAST
@@ -28,6 +29,10 @@ class NewestCheckpoint(ModelCheckpoint):
         """Lightning's, formatted once."""
         return super().state_key
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to remember: there is one file, and Lightning warns of a state from another folder."""
+        return {}
+
     def on_train_batch_end(self, *args: Any) -> None:
         """Nothing: Lightning's would find out at every step that it has nothing to do."""
 
@@ -39,18 +44,28 @@ def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
     )
 
 
-class SaveOnInterrupt(Callback):
-    """On Ctrl-C or SIGTERM: finish the step, save a checkpoint that continues exactly from it, and stop.
+class SaveOnInterrupt(Checkpoint):
+    """Told to stop: finish the step, save a checkpoint that continues exactly from it, and stop.
 
-    Several ranks, which may be told at different steps or not all, agree on the step.
+    Told by a signal (Ctrl-C, SIGTERM), or by `trainer.should_stop`, which max_time, EarlyStopping and any other
+    callback set. Lightning answers that by ending the epoch where it stands: the rest of it would be lost, and so would
+    the gradients accumulated for a step. Here the step is finished, several ranks, which may be told at different steps
+    or not all, agree on it, and nothing of an epoch's end is done where the epoch has not ended.
+
+    A `Checkpoint` only so that Lightning calls it after every callback that may ask to stop.
 
     Args:
         run_dir: the run folder.
+
+    Attributes:
+        cause: what has set `should_stop`, by name; None if nothing has.
+        signalled: whether a signal stops the run, on all ranks alike.
     """
 
     def __init__(self, run_dir: Path):
         self.path = expanded(run_dir) / LAST
-        self.asked = self.agreed = self.saved = False
+        self.asked = self.signalled = self.agreed = self.saved = False
+        self.cause: str | None = None
         self.previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,15 +85,28 @@ class SaveOnInterrupt(Callback):
             print("\nfinishing this step, then saving; again to stop at once", file=sys.stderr, flush=True)
 
     def _agree(self) -> None:
-        self.agreed |= any(asked for (asked,) in distributed.exchange([self.asked]))
+        told = distributed.exchange([self.asked, self.cause is not None])
+        self.signalled |= any(signalled for signalled, _ in told)
+        self.agreed |= self.signalled or any(planned for _, planned in told)
+        if self.agreed and not self.signalled and self.cause is None:
+            self.cause = "a callback on another rank"
+
+    def _listen(self, trainer: Trainer) -> None:
+        """Takes note of `should_stop`, and takes it back: this rank would leave the epoch at once, and by itself."""
+        if trainer.should_stop and trainer.fit_loop._can_stop_early:
+            self.cause = self.cause or cause_of_stop(trainer)
+            trainer.should_stop = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, if asked to stop: after an optimiser step, because accumulated gradients are not in a checkpoint."""
-        if trainer.world_size == 1 or batch_idx % _AGREE_EVERY == 0:
+        self._listen(trainer)
+        if trainer.world_size == 1 or trainer.is_last_batch or batch_idx % _AGREE_EVERY == 0:
             self._agree()
-        if self.agreed and (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
+        if trainer.is_last_batch:
+            trainer.should_stop |= self.agreed and not self.signalled  # kNN is measured where a run ends
+        elif self.agreed and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             trainer.save_checkpoint(self.path)
             self.saved = True
 
@@ -87,14 +115,41 @@ class SaveOnInterrupt(Callback):
         if self.saved:
             raise KeyboardInterrupt
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Asked to stop by what looks at epochs: all ranks leave together, with the checkpoint of the epoch."""
+        self._listen(trainer)
+        self._agree()
+        trainer.should_stop |= self.agreed and not self.signalled
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asked to stop in the last step of an epoch: what belongs to its end, the checkpoint too, has been done."""
         self._agree()
-        if self.agreed:
+        if self.signalled:
             raise KeyboardInterrupt
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A limit of time counts from the start of each command: the time spent is not handed on."""
+        for callback in trainer.callbacks:
+            if isinstance(callback, Timer):
+                checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}
+
+
+def cause_of_stop(trainer: Trainer) -> str:
+    """Who set `trainer.should_stop`, for people."""
+    for callback in trainer.callbacks:
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
+            return "max_time"
+        stopped = isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+        if stopped and callback.stopped_epoch == trainer.current_epoch:  # not the reason of an earlier stop
+            reason = (callback.stopping_reason_message or "").partition(" Signaling")[0].rstrip(".")
+            return f"EarlyStopping ({reason})"
+    ours = ("simclr.", "pytorch_lightning.")
+    kinds = [kind.__name__ for kind in map(type, trainer.callbacks) if not kind.__module__.startswith(ours)]
+    return kinds[0] if len(kinds) == 1 else "trainer.should_stop"

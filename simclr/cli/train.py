@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 import warnings
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -19,13 +20,14 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr import losses
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
-from simclr.checkpoint import LAST, check_resume, read_checkpoint, save_encoder
+from simclr.checkpoint import LAST, read_checkpoint, save_encoder
 from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
 from simclr.cli.parsing import Parser, values_of
 from simclr.cli.refusals import check_trainer
-from simclr.cli.saving import SaveOnInterrupt, newest_checkpoint
+from simclr.cli.saving import SaveOnInterrupt, cause_of_stop, newest_checkpoint
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
+from simclr.continuation import check_resume
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, folders_of_run
 from simclr.loggers import WandbMode, build_loggers
@@ -34,7 +36,7 @@ from simclr.module import SimCLR
 from simclr.pace import Pace
 from simclr.paths import expanded
 from simclr.progress import LogInterval, ProgressBar, ProgressLines
-from simclr.run_folder import RunFolder
+from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuation
 from simclr.run_length import RunLength, run_length
 
 
@@ -115,10 +117,9 @@ class TrainCLI(LightningCLI):
         config = self.config.trainer
         watched = not (config.fast_dev_run or config.barebones)
         if config.logger in (None, True) and watched:
-            step = self.resumed.global_step if self.resumed else None
             mode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes
             if self.loggers is None:
-                self.loggers = build_loggers(self.run_dir, mode, self.config.wandb_project, step)
+                self.loggers = build_loggers(self.run_dir, mode, self.config.wandb_project, self.resumed)
             kwargs["logger"] = self.loggers
         if config.barebones:
             kwargs |= dict.fromkeys(("logger", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"))
@@ -134,8 +135,9 @@ class TrainCLI(LightningCLI):
         if watched:
             kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines()]
         self.keeps_checkpoint = watched and config.enable_checkpointing is not False
+        self.stop = SaveOnInterrupt(self.run_dir)
         if self.keeps_checkpoint:
-            kwargs["callbacks"] += [SaveOnInterrupt(self.run_dir), newest_checkpoint(self.run_dir)]
+            kwargs["callbacks"] += [newest_checkpoint(self.run_dir), self.stop]
         try:
             trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
         except (TypeError, RuntimeError) as error:  # Lightning's answer to some options
@@ -190,6 +192,7 @@ def summary(cli: TrainCLI) -> str:
     parts = f", {hparams.micro_batch_size} at a time{over}" if hparams.micro_batch_size else ""
     rows = {
         "run": str(cli.run_dir),
+        "continued": cli.continuation and f"\n{'':<11}".join((f"from {cli.resumed.stands}", *cli.continuation.said)),
         "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
         "left out": data.left_out,
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
@@ -230,14 +233,19 @@ def _train(args: list[str], folder: RunFolder) -> None:
     try:
         cli = guarded(lambda: parse_and_build(args, folder))
         guarded(lambda: check(cli))
-        if cli.trainer.fast_dev_run:
+        finished = cli.continuation is not None and cli.continuation.finished
+        if cli.trainer.fast_dev_run or finished:
             folder.release()
     except BaseException:
         folder.release()
         raise
+    if finished:
+        if folder.first:
+            print(f"already finished, {cli.continuation.length}; --trainer.max_epochs lengthens it", flush=True)
+        return
     if folder.first:
         if not cli.trainer.fast_dev_run:
-            _save_config(cli)
+            guarded(lambda: _save_config(cli, args))
         print(summary(cli), flush=True)
         for line in remarks(cli):
             print(f"note: {line}", flush=True)
@@ -252,12 +260,24 @@ def _train(args: list[str], folder: RunFolder) -> None:
             raise
         fail(f"{' '.join(str(error).split())} (SIMCLR_TRACEBACK=1 shows where)")
     except SystemExit:  # Lightning's answer to a KeyboardInterrupt
-        _say_how_to_continue(cli)
-        sys.exit(INTERRUPTED)
+        if cli.stop.signalled or not cli.stop.saved:
+            _say_how_to_continue(cli)
+            sys.exit(INTERRUPTED)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
         save_encoder(cli.model, cli.run_dir / "encoder.pt")
         minutes = (time.perf_counter() - started) / 60
-        print(f"trained {minutes:.1f} min; encoder in {cli.run_dir / 'encoder.pt'}; {_next_step(cli)}", flush=True)
+        print(f"{_ended(cli, minutes)}; encoder in {cli.run_dir / 'encoder.pt'}; {_next_step(cli)}", flush=True)
+
+
+def _stopped_early(cli: TrainCLI) -> bool:
+    return cli.model.total_steps is not None and cli.trainer.global_step < cli.model.total_steps
+
+
+def _ended(cli: TrainCLI, minutes: float) -> str:
+    if not _stopped_early(cli):
+        return f"trained {minutes:.1f} min"
+    cause = cli.stop.cause or cause_of_stop(cli.trainer)
+    return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.total_steps}"
 
 
 def _fit(cli: TrainCLI, folder: RunFolder) -> None:
@@ -275,20 +295,38 @@ def _fit(cli: TrainCLI, folder: RunFolder) -> None:
 def _next_step(cli: TrainCLI) -> str:
     if not cli.keeps_checkpoint:
         return "no checkpoint, as asked"
+    if _stopped_early(cli):
+        return _how_to_continue(cli)
     measure = f"python linear_eval.py --checkpoint {cli.run_dir / LAST}"
     if cli.datamodule.has_labels:
         return f"next: {measure}"
     return f"next: simclr report --run_dir {cli.run_dir}, or with labelled images {measure} --data.train_dir ..."
 
 
-def _save_config(cli: TrainCLI) -> None:
+def _save_config(cli: TrainCLI, args: list[str]) -> None:
     record(cli)
     # Without what belongs to this run alone, so that `--config` repeats it in another folder.
     config = cli.config.clone()
     config.run_dir = config.ckpt_path = None
     for name in FOLDERS:
         config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
-    cli.parser.save(config, str(cli.run_dir / "config.yaml"), skip_none=False, overwrite=True)
+    config.data.allow_changed_images = False
+    if cli.continuation is None:
+        cli.parser.save(config, str(cli.run_dir / CONFIG), skip_none=False, overwrite=True)
+        return
+    found = cli.continuation
+    entry = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "train.py", *args]),
+        "checkpoint": str(cli.resumed.path),
+        "from_step": found.step,
+        "total_steps": found.total,
+        "changed": {name: {"was": was, "is": now} for name, (was, now) in found.changes.items()},
+        "images": found.images,
+        "said": found.said,
+    }
+    settings = cli.parser.dump(config, skip_none=False)
+    record_continuation(cli.run_dir, cli.resumed.run_dir, settings, entry)
 
 
 def parse_and_build(
@@ -328,8 +366,8 @@ def _with_config_of_run(args: list[str]) -> list[str]:
     checkpoint = values_of(args, "--ckpt_path")
     if not checkpoint or values_of(args, "--config", "-c") or not expanded(checkpoint[-1]).exists():
         return args
-    own = read_checkpoint(checkpoint[-1]).run_dir / "config.yaml"
-    return ["--config", str(own), *args] if own.is_file() else args
+    own = latest_config(read_checkpoint(checkpoint[-1]).run_dir)
+    return args if own is None else ["--config", str(own), *args]
 
 
 def check(cli: TrainCLI) -> None:
@@ -340,14 +378,17 @@ def check(cli: TrainCLI) -> None:
     """
     with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):
         cli.datamodule.validate(cli.trainer.world_size)
+    if cli.resumed:
+        cli.model.adopt(cli.resumed.model)
     cli.model.settle(cli.datamodule.batch_size)
     check_trainer(cli.trainer, cli.config.trainer.val_check_interval)
     cli.model.check(cli.trainer)
     if cli.trainer.max_epochs == cli.trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
-    if cli.resumed:
-        check_resume(cli.resumed, cli.model, cli.datamodule)
     trainer = cli.trainer
+    cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer) if cli.resumed else None
+    if cli.continuation is not None and cli.continuation.finished:
+        return
     cli.memory = check_memory(
         cli.model,
         trainer.strategy.root_device,
@@ -362,12 +403,15 @@ def check(cli: TrainCLI) -> None:
     settle(cli)
 
 
+def _how_to_continue(cli: TrainCLI) -> str:
+    if not (cli.run_dir / LAST).exists():
+        return f"no checkpoint yet, {cli.run_dir} can be deleted"
+    return f"continue with: {shlex.join(['python', 'train.py', '--ckpt_path', str(cli.run_dir / LAST)])}"
+
+
 def _say_how_to_continue(cli: TrainCLI) -> None:
-    last = cli.run_dir / LAST
     if not cli.trainer.is_global_zero:
         return
-    if last.exists():
-        command = shlex.join(["python", "train.py", "--ckpt_path", str(last)])
-        print(f"stopped; continue with: {command}", file=sys.stderr, flush=True)
-    else:
-        print(f"stopped before the first checkpoint; {cli.run_dir} can be deleted", file=sys.stderr, flush=True)
+    # Not if a second signal has cut the step short.
+    where = f" at step {cli.trainer.global_step} of {cli.model.total_steps}" if cli.stop.signalled else ""
+    print(f"stopped{where}; {_how_to_continue(cli)}", file=sys.stderr, flush=True)

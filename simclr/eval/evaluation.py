@@ -149,7 +149,9 @@ def linear_evaluation(
         "encoder_sha256": sha256,
         "checkpoint": stored(read.path),
         "encoder": read.model["encoder"],
-        "epoch": read.epoch + 1,
+        "epoch": read.epochs,
+        "total_steps": read.run.get("total_steps"),
+        "finished": read.finished,
         "global_step": read.global_step,
         **_protocol_record(probe, protocol, epochs, batch_size, base_lr, weight_decay),
         "regularization_end": {

@@ -1,0 +1,291 @@
+"""Continuing a run: which settings may change, what a change does, and what is said and recorded of it.
+
+A setting is applied, or it is refused by name with both values. None is taken over silently.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.utilities import GradClipAlgorithmType
+
+from simclr.checkpoint import ARCHITECTURE, Checkpoint, end_epoch, refuse_mismatch
+from simclr.data import ImageData
+
+
+class Rule(Enum):
+    """What becomes of a setting that differs when a run is continued."""
+
+    FIXED = "decides what is learned: refused"
+    ROUNDING = "the same training in other roundings: applied and said"
+    LENGTH = "where the run ends: applied and said, the learning rate planned anew from the step it goes on from"
+    IMAGES = "where the images lie: applied if they are the same, else refused; see `ImageData.compare_images`"
+    FREE = "nothing that is learned depends on it: applied"
+
+
+# Every setting of the command line has its place here.
+RULES: dict[str, dict[Rule, str]] = {
+    "model": {
+        Rule.FIXED: """encoder image_size start_size grow_epochs stem width shortcut zero_init norm
+            head hidden_dim projection_dim head_layers head_batch_norm
+            loss temperature margin semi_hard views micro_batch_size
+            optimizer base_lr lr_scaling weight_decay momentum warmup_epochs batch_size seed
+            strength crop_scale crop_ratio flip_prob jitter_prob gray_prob blur_prob blur_sigma rotation_prob
+            cutout_prob cutout_size noise_prob noise_std sobel_prob augment_second_view mean std""",
+        Rule.ROUNDING: "channels_last compile_encoder compile_views",
+    },
+    "data": {
+        Rule.FIXED: "source load_size batch_size image_size seed shapes_train",
+        Rule.IMAGES: "train_dir data_dir",
+        Rule.FREE: "test_dir shapes_test holdout workers memory_limit_gb cache_dir download allow_changed_images",
+    },
+    "trainer": {
+        Rule.FIXED: """precision accumulate_grad_batches gradient_clip_val gradient_clip_algorithm
+            limit_train_batches overfit_batches sync_batchnorm""",
+        Rule.ROUNDING: "accelerator strategy devices num_nodes deterministic benchmark plugins",
+        Rule.LENGTH: "max_epochs max_steps",
+        Rule.FREE: """logger callbacks fast_dev_run min_epochs min_steps max_time
+            limit_val_batches limit_test_batches limit_predict_batches val_check_interval check_val_every_n_epoch
+            num_sanity_val_steps log_every_n_steps enable_checkpointing enable_progress_bar enable_model_summary
+            inference_mode use_distributed_sampler profiler detect_anomaly barebones reload_dataloaders_every_n_epochs
+            default_root_dir enable_autolog_hparams model_registry""",
+    },
+    "knn": {Rule.FREE: "every_n_epochs images k temperature"},
+    "": {Rule.FIXED: "seed_everything", Rule.FREE: "config run_dir ckpt_path wandb wandb_project check_memory minutes"},
+}
+
+Changes = dict[str, tuple[Any, Any]]  # a setting's full name: what it was, what it is
+
+
+def rule_of(name: str) -> Rule:
+    """The rule for a setting, named as on the command line: `model.temperature`."""
+    group, _, own = name.rpartition(".")
+    return next(rule for rule, names in RULES[group].items() if own in names.split())
+
+
+def names_under(rule: Rule, group: str) -> list[str]:
+    """The settings of a group ("model", "data", "trainer", ...) under a rule."""
+    return RULES[group].get(rule, "").split()
+
+
+def trainer_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What of a Trainer decides the bits of a run, as resolved, in plain types: what a checkpoint keeps of it."""
+    clip = trainer.gradient_clip_val or None
+    algorithm = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
+    clipping = {"gradient_clip_algorithm": str(getattr(algorithm, "value", algorithm))} if clip else {}
+    return {
+        "precision": str(trainer.precision),
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip_val": clip,
+        **clipping,
+        # As text: 1 is one batch, 1.0 all of them.
+        "limit_train_batches": repr(trainer.limit_train_batches),
+        "overfit_batches": repr(trainer.overfit_batches),
+        "max_epochs": trainer.max_epochs,
+        "max_steps": trainer.max_steps,
+        "devices": trainer.world_size,
+        "accelerator": trainer.strategy.root_device.type,
+        "batch_norm_group": module.batch_norm_group(trainer),
+    }
+
+
+def planned_steps(run: Mapping[str, Any], step: int, steps_per_epoch: int, max_epochs: int, max_steps: int) -> int:
+    """The optimiser steps that a run will have taken when it ends, from where a checkpoint of it stands.
+
+    Args:
+        run: `Checkpoint.run`.
+        step: optimiser steps taken.
+        steps_per_epoch: of the epochs to come.
+        max_epochs, max_steps: the run's length; -1 for no limit.
+    """
+    left = (max_epochs - run["epochs"]) * steps_per_epoch - min(run["steps_inside"], steps_per_epoch)
+    limits = [step + left] if max_epochs != -1 else []
+    return min([*limits, max_steps] if max_steps != -1 else limits)
+
+
+def refuse_changes(changes: Changes, where: str) -> None:
+    """Raise a ValueError that names the settings which decide what is learned and differ, with both values."""
+    fixed = [name for name in changes if rule_of(name) is Rule.FIXED]
+    if fixed[1:] and "trainer.sync_batchnorm" in fixed:  # another batch, say, is divided into other groups
+        fixed.remove("trainer.sync_batchnorm")
+    if fixed:
+        text = ", ".join(f"{name}={changes[name][1]} but the checkpoint has {changes[name][0]}" for name in fixed)
+        # Linked on the command line, where there is no data.seed.
+        text = text.replace("data.seed=", "data.seed (seed_everything)=")
+        raise ValueError(f"{where} cannot be continued: {text}. Restore the setting, or begin another run.")
+
+
+def model_changes(hparams: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
+    """The settings of `SimCLR` that differ from a checkpoint's."""
+    names = [name for rule in (Rule.FIXED, Rule.ROUNDING) for name in names_under(rule, "model")]
+    return _differences("model", names, was, hparams)
+
+
+def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
+    """What `trainer_settings` tell apart; batch normalisation over other groups only on as many devices."""
+    names = [name for name in now if name != "batch_norm_group"]
+    changes = _differences("trainer", names, was, now)
+    groups = was.get("batch_norm_group"), now["batch_norm_group"]
+    if was and groups[0] != groups[1] and "trainer.devices" not in changes:
+        changes["trainer.sync_batchnorm"] = tuple(f"BatchNorm over {group} views" for group in groups)
+    return changes
+
+
+def data_changes(data: LightningDataModule, was: Mapping[str, Any]) -> Changes:
+    """The settings of `ImageData` that decide the images of a step, those left to it as it resolves them."""
+    names = names_under(Rule.FIXED, "data")
+    return _differences("data", names, _resolved(was), _resolved(data.hparams))
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: settings[name] for name in inspect.signature(ImageData).parameters if name in settings}
+    data = ImageData(**known)
+    settings = {**settings, **{name: getattr(data, name) for name in ("source", "load_size") if name in known}}
+    if settings.get("source") != "shapes":
+        settings.pop("shapes_train", None)
+    return settings
+
+
+def _differences(group: str, names: list[str], was: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """The settings that both have and that differ."""
+    both = [name for name in names if name in was and name in now]
+    return {f"{group}.{name}": (was[name], now[name]) for name in both if was[name] != now[name]}
+
+
+@dataclass
+class Continuation:
+    """How a run goes on from a checkpoint.
+
+    Attributes:
+        step: optimiser steps taken.
+        total: those it will have taken when it ends; None if the checkpoint does not tell.
+        length: how much of the run is done, for people: "25 of 25 epochs".
+        changes: the settings that differ from the checkpoint's.
+        images: what `ImageData.compare_images` found, if other images were allowed.
+        said: what people are told of it, a line each.
+    """
+
+    step: int
+    total: int | None
+    length: str
+    changes: Changes
+    images: dict[str, int] | None = None
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.total is not None and self.step >= self.total
+
+
+def check_resume(
+    checkpoint: Checkpoint,
+    module: LightningModule,
+    data: LightningDataModule | None = None,
+    trainer: Trainer | None = None,
+) -> Continuation:
+    """Refuse to continue a run with other weights, with a setting that decides what is learned, or with other images.
+
+    Args:
+        checkpoint: where to go on from.
+        module: the `SimCLR` to go on with.
+        data: the images to go on with; not looked at if None, or if the checkpoint names no images.
+        trainer: what to go on with; not looked at if None, or if the checkpoint does not tell.
+    Returns:
+        What is different where that is allowed.
+    Raises:
+        ValueError: naming the settings that differ with both values, or else the weights, or the images.
+    """
+    changes = model_changes(module.hparams, checkpoint.model)
+    architecture = {name: pair for name, pair in changes.items() if name.removeprefix("model.") in ARCHITECTURE}
+    reason = ", ".join(f"{name}={now} but the checkpoint has {was}" for name, (was, now) in architecture.items())
+    what = f"{checkpoint.path} is of another architecture{reason and f' ({reason})'}"
+    refuse_mismatch(checkpoint.state_dict, module.state_dict(), what)
+    if data is not None and checkpoint.data:
+        of_data = data_changes(data, checkpoint.data)
+        # Said once: the command line links them.
+        twins = {name: pair for name, pair in of_data.items() if changes.get(name.replace("data.", "model.")) == pair}
+        changes = {name: pair for name, pair in changes.items() if name.replace("model.", "data.") not in twins}
+        changes |= of_data
+    run = checkpoint.run
+    now = trainer_settings(trainer, module) if trainer is not None else {}
+    if now:
+        changes |= trainer_changes(now, run)
+    refuse_changes(changes, str(checkpoint.path))
+    images = data.check_images(checkpoint.images) if data is not None and checkpoint.images else None
+    total = None
+    if now and run.get("total_steps"):
+        steps_per_epoch = run["steps_per_epoch"]
+        if images is not None:
+            steps_per_epoch = steps_in(images["now"] // data.batch_size, trainer)
+        total = planned_steps(run, checkpoint.global_step, steps_per_epoch, now["max_epochs"], now["max_steps"])
+        _refuse_shorter(checkpoint, total, now)
+    found = Continuation(checkpoint.global_step, total, _length(checkpoint, total, now), changes, images)
+    found.said = _said(found, checkpoint, now)
+    return found
+
+
+def steps_in(batches: int, trainer: Trainer) -> int:
+    """The optimiser steps of an epoch of so many batches, under a Trainer's limit and accumulation."""
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def end_shorter_epoch(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Other images may leave fewer steps in an epoch than have been taken in the one begun: then that one has ended.
+
+    Args:
+        checkpoint: the whole content, of which `loops` and `run` are changed.
+        trainer: with the data to go on with.
+    """
+    data, run = trainer.datamodule, checkpoint.get("run", {})
+    files = data.fingerprint() if run.get("steps_inside") and isinstance(data, ImageData) else {}
+    if files and run["steps_inside"] >= steps_in(len(files["files"]) // data.batch_size, trainer):
+        end_epoch(checkpoint["loops"]["fit_loop"])
+        run["epochs"], run["steps_inside"] = run["epochs"] + 1, 0
+
+
+def _length(checkpoint: Checkpoint, total: int | None, now: Mapping[str, Any]) -> str:
+    if now.get("max_steps", -1) != -1 or checkpoint.run.get("steps_inside"):
+        return f"{checkpoint.global_step} of {total} steps"
+    return f"{checkpoint.epochs} of {now.get('max_epochs')} epochs"
+
+
+def _refuse_shorter(checkpoint: Checkpoint, total: int, now: Mapping[str, Any]) -> None:
+    if total >= checkpoint.global_step:
+        return
+    limit = "max_steps" if now["max_steps"] != -1 and now["max_steps"] < checkpoint.global_step else "max_epochs"
+    raise ValueError(
+        f"trainer.{limit}={now[limit]} ends before {checkpoint.path}, which stands at {checkpoint.stands}. "
+        "Give a longer one."
+    )
+
+
+def _said(found: Continuation, checkpoint: Checkpoint, now: Mapping[str, Any]) -> list[str]:
+    run, lines = checkpoint.run, []
+    for name, (was, value) in found.changes.items():
+        if rule_of(name) is Rule.ROUNDING:
+            batch_norm = ""
+            if name == "trainer.devices" and now["batch_norm_group"] != run["batch_norm_group"]:
+                batch_norm = f", BatchNorm over {now['batch_norm_group']} views, {run['batch_norm_group']} before"
+            lines.append(f"{name}={value}, was {was}: the same batches and views{batch_norm}, but not the same bits")
+    if found.images is not None:
+        inside = f"; of the epoch begun, {run['steps_inside']} steps stay done" if run["steps_inside"] else ""
+        count = ", ".join(f"{found.images[kind]} {kind}" for kind in ("added", "removed", "changed"))
+        lines.append(
+            f"other images: {found.images['was']} before, {found.images['now']} now, {count}; "
+            f"the order is that of the new set{inside}"
+        )
+    if found.total is not None and found.total != run["total_steps"]:
+        lengths = [name for name in found.changes if rule_of(name) is Rule.LENGTH]
+        why = ", ".join(f"{name}={found.changes[name][1]}, was {found.changes[name][0]}" for name in lengths)
+        lines.append(
+            f"{why or 'another length'}: from step {found.step} on the learning rate follows the schedule of "
+            f"{found.total} steps, before it that of {run['total_steps']}"
+        )
+    return lines
