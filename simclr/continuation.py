@@ -192,7 +192,7 @@ def check_resume(
 
     Args:
         checkpoint: where to go on from.
-        module: the `SimCLR` to go on with.
+        module: the `SimCLR` to go on with; settings that it leaves open become the checkpoint's.
         data: the images to go on with; not looked at if None, or if the checkpoint names no images.
         trainer: what to go on with; not looked at if None, or if the checkpoint does not tell.
     Returns:
@@ -200,6 +200,7 @@ def check_resume(
     Raises:
         ValueError: naming the settings that differ with both values, or else the weights, or the images.
     """
+    module.adopt(checkpoint.model)
     changes = model_changes(module.hparams, checkpoint.model)
     architecture = {name: pair for name, pair in changes.items() if name.removeprefix("model.") in ARCHITECTURE}
     reason = ", ".join(f"{name}={now} but the checkpoint has {was}" for name, (was, now) in architecture.items())

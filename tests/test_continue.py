@@ -34,6 +34,7 @@ EPOCHS = 3
 TOTAL = EPOCHS * STEPS
 # The warm-up lasts longer than max_steps: until there the learning rate is that of the whole run.
 RUN = {"trainer.max_epochs": EPOCHS, "model.warmup_epochs": 2, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
+RUN["model.base_lr"] = 1.0
 
 
 def content(run: Path) -> dict:
@@ -237,10 +238,10 @@ def refused(arguments: list[str], capsys) -> str:
         ("model.base_lr", "2.0", "1.0"),
         ("model.weight_decay", "0.5", "0.0001"),
         ("model.momentum", "0.5", "0.9"),
-        ("model.lr_scaling", "sqrt", "linear"),
+        ("model.lr_scaling", "none", "linear"),
         ("model.temperature", "0.5", "0.2"),
-        ("model.strength", "0.5", "1.0"),
-        ("model.blur_prob", "0.0", "0.5"),
+        ("model.strength", "1.0", "0.5"),
+        ("model.blur_prob", "0.5", "0.0"),
         ("model.loss", "dcl", "nt_xent"),
         ("model.views", "3", "2"),
         ("model.warmup_epochs", "1.0", "2.0"),
@@ -333,7 +334,7 @@ def test_a_continuation_is_recorded_beside_the_config_the_run_began_with(tmp_pat
 
 
 def test_a_trainer_in_python_follows_the_same_rules(tmp_path):
-    first = fit(tmp_path, max_epochs=1)
+    first = fit(tmp_path, tiny_model(base_lr=1.0), max_epochs=1)
     first.save_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"model\.base_lr=2\.0 but the checkpoint has 1\.0"):
         fit(tmp_path, tiny_model(base_lr=2.0), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
@@ -362,6 +363,7 @@ def photos(root: Path, count: int, seed: int = 0) -> Path:
     return root
 
 
+CONTINUE = ["--ckpt_path", "run"]
 PHOTOS = {**RUN, "data.batch_size": 8, "data.train_dir": "photos"}  # 5 steps an epoch
 
 
@@ -405,7 +407,7 @@ def replaced(path: Path) -> None:
 def test_changed_images_are_refused_and_counted(here, capsys, change, counts):
     change(here / "photos")
     before = files_of(here)
-    message = refused(["--ckpt_path", "run"], capsys)
+    message = refused([*CONTINUE, "--data.train_dir", "photos"], capsys)
     assert "photos holds other images than the run began with" in message
     assert counts in message
     assert "--data.allow_changed_images true" in message
@@ -423,13 +425,15 @@ def test_another_folder_is_refused_and_a_moved_one_continues_to_the_same_bits(he
     train(["--ckpt_path", "run", "--data.train_dir", "moved"])
     assert_same_run(here / "run", here / "whole")
     [record] = json.loads((here / "run" / "continuations.json").read_text())
-    assert record["changed"] == {"data.train_dir": {"was": "photos", "is": "moved"}}
+    assert record["changed"].keys() == {"data.train_dir"}
+    assert record["changed"]["data.train_dir"]["is"] == str(here / "moved")
 
 
 def test_changed_images_are_allowed_on_request_counted_and_recorded(here, capsys):
     for number in range(20, 40):  # two steps an epoch are left, and the epoch begun has had four
         next((here / "photos").rglob(f"{number}.png")).unlink()
-    train(["--ckpt_path", "run", "--data.allow_changed_images", "true"])
+    own = ["--data.train_dir", "photos"]
+    train([*CONTINUE, *own, "--data.allow_changed_images", "true"])
     said = "other images: 40 before, 20 now, 0 added, 20 removed, 0 changed; the order is that of the new set; of the "
     assert f"{said}epoch begun, 4 steps stay done" in capsys.readouterr().out
     [record] = json.loads((here / "run" / "continuations.json").read_text())
@@ -437,10 +441,10 @@ def test_changed_images_are_allowed_on_request_counted_and_recorded(here, capsys
     assert content(here / "run")["global_step"] == record["total_steps"] == 9 + 2
     expected = [warmup_cosine(step, *((10, 15) if step < 9 else (4, 11))) for step in range(11)]
     assert [rate * 2 for rate in learning_rates(here / "run")] == pytest.approx(expected)
-    train(["--ckpt_path", "run"])  # the set that is there now is the run's
+    train([*CONTINUE, *own])  # the set that is there now is the run's
     assert "already finished, 3 of 3 epochs" in capsys.readouterr().out
     photos(here / "photos", 40)
-    refused(["--ckpt_path", "run"], capsys)
+    refused([*CONTINUE, *own], capsys)
 
 
 def test_a_trainer_in_python_refuses_changed_images(tmp_path):

@@ -378,15 +378,13 @@ def check(cli: TrainCLI) -> None:
     """
     with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):
         cli.datamodule.validate(cli.trainer.world_size)
-    if cli.resumed:
-        cli.model.adopt(cli.resumed.model)
-    cli.model.settle(cli.datamodule.batch_size)
-    check_trainer(cli.trainer, cli.config.trainer.val_check_interval)
-    cli.model.check(cli.trainer)
-    if cli.trainer.max_epochs == cli.trainer.max_steps == -1:
-        raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
     trainer = cli.trainer
+    if trainer.max_epochs == trainer.max_steps == -1:
+        raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
     cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer) if cli.resumed else None
+    cli.model.settle(cli.datamodule.batch_size)
+    check_trainer(trainer, cli.config.trainer.val_check_interval)
+    cli.model.check(trainer)
     if cli.continuation is not None and cli.continuation.finished:
         return
     cli.memory = check_memory(

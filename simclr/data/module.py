@@ -329,8 +329,7 @@ class ImageData(LightningDataModule):
     def fingerprint(self) -> dict[str, Tensor]:
         """What tells the training images from others, if they are in files; see `simclr.data.fingerprint`."""
         if not self._fingerprint and (folders := self._folder_paths()):
-            train = self._folder(*folders[0])
-            self._fingerprint = fingerprint_files(train.root, train.paths)
+            self._fingerprint = fingerprint_files(folders[0][0], self._folder(*folders[0]).paths)
         return self._fingerprint
 
     def check_images(self, was: dict[str, Tensor]) -> dict[str, int] | None:
@@ -344,7 +343,7 @@ class ImageData(LightningDataModule):
         found = compare_files(was, self.fingerprint()) if was and self._folder_paths() else None
         if found is not None and not self.allow_changed_images:
             raise ValueError(
-                f"{self._folder_paths()[0][0]} holds other images than the run began with: {found['was']} then, "
+                f"{self._folder_paths()[0][2]} holds other images than the run began with: {found['was']} then, "
                 f"{found['now']} now; {found['added']} added, {found['removed']} removed, {found['changed']} changed. "
                 "Restore them, or go on with what is there: --data.allow_changed_images true."
             )
