@@ -31,8 +31,8 @@ class OnlineKNN(Callback):
     `knn_top1` decides in the epochs that measure it: a patience counts measurements.
 
     Args:
-        every_n_epochs: how often; 0 for never. The last epoch is always measured, also one that a limit of steps or of
-            time ends early.
+        every_n_epochs: how often; 0 for never. The last epoch is always measured, also one that a limit of steps ends
+            early.
         images: the size of the sample, or fewer if there are fewer.
         k: neighbours that vote.
         temperature: of the votes, exp(similarity / temperature).

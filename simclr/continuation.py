@@ -226,7 +226,7 @@ def check_resume(
         total = planned_steps(run, checkpoint.global_step, steps_per_epoch, now["max_epochs"], now["max_steps"])
         _refuse_shorter(checkpoint, total, now)
     found = Continuation(checkpoint.global_step, total, _length(checkpoint, total, now), changes, images)
-    found.said = _said(found, checkpoint, now)
+    found.said = describe(found, checkpoint, now)
     return found
 
 
@@ -267,7 +267,8 @@ def _refuse_shorter(checkpoint: Checkpoint, total: int, now: Mapping[str, Any]) 
     )
 
 
-def _said(found: Continuation, checkpoint: Checkpoint, now: Mapping[str, Any]) -> list[str]:
+def describe(found: Continuation, checkpoint: Checkpoint, now: Mapping[str, Any]) -> list[str]:
+    """What a continuation does that is not as the run began, for people, a line each; `now` is `trainer_settings`."""
     run, lines = checkpoint.run, []
     for name, (was, value) in found.changes.items():
         if rule_of(name) is Rule.ROUNDING:

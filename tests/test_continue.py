@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT, INTERRUPTED
 from simclr.cli.report import report
 from simclr.cli.train import TrainCLI, parse_and_build, train
-from simclr.continuation import RULES, Rule, rule_of
+from simclr.continuation import RULES, Continuation, Rule, describe, refuse_changes, rule_of, trainer_changes
 from simclr.data import ImageData
 from simclr.module import SimCLR
 from simclr.optim import warmup_cosine
@@ -331,6 +332,22 @@ def test_a_continuation_is_recorded_beside_the_config_the_run_began_with(tmp_pat
         assert record["changed"].keys() == changed
         assert Path(run, "config.continued-1.yaml").exists() == bool(changed)
     assert content(Path("other"))["hyper_parameters"]["channels_last"] is False
+
+
+def test_batch_norm_over_other_groups_is_refused_and_on_other_devices_said(whole):
+    read = read_checkpoint(whole)
+    two = {**read.run, "devices": 2, "batch_norm_group": 32}
+    other = trainer_changes({**two, "batch_norm_group": 16}, two)
+    with pytest.raises(ValueError, match=r"sync_batchnorm=BatchNorm over 16 views but the checkpoint has .* over 32"):
+        refuse_changes(other, "it")
+    now = {"devices": 1, "batch_norm_group": 32}
+    changes = trainer_changes(now, {**two, "batch_norm_group": 16})
+    refuse_changes(changes, "it")
+    found = Continuation(8, 12, "", changes)
+    [line] = describe(found, replace(read, run={**two, "batch_norm_group": 16}), now)
+    assert line.startswith(
+        "trainer.devices=1, was 2: the same batches and views, BatchNorm over 32 views, 16 before, but"
+    )
 
 
 def test_a_trainer_in_python_follows_the_same_rules(tmp_path):
