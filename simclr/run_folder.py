@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
+from simclr import __version__
 from simclr.checkpoint import LAST, write_atomically
 from simclr.distributed import launched_rank
 from simclr.paths import expanded
@@ -151,7 +152,7 @@ def record_continuation(run_dir: Path, begun: Path, settings: str, record: dict[
             shutil.copyfile(begun / CONFIG if (begun / CONFIG).is_file() else before, run_dir / CONFIG)
     if changed:
         write_atomically(run_dir / f"config.continued-{len(records) + 1}.yaml", settings.encode())
-    versions = {name: version(name) for name in _DECIDE}
+    versions = {"simclr": __version__, **{name: version(name) for name in _DECIDE}}
     records.append({**record, "changed": {**record["changed"], **changed}, "versions": versions})
     write_atomically(run_dir / CONTINUATIONS, (json.dumps(records, indent=2) + "\n").encode())
 

@@ -312,7 +312,7 @@ def test_a_finished_run_is_lengthened_with_the_schedule_of_its_new_length(tmp_pa
     assert (record["from_step"], record["total_steps"]) == (12, 16)
     assert record["changed"] == {"trainer.max_epochs": {"was": 3, "is": 4}}
     assert record["said"][0].startswith("trainer.max_epochs=4, was 3")
-    assert {"torch", "pytorch-lightning", "kornia", "torchvision"} <= record["versions"].keys()
+    assert {"simclr", "torch", "pytorch-lightning", "kornia", "torchvision"} <= record["versions"].keys()
     train(["--ckpt_path", "run"])
     assert "already finished, 4 of 4 epochs" in capsys.readouterr().out
 
