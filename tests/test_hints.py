@@ -290,6 +290,11 @@ def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
         ("--trainer.overfit_batches=1.5", "overfit_batches"),
         ("--trainer.num_nodes=0", "num_nodes"),
         ("--trainer.logger=CSVLogger", "save_dir is missing"),
+        ("--trainer.callbacks=Timer", "a setting cannot be written to config.yaml"),
+        (
+            "--trainer.callbacks=ModelCheckpoint --trainer.callbacks.save_top_k=3",
+            "not a valid configuration. No quantity for top_k to track.\n",
+        ),
     ],
 )
 def test_what_lightning_cannot_do_is_refused_before_a_folder_is_made(option, message, tmp_path, monkeypatch, capsys):

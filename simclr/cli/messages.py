@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,7 +27,13 @@ def guarded(work: Callable[[], Any]) -> Any:
     except (ValueError, OSError, MisconfigurationException, ModuleNotFoundError) as error:
         if os.environ.get("SIMCLR_TRACEBACK"):
             raise
-        fail(" ".join(str(error).split()))
+        fail(_reason(str(error)))
+
+
+def _reason(message: str) -> str:
+    """A message as one line; of jsonargparse's reasons why a value is of no kind that is allowed, the first."""
+    first = re.match(r"Does not validate against any.*?Errors:\s+- (.+?)\n\s*- ", message, re.DOTALL)
+    return " ".join((first[1] if first else message).split())
 
 
 def quiet() -> None:

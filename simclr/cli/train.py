@@ -6,10 +6,12 @@ import shlex
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse.typing import NonNegativeInt
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar as BarOfLightning
@@ -245,7 +247,11 @@ def _train(args: list[str], folder: RunFolder) -> None:
         return
     if folder.first:
         if not cli.trainer.fast_dev_run:
-            guarded(lambda: _save_config(cli, args))
+            try:
+                guarded(lambda: _save_config(cli, args))
+            except BaseException:
+                folder.discard()
+                raise
         print(summary(cli), flush=True)
         for line in remarks(cli):
             print(f"note: {line}", flush=True)
@@ -303,6 +309,16 @@ def _next_step(cli: TrainCLI) -> str:
     return f"next: simclr report --run_dir {cli.run_dir}, or with labelled images {measure} --data.train_dir ..."
 
 
+def _writable(write: Callable[[], Any]) -> Any:
+    """What `write` gives; a setting that YAML has no text for is refused."""
+    try:
+        return write()
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"a setting cannot be written to config.yaml, by which the run is repeated: {error}."
+        ) from error
+
+
 def _save_config(cli: TrainCLI, args: list[str]) -> None:
     record(cli)
     # Without what belongs to this run alone, so that `--config` repeats it in another folder.
@@ -312,7 +328,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
     config.data.allow_changed_images = False
     if cli.continuation is None:
-        cli.parser.save(config, str(cli.run_dir / CONFIG), skip_none=False, overwrite=True)
+        _writable(lambda: cli.parser.save(config, str(cli.run_dir / CONFIG), skip_none=False, overwrite=True))
         return
     found = cli.continuation
     entry = {
@@ -325,7 +341,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         "images": found.images,
         "said": found.said,
     }
-    settings = cli.parser.dump(config, skip_none=False)
+    settings = _writable(lambda: cli.parser.dump(config, skip_none=False))
     record_continuation(cli.run_dir, cli.resumed.run_dir, settings, entry)
 
 
