@@ -67,7 +67,13 @@ def contender(name: str, setting: Setting, images: Tensor) -> Callable[[], objec
     size, s, on_cpu = setting.image_size, setting.strength, images.device.type == "cpu"
     if name.startswith("ours"):
         augmentation = SimCLRAugmentation(
-            size, strength=s, blur_prob=setting.blur_prob, mean=MEAN, std=STD, compile_views="compiled" in name
+            size,
+            strength=s,
+            crop_scale=(0.08, 1.0),
+            blur_prob=setting.blur_prob,
+            mean=MEAN,
+            std=STD,
+            compile_views="compiled" in name,
         )
         index = torch.arange(len(images))
         return lambda: augmentation(images, index)

@@ -56,8 +56,15 @@ from simclr.module import SimCLR
 from simclr.optim import build_optimizer, scale_lr, warmup_cosine
 
 # CIFAR-10's augmentation, and an optimiser that every contender has.
-RECIPE = {"strength": 0.5, "blur_prob": 0.0, "temperature": 0.5, "base_lr": 0.06, "weight_decay": 5e-4}
-RECIPE |= {"optimizer": "sgd", "projection_dim": 128, "warmup_epochs": 1}
+RECIPE = {
+    "crop_scale": (0.08, 1.0),
+    "strength": 0.5,
+    "blur_prob": 0.0,
+    "temperature": 0.5,
+    "base_lr": 0.06,
+    "weight_decay": 5e-4,
+}
+RECIPE |= {"crop_scale": (0.08, 1.0), "optimizer": "sgd", "projection_dim": 128, "warmup_epochs": 1}
 EIGHT_LAYERS = {"encoder": "resnet8", "stem": "small_stride2"}  # width 1: 16 channels, 2: 32
 EPOCHS = 1000  # more than any contender is asked for: the length of the schedule
 
@@ -196,6 +203,7 @@ def bare(contender: Contender, connection: Connection) -> None:
         data.train.hold_on(device)
     sampler = GlobalBatchSampler(len(data.train), contender.batch_size)
     loader = TrainLoader(data.train, sampler, contender.workers)
+    model.settle(contender.batch_size)
     hparams = model.hparams
     optimizer = build_optimizer(
         hparams.optimizer,
