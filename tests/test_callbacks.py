@@ -147,7 +147,7 @@ def test_a_callback_that_would_watch_for_ever_is_refused_with_the_reason(tmp_pat
         data.labelled_train = MemoryImages("one class", pixels, torch.zeros(len(pixels), dtype=torch.int64), ["a"])
     if why == "ImageData":
         data = data.train_dataloader()
-    settings = {"barebones": True, "log_every_n_steps": None} if why == "trainer.barebones" else {}
+    settings = {"barebones": True, "log_every_n_steps": None} if why == "barebones" else {}
     knn = OnlineKNN(0 if why == "every_n_epochs" else 1)
     with pytest.raises(ValueError, match=rf"EarlyStopping watches knn_top1, which this run never measures: .*{why}"):
         fit(tmp_path, data=data, callbacks=[knn, EarlyStopping("knn_top1")], **settings)

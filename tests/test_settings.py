@@ -384,7 +384,14 @@ def read(**settings: Any) -> SimpleNamespace:
         at_once = list(opened)
         batches = list(data.train_dataloader())
         held = len(data.eval_loader("test").index)
+    other = {"files": torch.zeros(1, dtype=torch.int64), "samples": torch.zeros(1, 2, dtype=torch.int64)}
+    try:
+        data.load_state_dict(other)  # a checkpoint of other images
+        goes_on = True
+    except ValueError:
+        goes_on = False
     return SimpleNamespace(
+        goes_on=goes_on,
         train=len(data.train),
         test=data.test and len(data.test),
         pixels=torch.cat([images for images, _ in batches]),
@@ -430,6 +437,7 @@ IMAGE_DATA = {
     "shapes_train": row(24, lambda a, b: b.train == 24),
     "shapes_test": row(15, lambda a, b: b.test == 15),
     "holdout": row(0.4, lambda a, b: b.held == 4, train_dir="photos", holdout=0.2),
+    "allow_changed_images": row(True, lambda a, b: b.goes_on, train_dir="photos"),
 }
 
 

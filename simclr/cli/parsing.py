@@ -94,7 +94,7 @@ class Parser(LightningArgumentParser):
             key = ".".join(in_file.groups())
             return f"unknown key {key} in {self.config_files}. {hints.as_yaml(self.suggest(key))}"
         # The second for a setting that may be null: jsonargparse takes its type for a function.
-        linked = re.search(r'Linked "([^"]+)" must be given via', message) or re.match(r"\S+ --> (\S+): ", message)
+        linked = re.search(r'Linked "([^"]+)" must be given via', message) or re.search(r" --> ([\w.]+)\"?: ", message)
         if linked:
             key = linked[1]
             return f"{key} cannot be given. {self.suggest(key, *values_of(self.args, f'--{key}')[-1:])}"
