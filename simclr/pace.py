@@ -22,7 +22,8 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from simclr.module import SimCLR
 from simclr.profile import count_operations
 
-_WARM_UP, _STEPS = 2, 6  # steps of a measurement: before it counts, and that count
+_WARM_UP, _FEW, _MANY = 2, 6, 40  # steps of a measurement: before it counts, and that count, at least and at most
+_LONG_ENOUGH = 2.0  # seconds, after which few steps are enough
 _PATIENCE = 10.0  # seconds, after which a measurement makes do with the steps it has
 _CPU_RATE = 2e11  # operations a second that two fast cores make in float32: what a step takes at least, roughly
 # Operations of the encoder in a whole run on a CPU: fewer take a minute or two in float32, not worth a measurement.
@@ -31,7 +32,7 @@ _LONG_RUN = 2e13
 _WORTH_COMPILING = 300  # seconds of a run from which on compiling is tried, which takes a CPU up to a minute
 _CLEARLY = 0.95  # of another's time counts as faster
 _RESERVE = 0.04  # of a budget of time, which steps that differ and the end of a run may take
-_EPOCH_SECONDS = 0.3  # between epochs: the checkpoint, the line
+_EPOCH_SECONDS = 0.1  # between epochs: the checkpoint, the line
 
 
 @dataclass(frozen=True)
@@ -152,16 +153,21 @@ def _compiled(pace: Pace, model: SimCLR, lasts: float, timed: Callable[..., Pace
     except Exception as error:  # whatever the compilers of a machine make of a network
         say(f"not compiled: {str(error).splitlines()[0][:200]}")
         return pace
-    starting = max(0.0, time.perf_counter() - began - compiled.seconds * (_WARM_UP + _STEPS))
+    starting = max(0.0, time.perf_counter() - began - _LONG_ENOUGH)
     faster = compiled.fastest < _CLEARLY * pace.fastest
     worth = lasts * (1 - compiled.fastest / pace.fastest) > starting
     return replace(compiled, starting=starting) if faster and worth else pace
 
 
 class _Clock(Callback):
-    """Ends a training after some steps; knows when each ended."""
+    """Ends a training after some steps; knows when each ended.
 
-    def __init__(self) -> None:
+    Args:
+        compiles: whether the first step compiles, and says nothing of the others.
+    """
+
+    def __init__(self, compiles: bool) -> None:
+        self.first = 2 if compiles else 1  # step that tells a slow network
         self.ends: list[float] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: SimCLR) -> None:
@@ -169,10 +175,10 @@ class _Clock(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
         self.ends.append(self._now(trainer))
-        steps = len(self.ends) - 1
-        taken = self.ends[-1] - self.ends[0]
-        enough = steps > _WARM_UP or taken > _PATIENCE / 2 * steps  # of slow steps the first will do
-        trainer.should_stop = steps == _WARM_UP + _STEPS or (enough and taken > _PATIENCE)
+        counted = self.ends[_WARM_UP:] or self.ends[-1:]
+        taken, last = counted[-1] - counted[0], self.ends[-1] - self.ends[-2]
+        slow = len(self.ends) > self.first and last > _PATIENCE / 2
+        trainer.should_stop = slow or taken > _PATIENCE or (len(counted) > _FEW and taken > _LONG_ENOUGH)
 
     @staticmethod
     def _now(trainer: Trainer) -> float:
@@ -190,7 +196,7 @@ class _Clock(Callback):
 
 def step_seconds(model: SimCLR, data: LightningDataModule, device: torch.device, pace: Pace) -> tuple[float, float]:
     """Seconds of a training step at a pace, median and fastest: a copy is trained, the random state left as it was."""
-    clock, model = _Clock(), copy.deepcopy(model)
+    clock, model = _Clock(compiles=bool(pace.compile_encoder or pace.compile_views)), copy.deepcopy(model)
     model.hparams.compile_encoder, model.hparams.compile_views = pace.compile_encoder, pace.compile_views
     model.augment.compile_views = pace.compile_views
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
@@ -201,7 +207,7 @@ def step_seconds(model: SimCLR, data: LightningDataModule, device: torch.device,
             devices=1 if device.index is None else [device.index],
             precision=pace.precision,
             max_epochs=-1,
-            max_steps=_WARM_UP + _STEPS,
+            max_steps=_WARM_UP + _MANY,
             log_every_n_steps=0,
             callbacks=[clock],
             **dict.fromkeys(off, False),

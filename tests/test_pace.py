@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -322,3 +323,27 @@ def test_a_run_of_days_on_a_cpu_is_told_so(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert re.search(r"time +2 min a step as measured, about 3 days in all", out)
     assert "note: this run takes about 3 days on this CPU. A smaller network (--model.encoder auto)" in out
+
+
+@pytest.mark.parametrize(
+    ("durations", "compiles", "steps", "seconds"),
+    [
+        ([0.01] * 60, False, 42, 0.01),  # all that there are
+        ([9.0, 0.1, *[1.0] * 60], False, 1, 9.0),  # of a large network the first step will do
+        ([40.0, 3.0, *[0.5] * 60], True, 8, 0.5),  # the first one compiled
+        ([40.0, 20.0, *[20.0] * 60], True, 2, 20.0),
+        ([1.0, 1.0, *[0.4, 0.6] * 30], False, 8, 0.5),
+        ([3.0] * 60, False, 6, 3.0),
+    ],
+)
+def test_a_measurement_takes_as_many_steps_as_it_needs(durations, compiles, steps, seconds, monkeypatch):
+    clock, now = pace._Clock(compiles), [0.0]
+    monkeypatch.setattr(pace._Clock, "_now", staticmethod(lambda trainer: now[0]))
+    trainer = SimpleNamespace(should_stop=False)
+    clock.on_train_start(trainer, None)
+    taken = 0
+    while not trainer.should_stop and taken < pace._WARM_UP + pace._MANY:
+        now[0] += durations[taken]
+        taken += 1
+        clock.on_train_batch_end(trainer)
+    assert (taken, clock.seconds[0]) == (steps, pytest.approx(seconds))

@@ -40,6 +40,8 @@ def quiet() -> None:
     """Keep Lightning's advertisements and known-harmless warnings off the screen."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # That there is no GPU, whenever something is compiled.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     for message in (
         r"Experiment logs directory .* exists and is not empty",  # our run folder, and its rows are kept
         r"Checkpoint directory .* exists and is not empty",  # likewise when a run is continued

@@ -205,7 +205,8 @@ def summary(cli: TrainCLI) -> str:
         "optimiser": f"{hparams.optimizer}, learning rate {lr}{warmup}",
         "memory": cli.memory,
         "time": pace_line(cli),
-        "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}",
+        "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}"
+        f"{', compiled' if hparams.compile_encoder else ''}",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 
