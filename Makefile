@@ -1,11 +1,13 @@
-# `make demo` and `make test` each start from a bare checkout: they create .venv, install into it, and run.
+# `make demo`, `make test` and `make test-oldest` each start from a bare checkout: they create a virtual environment
+# (.venv; .venv-oldest), install into it, and run.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 BENCHMARKS := nt_xent augmentation gradient_cache training
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow lint install clean bench bench-gpu
+.PHONY: demo test test-oldest test-slow lint install clean bench bench-gpu
 
 demo: install  ## pretrain on the built-in images, evaluate, draw: about three minutes on two CPU cores
 	$(BIN)/python train.py --config configs/pretrain/shapes_resnet8.yaml --run_dir $(DEMO_RUN)
@@ -14,6 +16,9 @@ demo: install  ## pretrain on the built-in images, evaluate, draw: about three m
 
 test: install lint  ## the tests that need neither a GPU nor patience
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/installed  ## the same, with the lowest versions of what pyproject.toml asks for
+	$(OLDEST)/bin/python -m pytest
 
 test-slow: install  ## the slow ones: minutes each on two cores
 	$(BIN)/python -m pytest -m slow
@@ -27,6 +32,11 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(OLDEST)/installed: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --editable '.[dev]' --constraint tests/oldest.txt
 	touch $@
 
 bench: install  ## every benchmark on the CPU, about an hour; tables in benchmarks/results
@@ -45,4 +55,4 @@ bench-gpu: install  ## the tests that need a GPU, and every benchmark on it; CIF
 		--markdown benchmarks/results/time_to_accuracy_cuda.md
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)
