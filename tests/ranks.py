@@ -16,7 +16,7 @@ def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, q
     try:
         torch.set_num_threads(1)
         dist.init_process_group(
-            "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+            "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
         )
         result = function(*args)
         dist.barrier()
@@ -27,7 +27,7 @@ def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, q
         raise
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 90) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300) -> list[Any]:
     """What `function(*args)`, from the top of a module, returns on each rank. A rank that dies or hangs is an error.
 
     Results travel as plain Python numbers, lists and NumPy arrays.
@@ -54,7 +54,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
                 raise RuntimeError(f"rank {rank} failed:\n{error}")
             results[rank] = result
         for process in processes:
-            process.join(timeout=20)
+            process.join(timeout=timeout)
             if process.exitcode != 0:
                 raise RuntimeError(f"a rank ended with exit code {process.exitcode}")
     finally:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from pytorch_lightning import Callback
 
 from ranks import run_ranks
+from strict.sitecustomize import environment
 from test_continue import LIMIT, STOPPER, run_and_code, signal_at, time_is_up_at
 from tiny import BATCH, flags
 
@@ -74,7 +75,7 @@ def run_all_ways(root: str) -> dict[str, tuple]:
 def found(tmp_path_factory):
     """(the working folder, what `run_all_ways` gave on the first rank)"""
     root = tmp_path_factory.mktemp("ranks")
-    return root, run_ranks(run_all_ways, 2, str(root), timeout=170)[0]
+    return root, run_ranks(run_all_ways, 2, str(root))[0]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -90,8 +91,7 @@ def test_two_ranks_that_end_early_go_on_to_the_same_bits(found, way):
 def test_ranks_that_were_launched_stop_by_a_callback_of_one_and_go_on_to_the_same_bits(found):
     root = found[0]
     command = [sys.executable, str(ROOT / "train.py")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    options = {"cwd": root, "capture_output": True, "text": True, "timeout": 150, "env": environment}
+    options = {"cwd": root, "capture_output": True, "text": True, "env": environment(ROOT, ROOT / "tests")}
     cut = subprocess.run([*command, *flags({**RUN, **HALT, "run_dir": "launched"})], **options)
     assert cut.returncode == 0, cut.stderr
     said = "stopped by a callback on another rank at step 19 of 30; encoder in launched/encoder.pt; continue with:"

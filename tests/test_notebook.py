@@ -8,8 +8,8 @@ import pytest
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
 
 
-# Twenty seconds of computing, but with a second process that starts from nothing: room for a machine that is busy.
-@pytest.mark.timeout(600)
+# ipykernel's own, when it shuts down.
+@pytest.mark.filterwarnings("ignore:For consistency across implementations:PendingDeprecationWarning")
 def test_the_quickstart_runs_and_its_encoder_beats_a_random_one(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
@@ -20,7 +20,7 @@ def test_the_quickstart_runs_and_its_encoder_beats_a_random_one(tmp_path, monkey
     notebook.cells.append(nbformat.v4.new_code_cell("accuracy, tuple(h.shape)"))
     resources = {"metadata": {"path": str(tmp_path)}}
     # Jupyter prefers the python3 kernel of the environment that asks: this one.
-    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=500, resources=resources).execute()
+    nbclient.NotebookClient(notebook, kernel_name="python3", resources=resources).execute()
     accuracy, shape = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
     for protocol in ("kNN", "linear"):
         assert accuracy["random"][protocol] + 0.02 < accuracy["pretrained"][protocol] <= 1

@@ -1,13 +1,14 @@
 """Two ranks from the command line: what is logged exists on both with one value, and what callbacks decide is one."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from pytorch_lightning import Callback
 
+from strict.sitecustomize import environment
 from tiny import flags
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +35,8 @@ class Metrics(Callback):
 def run(where, **settings):
     """A tiny run on two ranks from `where`; one that waits for ever fails here."""
     command = [sys.executable, str(ROOT / "train.py"), *flags({**TWO, "run_dir": "run", **settings})]
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=120, env=environment)
+    path = environment(ROOT, ROOT / "tests")
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, env=path)
 
 
 WATCHERS = """
@@ -52,6 +52,7 @@ trainer:
 """
 
 
+@pytest.mark.filterwarnings("ignore:BatchNorm's statistics are those of a micro-batch")
 def test_two_ranks_see_the_same_metrics_and_end_where_callbacks_watch_the_online_knn(tmp_path):
     """kNN is measured in every second epoch; no gain is 1.0, so a patience of one measurement ends in the fourth."""
     (tmp_path / "watch.yaml").write_text(WATCHERS)

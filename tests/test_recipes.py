@@ -1,6 +1,5 @@
 """The recipes: found by name from any folder, in a checkout and in an installed wheel."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from simclr.cli.recipes import config_file, recipes
+from strict.sitecustomize import environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_file_and_finds_its_recipes(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-q"]
-    done = subprocess.run([*build, "-w", str(tmp_path), str(source)], capture_output=True, text=True, timeout=150)
+    done = subprocess.run([*build, "-w", str(tmp_path), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -44,8 +44,6 @@ def test_the_wheel_holds_every_file_and_finds_its_recipes(tmp_path):
     expected |= {f"simclr/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert held == expected
     program = "from simclr.cli.recipes import config_file; print(config_file('shapes_resnet8', 'pretrain'))"
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    found = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=150
-    )
+    env = environment(tmp_path / "installed")
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert Path(found.stdout.strip()) == tmp_path / "installed" / "simclr/configs/pretrain/shapes_resnet8.yaml", found
