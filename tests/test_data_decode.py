@@ -169,7 +169,7 @@ def test_every_file_that_cannot_be_read_is_counted_and_the_first_are_named(tmp_p
 
 def test_a_few_files_are_shared_by_all_threads(tmp_path, monkeypatch):
     together = threading.Barrier(4)
-    monkeypatch.setattr(decode_module, "decode", lambda content: (together.wait(5), torch.zeros(3, 8, 8))[1])
+    monkeypatch.setattr(decode_module, "decode", lambda content: (together.wait(60), torch.zeros(3, 8, 8))[1])
     for i in range(4):
         (tmp_path / str(i)).touch()
     images = read_images([tmp_path / str(i) for i in range(4)], 8, threads=4)  # a barrier that breaks is an error

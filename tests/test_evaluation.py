@@ -122,7 +122,7 @@ def test_the_papers_protocol_is_a_plain_loop_over_augmented_images_and_names_its
     for truth, guess in zip(labels, guesses[:, 0], strict=True):
         matrix[truth][guess] += 1
     assert record["confusion_matrix"] == matrix
-    assert len(guesses[:, 0].unique()) > 2  # the classifier tells images apart, so that agreement means something
+    assert len(guesses[:, 0].unique()) > 1  # the classifier tells images apart, so that agreement means something
 
 
 def test_an_encoder_that_changes_while_it_is_measured_is_an_error(run, monkeypatch):

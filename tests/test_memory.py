@@ -36,11 +36,12 @@ print(status("VmHWM") - before, estimate(model, 64, int(sys.argv[2]) or None).to
 """
 
 
+@pytest.mark.filterwarnings("ignore:BatchNorm's statistics are those of a micro-batch")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to see a peak")
 @pytest.mark.parametrize("micro_batch_size", [0, 16])
 def test_the_estimate_is_near_what_a_step_takes(micro_batch_size):
-    command = [sys.executable, "-W", "ignore", "-c", PEAK, str(Path(__file__).parent), str(micro_batch_size)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", PEAK, str(Path(__file__).parent), str(micro_batch_size)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     peak, estimated = map(int, done.stdout.splitlines()[-1].split())
     print(f"peak {peak / 1e6:.0f} MB, estimated {estimated / 1e6:.0f} MB")

@@ -201,7 +201,7 @@ def test_measuring_changes_neither_the_model_nor_the_random_state():
     model, data = tiny_model(), tiny_data()
     before, state = [p.clone() for p in model.parameters()], torch.get_rng_state()
     seconds, fastest = step_seconds(model, data, CPU, Pace("32-true", False, False))
-    assert 0 < fastest <= seconds < 60
+    assert 0 < fastest <= seconds
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
     assert model.hparams.compile_encoder is None
