@@ -32,7 +32,7 @@ _LONG_RUN = 2e13
 _WORTH_COMPILING = 300  # seconds of a run from which on compiling is tried, which takes a CPU up to a minute
 _CLEARLY = 0.95  # of another's time counts as faster
 _RESERVE = 0.04  # of a budget of time, which steps that differ and the end of a run may take
-_EPOCH_SECONDS = 0.1  # between epochs: the checkpoint, the line
+_EPOCH_SECONDS = 0.15  # between epochs: the checkpoint, the line
 
 
 @dataclass(frozen=True)
