@@ -27,6 +27,7 @@ def test_a_recipe_is_found_by_name_and_a_file_wins(tmp_path, monkeypatch):
         config_file("cifar10cpu", "pretrain")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pip's and setuptools' own, of each other
 def test_the_wheel_holds_every_file_and_finds_its_recipes(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"

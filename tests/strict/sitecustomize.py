@@ -29,5 +29,6 @@ def parse(line: str) -> tuple[str, str, type[Warning], str, int]:
     return action, message, getattr(importlib.import_module(home or "builtins"), name), module, int(number or 0)
 
 
-for line in json.loads(os.environ.get(FILTERS, "[]")):
-    warnings.filterwarnings(*parse(line))
+if __name__ == "sitecustomize":  # not where a test imports it, after filters that the program under test has set
+    for line in json.loads(os.environ.get(FILTERS, "[]")):
+        warnings.filterwarnings(*parse(line))
