@@ -105,6 +105,7 @@ def from_rank_0(work: Callable[[], Any]) -> Any:
     """
     if world_size() == 1:
         return work()
+    group = _patient_group(dist.group.WORLD)  # first: the ranks make it together, within the time of any other step
     found, error = None, None
     if rank() == 0:
         try:
@@ -112,7 +113,7 @@ def from_rank_0(work: Callable[[], Any]) -> Any:
         except Exception as failure:
             error = failure
     told = [found, None if error is None else str(error)]
-    dist.broadcast_object_list(told, src=0, group=_patient_group(dist.group.WORLD))
+    dist.broadcast_object_list(told, src=0, group=group)
     if error is not None:
         raise error
     if told[1] is not None:
