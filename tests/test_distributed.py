@@ -35,11 +35,15 @@ def test_gather_keeps_rank_order_and_sums_the_gradient_over_ranks():
         assert largest == 1.0
 
 
+# torch's name since 2.14, and the one before it.
+set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+
+
 def answers_of_rank_0() -> tuple[object, str]:
     distributed.from_rank_0(lambda: None)  # the ranks may start seconds apart, and make the group that waits together
-    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
+    set_timeout(timedelta(seconds=1), dist.group.WORLD)
     answer = distributed.from_rank_0(lambda: time.sleep(2) or ["of rank", distributed.rank()])
-    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=60), dist.group.WORLD)
+    set_timeout(timedelta(seconds=60), dist.group.WORLD)
     with pytest.raises((ValueError, RuntimeError)) as failed:
         distributed.from_rank_0(fail)
     return answer, f"{failed.type.__name__}: {failed.value}"
