@@ -218,7 +218,7 @@ def least_size(build: Callable[[str, int | None], nn.Module], name: str, image_s
         try:
             with torch.device("meta"), warnings.catch_warnings(action="ignore"):
                 build(name, side)(torch.empty(2, 3, side, side))
-        except Exception:
+        except Exception:  # whatever a model says to a size that it cannot take
             return False
         return True
 

@@ -201,7 +201,8 @@ def test_every_file_that_holds_the_encoder_gives_the_same_encoder(saved, tmp_pat
 
 def test_a_path_may_begin_with_a_tilde(saved, monkeypatch):
     monkeypatch.setenv("HOME", str(saved[0].parent))
-    load_encoder(f"~/{saved[0].name}/encoder.safetensors")
+    encoder = load_encoder(f"~/{saved[0].name}/encoder.safetensors")
+    assert encoder_sha256(encoder) == encoder_sha256(saved[1].encoder)
 
 
 def test_the_safetensors_file_says_everything_that_the_encoder_needs(saved):
@@ -315,7 +316,9 @@ def test_weights_that_share_memory_are_saved_each(tmp_path):
     model = tiny_model()
     model.encoder.layer1[0].bn2.weight = model.encoder.layer1[0].bn1.weight
     save_encoder(model, tmp_path / "encoder.pt")
-    load_encoder(tmp_path / "encoder.safetensors")
+    block = load_encoder(tmp_path / "encoder.safetensors").layer1[0]
+    for name in ("bn1", "bn2"):
+        assert torch.equal(getattr(block, name).weight, model.encoder.layer1[0].bn1.weight)
 
 
 def test_what_lightning_saves_by_itself_is_opened_by_file_and_by_folder(tmp_path, recwarn):
