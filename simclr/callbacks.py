@@ -178,7 +178,7 @@ class ViewGrid(Callback):
 
     def _choose(self, sampler: GlobalBatchSampler, length: RunLength) -> tuple[Tensor, int]:
         """Numbers of images, and for how many epochs to show them: fewer where none are trained on in all."""
-        trained = [sampler.global_batches(epoch)[: length.batches_of(epoch)].flatten() for epoch in range(self.epochs)]
+        trained = [sampler.global_batches(epoch, length.batches_of(epoch)).flatten() for epoch in range(self.epochs)]
         index, epochs = trained[0][: self.images], 1
         for number in range(2, 1 + self.epochs):
             common = trained[0][torch.stack([torch.isin(trained[0], other) for other in trained[:number]]).all(0)]

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import GradClipAlgorithmType
 
 from simclr.checkpoint import ARCHITECTURE, Checkpoint, end_epoch, refuse_mismatch
 from simclr.data import ImageData
+from simclr.seeding import ORDER_VERSION
 
 
 class Rule(Enum):
@@ -276,6 +277,12 @@ def describe(found: Continuation, checkpoint: Checkpoint, now: Mapping[str, Any]
             if name == "trainer.devices" and now["batch_norm_group"] != run["batch_norm_group"]:
                 batch_norm = f", BatchNorm over {now['batch_norm_group']} views, {run['batch_norm_group']} before"
             lines.append(f"{name}={value}, was {was}: the same batches and views{batch_norm}, but not the same bits")
+    order = run.get("order", 1)
+    if run and order != ORDER_VERSION and not found.finished:
+        lines.append(
+            f"the images' order is that of version {ORDER_VERSION} of this project's, was {order}: "
+            f"from step {found.step} on other batches than the run would have had"
+        )
     if found.images is not None:
         inside = f"; of the epoch begun, {run['steps_inside']} steps stay done" if run["steps_inside"] else ""
         count = ", ".join(f"{found.images[kind]} {kind}" for kind in ("added", "removed", "changed"))

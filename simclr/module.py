@@ -39,6 +39,7 @@ from simclr.optim import (
     scale_lr,
     warmup_cosine,
 )
+from simclr.seeding import ORDER_VERSION
 
 Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]  # torch.compile's
@@ -494,6 +495,7 @@ class SimCLR(LightningModule):
             "steps_inside": batches // trainer.accumulate_grad_batches,
             "total_steps": self.total_steps,
             "steps_per_epoch": self._steps_per_epoch,
+            "order": ORDER_VERSION,
             **trainer_settings(trainer, self),
         }
 

@@ -106,17 +106,61 @@ def stream_uniforms(stream: Tensor, count: int) -> Tensor:
     return (words >> 8).to(torch.float32) * 2.0**-24
 
 
-def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
+ORDER_VERSION = 2  # of `epoch_order`; a checkpoint says by which its run was ordered
+_ORDER_ROUNDS = 8  # of the Feistel network, each keyed by 64 bits
+_ORDER_BITS = 6  # at least: eight rounds on halves of one or two bits would favour some orders of a handful of images
+_ORDER_PART = 2**16  # places at a time, which stay in a CPU's cache
+
+
+def epoch_order(seed: int, epoch: int, size: int, places: Tensor | None = None) -> Tensor:
     """The order in which an epoch visits a data set: a pure function of (seed, epoch), whatever the ranks and workers.
+
+    A keyed permutation: any part of the order is computed by itself, without the rest, so that a set of a billion
+    images costs no more memory than the places asked for. A Feistel network permutes the numbers below the next power
+    of two; where it leads out of the set it is followed until it leads back (cycle walking: Black & Rogaway 2002,
+    "Ciphers with arbitrary finite domains").
 
     Args:
         seed: the run's seed, in [0, 2^64).
         epoch: the epoch, in [0, 2^32).
-        size: how many images there are.
+        size: how many images there are, up to 2^62.
+        places: (n,) integer on the CPU, each in 0 .. size - 1: which places of the order to tell; all if None.
     Returns:
-        (size,) int64 on the CPU, a permutation of 0 .. size - 1.
+        (n,) int64 on the CPU, the images at these places; of all places, a permutation of 0 .. size - 1.
+    Raises:
+        ValueError: for a seed that is none, or a size out of range.
     """
     check_seed(seed)
-    words = philox(_counter(torch.arange(size), 0, epoch, _ORDER << 24), seed)  # (size, 4)
-    keys = words[:, 0] << 31 | words[:, 1] >> 1  # 63 random bits each: a tie is a chance of size^2 / 2^64
-    return keys.argsort(stable=True)
+    if not 0 <= size <= 2**62:
+        raise ValueError(f"size={size} is not from 0 to 2^62.")
+    bits = max(_ORDER_BITS, (size - 1).bit_length())
+    keys = philox(_counter(torch.arange(_ORDER_ROUNDS), 0, epoch, _ORDER << 24), seed)[:, :2].tolist()
+    places = torch.arange(size) if places is None else places.to(torch.int64)
+    order = torch.empty_like(places)
+    for start in range(0, len(places), _ORDER_PART):
+        part = slice(start, start + _ORDER_PART)
+        number = _feistel(places[part], bits, keys)
+        while len(outside := (number >= size).nonzero().flatten()):
+            number[outside] = _feistel(number[outside], bits, keys)
+        order[part] = number
+    return order
+
+
+def _feistel(number: Tensor, bits: int, keys: list[list[int]]) -> Tensor:
+    """A keyed permutation of the numbers below 2^bits: each half in turn is changed by a function of the other."""
+    low = bits // 2
+    masks = (1 << (bits - low)) - 1, (1 << low) - 1
+    changed, other = number >> low, number & masks[1]
+    for turn, (first, second) in enumerate(keys):
+        noise = _scramble(_scramble(other ^ first) ^ second)
+        changed, other = other, changed ^ (noise & masks[turn % 2])
+    return changed << low | other  # an even number of turns: each half is back in its place
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """The finaliser of MurmurHash3 (Appleby 2011), a bijection of 32 bits that lets each of them change all."""
+    x = x ^ (x >> 16)
+    x = x.mul_(0x85EBCA6B).bitwise_and_(_MASK32)  # the product wraps around; its lower half is right
+    x ^= x >> 13
+    x = x.mul_(0xC2B2AE35).bitwise_and_(_MASK32)
+    return x.bitwise_xor_(x >> 16)

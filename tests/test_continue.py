@@ -334,6 +334,18 @@ def test_a_continuation_is_recorded_beside_the_config_the_run_began_with(tmp_pat
     assert content(Path("other"))["hyper_parameters"]["channels_last"] is False
 
 
+def test_a_run_with_the_order_of_an_earlier_version_goes_on_and_says_so(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = content(tmp_path / "run")
+    del checkpoint["run"]["order"]  # as the first version wrote it
+    torch.save(checkpoint, path)
+    train(["--ckpt_path", str(path), "--trainer.max_epochs", "4"])
+    said = "the images' order is that of version 2 of this project's, was 1: from step 12 on other batches"
+    assert said in capsys.readouterr().out
+    assert content(tmp_path / "run")["run"]["order"] == 2
+
+
 def test_batch_norm_over_other_groups_is_refused_and_on_other_devices_said(whole):
     read = read_checkpoint(whole)
     two = {**read.run, "devices": 2, "batch_norm_group": 32}

@@ -1,5 +1,10 @@
 """The counter-based generator against its published answers, and the properties that everything above relies on."""
 
+import itertools
+import resource
+import tracemalloc
+from collections import Counter
+
 import pytest
 import torch
 
@@ -82,10 +87,74 @@ def test_epoch_order_is_a_permutation_that_changes_with_seed_and_epoch():
     assert torch.equal(orders[3], epoch_order(1, 1, 1000))
 
 
-def test_every_image_is_equally_likely_in_every_place():
-    first = torch.stack([epoch_order(0, epoch, 5) for epoch in range(4000)])  # (4000, 5)
-    counts = torch.stack([(first == image).double().mean(0) for image in range(5)])
-    assert (counts - 0.2).abs().max() < 5 * (0.16 / 4000) ** 0.5
+def test_every_order_of_a_few_images_is_equally_likely():
+    epochs = 1500
+    seen = Counter(tuple(epoch_order(0, epoch, 4).tolist()) for epoch in range(epochs))
+    expected = epochs / 24
+    chi_squared = sum((seen[order] - expected) ** 2 / expected for order in itertools.permutations(range(4)))
+    assert chi_squared < 23 + 5 * 46**0.5  # mean and five standard deviations, 23 degrees of freedom
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 63, 64, 65, 1000, 2**16 + 1])
+def test_any_part_of_an_order_is_that_of_the_whole_and_no_image_comes_twice(size):
+    whole = epoch_order(3, 1, size)
+    assert torch.equal(whole.sort().values, torch.arange(size))
+    places = torch.tensor([size - 1, 0, size // 2])
+    assert torch.equal(epoch_order(3, 1, size, places), whole[places])
+
+
+def test_an_order_is_the_plain_feistel_network_followed_until_it_leads_back():
+    def scramble(x):
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            x = ((x ^ x >> shift) * factor) % 2**32
+        return x ^ x >> 16
+
+    size, seed, epoch = 100, 5, 2
+    counters = torch.tensor([[turn, 0, epoch, 1 << 24] for turn in range(8)])
+    keys = [row[:2] for row in philox(counters, seed).tolist()]
+
+    def step(number):  # seven bits: a half of four and one of three
+        left, right = divmod(number, 8)
+        for turn, (first, second) in enumerate(keys):
+            if turn % 2:
+                right ^= scramble(scramble(left ^ first) ^ second) % 8
+            else:
+                left ^= scramble(scramble(right ^ first) ^ second) % 16
+        return 8 * left + right
+
+    expected = []
+    for place in range(size):
+        number = step(place)
+        while number >= size:
+            number = step(number)
+        expected.append(number)
+    assert epoch_order(seed, epoch, size).tolist() == expected
+
+
+def test_a_part_of_the_order_of_a_billion_images_takes_the_memory_of_the_part():
+    places = torch.arange(5 * 10**8, 5 * 10**8 + 4096)
+    tracemalloc.start()  # sees lists; tensors are seen by what the process takes at its peak
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    order = epoch_order(0, 0, 10**9, places)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024  # kB
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert len(order.unique()) == 4096
+    # Spread over the set as 4 096 random numbers are, and without a trend from place to place.
+    part = order.double() / 1e9
+    assert abs(part.mean() - 0.5) < 5 / (12 * 4096) ** 0.5
+    assert abs(torch.corrcoef(torch.stack((part[1:], part[:-1])))[0, 1]) < 5 / 4096**0.5
+
+
+def test_orders_of_epochs_that_follow_each_other_have_nothing_in_common():
+    first, second = (epoch_order(0, epoch, 50_000).double() for epoch in (0, 1))
+    assert abs(torch.corrcoef(torch.stack((first, second)))[0, 1]) < 5 / 50_000**0.5
+    assert (first == second).sum() < 10
+
+
+def test_a_size_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="size=-1"):
+        epoch_order(0, 0, -1)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True])

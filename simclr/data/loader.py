@@ -1,5 +1,6 @@
 """Batches in an order that is a pure function of (seed, epoch): from any image set, for any rank, resumable."""
 
+import itertools
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from simclr.data.sources import ImageSet, MemoryImages
 from simclr.seeding import epoch_order
+
+_ORDER_AHEAD = 2**16  # images whose order is worked out at a time
 
 
 class GlobalBatchSampler:
@@ -56,15 +59,23 @@ class GlobalBatchSampler:
         """Choose the epoch whose order `from_step` follows; Lightning calls this as each epoch starts."""
         self.epoch = epoch
 
-    def global_batches(self, epoch: int) -> Tensor:
-        """(steps, B) int64: the image numbers of an epoch's batches over all ranks."""
-        order = epoch_order(self.seed, epoch if self.reshuffle else 0, self.size)
-        return order[: len(self) * self.batch_size].view(len(self), self.batch_size)
+    def global_batches(self, epoch: int, steps: int | None = None) -> Tensor:
+        """(steps, B) int64: the image numbers of an epoch's first batches over all ranks; of all if None."""
+        steps = len(self) if steps is None else min(steps, len(self))
+        places = torch.arange(steps * self.batch_size)
+        order = epoch_order(self.seed, epoch if self.reshuffle else 0, self.size, places)
+        return order.view(steps, self.batch_size)
 
-    def from_step(self, step: int) -> Tensor:
-        """(steps left, B / W) int64: the image numbers of this rank's batches from this step of the epoch on."""
+    def from_step(self, step: int) -> Iterator[Tensor]:
+        """This rank's batches from this step of the epoch on, some steps at a time: (steps, B / W) int64 each."""
         share = self.batch_size // self.world_size
-        return self.global_batches(self.epoch).view(len(self), self.world_size, share)[step:, self.rank]
+        own = torch.arange(share) + self.rank * share  # places in a global batch
+        at_a_time = max(1, _ORDER_AHEAD // share)
+        for first in range(step, len(self), at_a_time):
+            steps = torch.arange(first, min(first + at_a_time, len(self)))
+            places = (steps[:, None] * self.batch_size + own).flatten()
+            epoch = self.epoch if self.reshuffle else 0
+            yield epoch_order(self.seed, epoch, self.size, places).view(-1, share)
 
 
 def undivided(batch_size: int, world_size: int) -> str:
@@ -143,7 +154,7 @@ class EvalLoader:
         return -(-len(self.index) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, index in self._batches(self.index.split(self.batch_size)):
+        for images, index in self._batches(part[None] for part in self.index.split(self.batch_size)):
             yield images, self.source.labels[index.cpu()].to(images.device)
 
 
@@ -171,16 +182,19 @@ class Batches:
                 multiprocessing_context=_start_method() if workers else None,
             )
 
-    def __call__(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (n, 3, S, S) uint8, index (n,) int64 on the CPU) for each (n,) int64 of `batches`, in order."""
+    def __call__(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (n, 3, S, S) uint8, index (n,) int64 on the CPU) for each row (n,) of the parts, in order.
+
+        Args:
+            parts: of the order: the image numbers of some batches, (batches, n) int64 each.
+        """
         if self._loader is not None:
-            self._order.batches = batches
+            self._order.batches = itertools.chain.from_iterable(parts)
             yield from self._loader
             return
-        # The epoch's order goes to the images in one transfer, and the numbers are handed out as they are.
-        pairs = ((index, index) for index in batches)
-        if isinstance(batches, Tensor):
-            pairs = zip(batches, batches.to(self.source.pixels.device), strict=True)
+        # A part goes to the images in one transfer, and the numbers are handed out as they are.
+        device = self.source.pixels.device
+        pairs = (pair for part in parts for pair in zip(part, part.to(device), strict=True))
         if self.source.pin:
             yield from _ahead(self.source.pixels, pairs, pin=True)
             return
