@@ -46,7 +46,6 @@ from pytorch_lightning import Callback, Trainer
 
 from simclr.cli import quiet
 from simclr.cli.saving import newest_checkpoint
-from simclr.cli.train import Unprofiled
 from simclr.data import ImageData
 from simclr.data.loader import GlobalBatchSampler, TrainLoader
 from simclr.data.sources import MemoryImages, list_folder
@@ -188,7 +187,6 @@ def with_trainer(contender: Contender, connection: Connection) -> None:
             enable_progress_bar=False,  # as in `simclr train` where nobody watches
             log_every_n_steps=25,
             logger=build_loggers(Path(run_dir), "disabled", "simclr"),
-            profiler=Unprofiled(),
             callbacks=[TakeTurns(turn), newest_checkpoint(Path(run_dir))],
             default_root_dir=run_dir,
         ).fit(contender.build(), contender.data())
@@ -203,7 +201,7 @@ def bare(contender: Contender, connection: Connection) -> None:
         data.train.hold_on(device)
     sampler = GlobalBatchSampler(len(data.train), contender.batch_size)
     loader = TrainLoader(data.train, sampler, contender.workers)
-    model.settle(contender.batch_size)
+    model.run.settle(contender.batch_size)
     hparams = model.hparams
     optimizer = build_optimizer(
         hparams.optimizer,
@@ -227,7 +225,7 @@ def bare(contender: Contender, connection: Connection) -> None:
             views = [model.augment.view(images, index, epoch, 0, view) for view in range(2)]
             optimizer.zero_grad()
             with autocast:
-                z = model._project(views)
+                z = model.project(views)
                 loss = nt_xent(*z.chunk(2), hparams.temperature)
             loss.backward()
             optimizer.step()

@@ -204,8 +204,8 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
     whole = torch.nn.functional.interpolate(images.cpu().float() / 255, hparams.image_size, mode="area")
     groups = [[("image", whole)]]
     for epoch in range(epochs):
-        augment, group = module.augment_of(epoch), []
-        size = f"\n{module.view_size(epoch)} px" if hparams.start_size is not None else ""
+        augment, group = module.views.augment_of(epoch), []
+        size = f"\n{module.views.size(epoch)} px" if hparams.start_size is not None else ""
         for view in range(hparams.views):
             tiles = augment.view(images.to(device), index.to(device), epoch, hparams.seed, view)
             group.append((f"epoch {epoch + 1}\nview {view + 1}{size}", (tiles.cpu() * std + mean).clamp(0, 1)))
@@ -256,7 +256,7 @@ class EpochLines(Callback):
         knn = f"  kNN {100 * metrics[METRIC].item():5.1f} %" if measured else ""
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         epoch = f"{trainer.current_epoch + 1:>{max(1, len(last) - 1)}}{last}"
-        line = f"epoch {epoch}  loss {pl_module.mean_epoch_loss():.4f}  {seconds:5.1f} s{knn}"
+        line = f"epoch {epoch}  loss {pl_module.step_log.mean():.4f}  {seconds:5.1f} s{knn}"
         _print(trainer, line)
 
 

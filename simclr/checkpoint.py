@@ -20,6 +20,7 @@ from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
 from simclr.inputs import InputTransform, attach_transform
 from simclr.paths import expanded
+from simclr.training.internals import count_last_batch
 
 ARCHITECTURE = (
     *("encoder", "image_size", "stem", "width", "shortcut", "norm"),
@@ -303,7 +304,7 @@ def end_epoch(fit_loop: dict[str, Any]) -> None:
     batch = fit_loop["epoch_loop.batch_progress"]
     if batch["total"]["completed"] < batch["total"]["processed"]:  # saved at the end of a step, before it was counted
         batch["total"]["completed"] = batch["total"]["processed"]
-        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        count_last_batch(fit_loop)
     batch["current"] = dict.fromkeys(batch["current"], 0)
 
 

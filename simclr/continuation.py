@@ -90,7 +90,7 @@ def trainer_settings(trainer: Trainer, module: LightningModule) -> dict[str, Any
         "max_steps": trainer.max_steps,
         "devices": trainer.world_size,
         "accelerator": trainer.strategy.root_device.type,
-        "batch_norm_group": module.batch_norm_group(trainer),
+        "batch_norm_group": module.run.batch_norm_group(module, trainer),
     }
 
 
@@ -201,7 +201,7 @@ def check_resume(
     Raises:
         ValueError: naming the settings that differ with both values, or else the weights, or the images.
     """
-    module.adopt(checkpoint.model)
+    module.run.adopt(checkpoint.model)
     changes = model_changes(module.hparams, checkpoint.model)
     architecture = {name: pair for name, pair in changes.items() if name.removeprefix("model.") in ARCHITECTURE}
     reason = ", ".join(f"{name}={now} but the checkpoint has {was}" for name, (was, now) in architecture.items())

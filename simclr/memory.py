@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from simclr.encoders import on_meta
 from simclr.module import SimCLR
+from simclr.torch_internals import storage_id
 
 # Beyond what backward keeps, a step holds gradients of activations and a kernel's workspace: one or two more of the
 # largest activations. Measured on a CPU, see tests/test_memory.py.
@@ -70,14 +71,14 @@ def estimate(
 def _activations(model: SimCLR, rows: int, number_bytes: int) -> tuple[int, int]:
     """Bytes that backward keeps of a forward pass of `rows` views, and of the largest single tensor among them."""
     network = nn.Sequential(*(on_meta(part) for part in (model.encoder, model.head))).train()
-    weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    weights = {storage_id(tensor) for tensor in (*network.parameters(), *network.buffers())}
     kept: dict[int, tuple[int, object]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
+        storage, place = tensor.untyped_storage(), storage_id(tensor)
+        if place not in weights:
             scale = number_bytes / 4 if tensor.is_floating_point() else 1
-            kept[storage._cdata] = int(storage.nbytes() * scale), storage  # held, so that no other gets its address
+            kept[place] = int(storage.nbytes() * scale), storage  # held, so that no other gets its address
         return tensor
 
     side = model.hparams.image_size

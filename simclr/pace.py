@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from simclr.module import SimCLR
 from simclr.profile import count_operations
+from simclr.torch_internals import cpu_has_fast_bf16
 
 _WARM_UP, _FEW, _MANY = 2, 6, 40  # steps of a measurement: before it counts, and that count, at least and at most
 _LONG_ENOUGH = 2.0  # seconds, after which few steps are enough
@@ -62,7 +63,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return cpu_has_fast_bf16()
     return False
 
 

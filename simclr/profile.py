@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.data.sources import MemoryImages
 from simclr.memory import available, estimate
-from simclr.module import CUDA_GRAPHS, SimCLR
+from simclr.module import SimCLR
+from simclr.training.network import CUDA_GRAPHS
 
 PARTS = ("data", "augmentation", "encoder", "loss", "backward", "optimiser")
 _BLOCK = 5  # steps at a time, timed in parts or untouched: close in time, so that a neighbour disturbs both
@@ -105,11 +106,11 @@ class StepClock(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: SimCLR) -> None:
         """Find the parts."""
+        self._wrap(pl_module.views, "make", "augmentation")
         for name, part in {
             "transfer_batch_to_device": "data",
-            "_views": "augmentation",
-            "_project": "encoder",
-            "_loss": "loss",
+            "project": "encoder",
+            "loss": "loss",
             "optimizer_zero_grad": "optimiser",
         }.items():
             self._wrap(pl_module, name, part)
@@ -246,7 +247,7 @@ def gain_of_bf16(model: SimCLR, views: int, rounds: int = 3) -> float:
     Tried with weights of their own on so many views of noise, in turn: what a device multiplies faster it may still
     have to convert, and small networks do little else.
     """
-    device, side = next(model.parameters()).device, model.view_size(0)
+    device, side = next(model.parameters()).device, model.views.size(0)
     network = nn.Sequential(copy.deepcopy(model.encoder), copy.deepcopy(model.head)).train()
     x = torch.randn(views, 3, side, side, device=device)
     if model.hparams.channels_last:
@@ -271,7 +272,7 @@ def count_operations(model: SimCLR, views: int) -> tuple[int, int] | None:
     Counted in a run on shapes alone: matrix products and convolutions, which are nearly all.
     """
     network = nn.Sequential(*(copy.deepcopy(part).to("meta") for part in (model.encoder, model.head))).train()
-    side = model.view_size(0)
+    side = model.views.size(0)
     counter = FlopCounterMode(display=False)
     try:
         with torch.enable_grad(), counter:
@@ -393,7 +394,8 @@ def draw(profile: Profile, model: SimCLR, trainer: Trainer, images: int) -> Grou
     rate = images * trainer.world_size / profile.untouched
     head = Text.assemble(
         (f"{rate:,.0f} images/s", "bold"),
-        f": {hparams.encoder}, {images} images{several}{at_a_time}, {hparams.views} views of {model.view_size(0)} px,\n"
+        f": {hparams.encoder}, {images} images{several}{at_a_time}, {hparams.views} views of {model.views.size(0)} px,"
+        "\n"
         f"{trainer.precision} on {device.type}{threads}\n",
     )
     notes = Table.grid(padding=(0, 1))

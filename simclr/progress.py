@@ -96,7 +96,7 @@ class ProgressLines(Callback):
             return
         self._next = now + self.seconds
         words = [_epoch(trainer), f"step {trainer.global_step:,}/{self._pace.total:,}"]
-        words += [f"loss {pl_module.mean_epoch_loss():.3f}"]
+        words += [f"loss {pl_module.step_log.mean():.3f}"]
         words += _speed_and_rest(self._pace.images_per_second(now), self._pace.seconds_left(trainer, now))
         print("  ".join(words), flush=True)
 
@@ -137,7 +137,7 @@ class ProgressBar(TQDMProgressBar):
         self._next = now + _BAR_SECONDS
         if now >= self._next_loss or trainer.is_last_batch:  # whose loss is looked at anyway
             self._next_loss = now + (_LOSS_SECONDS if self._said else 1)
-            self._loss = f"loss {pl_module.mean_epoch_loss():.3f}"
+            self._loss = f"loss {pl_module.step_log.mean():.3f}"
             if speed := self._pace.images_per_second(now):  # over seconds: of single steps it would flicker
                 self._said = _speed_and_rest(speed, None)
         left = _speed_and_rest(None, self._pace.seconds_left(trainer, now))

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from PIL import Image
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.profilers import SimpleProfiler
+from pytorch_lightning.profilers import PassThroughProfiler, SimpleProfiler
 from safetensors import safe_open
 
 from simclr import load_encoder, memory
@@ -26,7 +26,7 @@ from simclr.cli import main
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT, INTERRUPTED
 from simclr.cli.saving import newest_checkpoint
-from simclr.cli.train import Unprofiled, train
+from simclr.cli.train import train
 from simclr.data import ImageData
 from simclr.eval import encoder_sha256, wilson_interval
 from simclr.eval.evaluation import linear_evaluation
@@ -183,7 +183,7 @@ def test_a_profiler_asked_for_is_used_and_none_otherwise(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", lambda trainer, *_, **__: used.append(type(trainer.profiler)))
     train(flags({"run_dir": "plain"}))
     train(flags({"run_dir": "profiled", "trainer.profiler": "simple"}))
-    assert used == [Unprofiled, SimpleProfiler]
+    assert used == [PassThroughProfiler, SimpleProfiler]
 
 
 def test_a_run_goes_on_with_its_own_settings_and_with_no_others(place, tmp_path, monkeypatch, capsys):

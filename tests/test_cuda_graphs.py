@@ -5,9 +5,9 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 
-from simclr import module
 from simclr.cli import main
 from simclr.cli.messages import BAD_INPUT
+from simclr.training.network import CUDA_GRAPHS
 from tiny import BATCH, STEPS, StopAt, fit, flags, tiny_model
 
 FEW = "ignore:BatchNorm's statistics are those of a micro-batch"
@@ -132,12 +132,12 @@ def test_what_is_no_mode_is_refused(capsys):
     assert "model.compile_encoder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", module.CUDA_GRAPHS)
+@pytest.mark.parametrize("mode", CUDA_GRAPHS)
 def test_graphs_over_several_devices_are_refused(mode):
     trainer = Trainer(accelerator="cpu", devices=1, strategy="ddp", logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match=f"model.compile_encoder={mode} is for one device, not for DDPStrategy: CUDA"):
-        tiny_model(compile_encoder=mode).check(trainer)
-    tiny_model(compile_encoder=True).check(trainer)
+        tiny_model(compile_encoder=mode).run.check(trainer)
+    tiny_model(compile_encoder=True).run.check(trainer)
 
 
 @pytest.mark.slow

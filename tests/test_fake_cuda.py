@@ -29,11 +29,11 @@ from simclr import fused, tiles
 from simclr.augment import SimCLRAugmentation
 from simclr.charts import neighbour_picture
 from simclr.data import loader
-from simclr.gradient_cache import backward_in_parts
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
 from simclr.optim import build_optimizer
 from simclr.report import nearest
 from simclr.seeding import stream_uniforms, uniforms, view_stream
+from simclr.training.gradient_cache import backward_in_parts
 from tiny import BATCH, fit, tiny_data, tiny_model
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"

@@ -5,8 +5,8 @@ import torch
 from pytorch_lightning import Callback
 from torch._dynamo.utils import counters
 
-from simclr.gradient_cache import backward_in_parts
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent
+from simclr.training.gradient_cache import backward_in_parts
 from test_losses import projections, relative
 from tiny import STEPS, Record, fit, tiny_data, tiny_model
 

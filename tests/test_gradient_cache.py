@@ -10,8 +10,8 @@ from torch import nn
 
 from ranks import mean_over_ranks, run_ranks
 from simclr import distributed
-from simclr.gradient_cache import backward_in_parts
 from simclr.losses import nt_xent
+from simclr.training.gradient_cache import backward_in_parts
 
 PARTS = 4
 

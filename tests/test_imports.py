@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "simclr"
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    ["seeding", "distributed", "precision", "tiles", "paths"],
-    ["augment", "fused", "losses", "gradient_cache", "heads", "resnet", "encoders", "optim", "run_length"],
+    ["seeding", "distributed", "precision", "tiles", "paths", "torch_internals"],
+    ["augment", "fused", "losses", "heads", "resnet", "encoders", "optim", "run_length"],
     ["data"],
     ["inputs"],
-    ["module", "checkpoint", "continuation"],
+    ["module", "checkpoint", "continuation", "training"],
     ["memory"],
     ["eval"],
     ["callbacks", "loggers", "export", "charts", "run_folder", "profile", "progress"],

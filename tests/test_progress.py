@@ -14,6 +14,7 @@ from simclr.cli import main
 from simclr.cli.messages import INTERRUPTED
 from simclr.module import SimCLR
 from simclr.progress import LOG_STEPS, LogInterval, Pace, ProgressLines, duration
+from simclr.training.step_log import StepLog
 from tiny import STEPS, fit, flags
 
 
@@ -72,8 +73,8 @@ def clock(monkeypatch):
 
 def test_without_a_terminal_a_line_every_30_seconds_says_where_the_run_is(tmp_path, monkeypatch, capsys, clock):
     looks = []
-    original = SimCLR.mean_epoch_loss
-    monkeypatch.setattr(SimCLR, "mean_epoch_loss", lambda self: looks.append(1) or original(self))
+    original = StepLog.mean
+    monkeypatch.setattr(StepLog, "mean", lambda self: looks.append(1) or original(self))
     monkeypatch.setattr(SimCLR, "on_train_epoch_end", lambda self: None)  # which looks at it too
     fit(tmp_path, callbacks=[ProgressLines()], max_epochs=3)
     lines = capsys.readouterr().out.splitlines()

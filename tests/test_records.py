@@ -20,9 +20,10 @@ from simclr.cli.report import report
 from simclr.cli.train import train
 from simclr.data import ImageData
 from simclr.eval import ProbeResult, default_k, evaluation, linear_probe
-from simclr.module import Loss, SimCLR
+from simclr.module import Loss
 from simclr.report import read_metrics
 from simclr.seeding import epoch_order
+from simclr.training.views import EpochViews
 from tiny import BATCH, IMAGES, STEPS, fit, flags, tiny_data, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -139,15 +140,15 @@ def test_no_chance_is_drawn_where_it_depends_on_how_alike_or_on_what_is_not_know
 @pytest.fixture
 def seen(monkeypatch):
     """The views that a training makes: {(epoch, number of the image): [view, ...]}."""
-    found, original = {}, SimCLR._views
+    found, original = {}, EpochViews.make
 
-    def views(self, images, index):
-        made = original(self, images, index)
+    def views(self, images, index, epoch):
+        made = original(self, images, index, epoch)
         for row, number in enumerate(index.tolist()):
-            found[self.current_epoch, number] = [view[row] for view in made]
+            found[epoch, number] = [view[row] for view in made]
         return made
 
-    monkeypatch.setattr(SimCLR, "_views", views)
+    monkeypatch.setattr(EpochViews, "make", views)
     return found
 
 
@@ -350,13 +351,13 @@ class Numbers(Callback):
 
 @pytest.mark.parametrize("batches", [1, 2])
 def test_overfitting_trains_on_the_same_images_in_every_epoch(tmp_path, monkeypatch, batches):
-    numbers, original = Numbers(), SimCLR._views
+    numbers, original = Numbers(), EpochViews.make
 
-    def views(self, images, index):
+    def views(self, images, index, epoch):
         numbers.epochs[-1].append(index.tolist())
-        return original(self, images, index)
+        return original(self, images, index, epoch)
 
-    monkeypatch.setattr(SimCLR, "_views", views)
+    monkeypatch.setattr(EpochViews, "make", views)
     fit(tmp_path, callbacks=[numbers], overfit_batches=batches, max_epochs=3)
     assert [len(epoch) for epoch in numbers.epochs] == [batches] * 3
     assert numbers.epochs[0] == numbers.epochs[1] == numbers.epochs[2]

@@ -46,7 +46,7 @@ class Record(Callback):
         self.steps.append({name: trainer.callback_metrics[name].item() for name in ("train_loss", "lr")})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epochs.append(pl_module.mean_epoch_loss())
+        self.epochs.append(pl_module.step_log.mean())
 
 
 class StopAt(SaveOnInterrupt):

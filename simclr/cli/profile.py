@@ -10,7 +10,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
-from simclr.cli.train import TrainCLI, Unprofiled, check, parse_and_build
+from simclr.cli.train import TrainCLI, check, parse_and_build
 from simclr.profile import StepClock, draw, summarise
 from simclr.progress import LOG_STEPS
 from simclr.run_folder import RunFolder
@@ -41,8 +41,6 @@ class ProfileCLI(TrainCLI):
         config = self.config.trainer
         if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False
-        if config.profiler is None and not config.barebones:
-            kwargs["profiler"] = Unprofiled()  # as in train
         if config.log_every_n_steps is None:
             kwargs["log_every_n_steps"] = LOG_STEPS  # as in a long run
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)

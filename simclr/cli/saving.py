@@ -1,6 +1,5 @@
 """The newest checkpoint of a run, after every epoch and wherever it is told to stop."""
 
-import functools
 import signal
 import sys
 import threading
@@ -14,27 +13,17 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from simclr import distributed
 from simclr.checkpoint import LAST
 from simclr.paths import expanded
+from simclr.training.internals import leave_signals_to_us, may_stop_early
 
 _AGREE_EVERY = 8  # steps after which several ranks ask each other whether to stop
 
 
 class NewestCheckpoint(ModelCheckpoint):
-    """Lightning's checkpointing under a name of its own, so that it goes beside one that the user adds.
-
-    For one that saves after epochs only. Lightning asks for the key before each hook of each step.
-    """
-
-    @functools.cached_property
-    def state_key(self) -> str:
-        """Lightning's, formatted once."""
-        return super().state_key
+    """Lightning's checkpointing under a name of its own, so that it goes beside one that the user adds."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to remember: there is one file, and Lightning warns of a state from another folder."""
         return {}
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Nothing: Lightning's would find out at every step that it has nothing to do."""
 
 
 def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
@@ -73,9 +62,7 @@ class SaveOnInterrupt(Checkpoint):
         if threading.current_thread() is not threading.main_thread():
             return
         self.previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        # Lightning agrees on a SIGTERM before every batch on the device, and so waits for all that is queued there
-        # (its issue 21487). This callback agrees between the hosts.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        leave_signals_to_us(trainer)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:
@@ -93,7 +80,7 @@ class SaveOnInterrupt(Checkpoint):
 
     def _listen(self, trainer: Trainer) -> None:
         """Takes note of `should_stop`, and takes it back: this rank would leave the epoch at once, and by itself."""
-        if trainer.should_stop and trainer.fit_loop._can_stop_early:
+        if trainer.should_stop and may_stop_early(trainer):
             self.cause = self.cause or cause_of_stop(trainer)
             trainer.should_stop = False
 

@@ -1,6 +1,5 @@
 """`simclr train`, `python train.py`: pretrain an encoder."""
 
-import contextlib
 import os
 import shlex
 import sys
@@ -17,7 +16,6 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar as BarOfLightning
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr import losses
@@ -127,8 +125,6 @@ class TrainCLI(LightningCLI):
             kwargs |= dict.fromkeys(("logger", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"))
         if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
-        if config.profiler is None and not config.barebones:
-            kwargs["profiler"] = Unprofiled()
         kwargs["default_root_dir"] = str(self.run_dir)
         given = self.config_init.trainer.callbacks or []
         kwargs["callbacks"] = list(given) if isinstance(given, list) else [given]
@@ -160,17 +156,6 @@ class TrainCLI(LightningCLI):
         return bar
 
 
-class Unprofiled(PassThroughProfiler):
-    """No profiler, as by default, without the generator that Lightning enters and leaves thirty times a step for it."""
-
-    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:
-        """Nothing."""
-        return _NOTHING
-
-
-_NOTHING = contextlib.nullcontext()
-
-
 def summary(cli: TrainCLI) -> str:
     """What is about to happen, in a few aligned lines."""
     model, data, trainer, hparams = cli.model, cli.datamodule, cli.trainer, cli.model.hparams
@@ -189,7 +174,7 @@ def summary(cli: TrainCLI) -> str:
     if hparams.start_size is not None:
         never = ", which this run does not reach" if 0 < epochs < hparams.grow_epochs and steps == -1 else ""
         size = f"{hparams.start_size} px, growing to {size} over {hparams.grow_epochs} epochs{never}"
-    group = model.batch_norm_group(trainer)
+    group = model.run.batch_norm_group(model, trainer)
     over = f" (BatchNorm over {group} views)" if group else ""
     parts = f", {hparams.micro_batch_size} at a time{over}" if hparams.micro_batch_size else ""
     rows = {
@@ -277,14 +262,14 @@ def _train(args: list[str], folder: RunFolder) -> None:
 
 
 def _stopped_early(cli: TrainCLI) -> bool:
-    return cli.model.total_steps is not None and cli.trainer.global_step < cli.model.total_steps
+    return cli.model.run.total_steps is not None and cli.trainer.global_step < cli.model.run.total_steps
 
 
 def _ended(cli: TrainCLI, minutes: float) -> str:
     if not _stopped_early(cli):
         return f"trained {minutes:.1f} min"
     cause = cli.stop.cause or cause_of_stop(cli.trainer)
-    return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.total_steps}"
+    return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}"
 
 
 def _fit(cli: TrainCLI, folder: RunFolder) -> None:
@@ -399,9 +384,9 @@ def check(cli: TrainCLI) -> None:
     if trainer.max_epochs == trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
     cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer) if cli.resumed else None
-    cli.model.settle(cli.datamodule.batch_size)
+    cli.model.run.settle(cli.datamodule.batch_size)
     check_trainer(trainer, cli.config.trainer.val_check_interval)
-    cli.model.check(trainer)
+    cli.model.run.check(trainer)
     if cli.continuation is not None and cli.continuation.finished:
         return
     cli.memory = check_memory(
@@ -428,5 +413,5 @@ def _say_how_to_continue(cli: TrainCLI) -> None:
     if not cli.trainer.is_global_zero:
         return
     # Not if a second signal has cut the step short.
-    where = f" at step {cli.trainer.global_step} of {cli.model.total_steps}" if cli.stop.signalled else ""
+    where = f" at step {cli.trainer.global_step} of {cli.model.run.total_steps}" if cli.stop.signalled else ""
     print(f"stopped{where}; {_how_to_continue(cli)}", file=sys.stderr, flush=True)

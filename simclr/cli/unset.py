@@ -51,7 +51,7 @@ def settle(cli: "TrainCLI") -> None:
         ValueError: if not one step fits into the minutes.
     """
     if cli.resumed:  # settled when the run began
-        cli.model.settle(cli.datamodule.batch_size, cli.length.in_epochs)
+        cli.model.run.settle(cli.datamodule.batch_size, cli.length.in_epochs)
         return
     pace = _pace(cli)
     model = cli.model
@@ -65,7 +65,7 @@ def settle(cli: "TrainCLI") -> None:
             cli.config.trainer[name] = value
         cli.chosen = chosen
         cli.trainer = cli.instantiate_trainer()
-    cli.model.settle(cli.datamodule.batch_size, cli.length.in_epochs)
+    cli.model.run.settle(cli.datamodule.batch_size, cli.length.in_epochs)
     cli.pace = pace
 
 

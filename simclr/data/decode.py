@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.transforms.v2 import functional as F
 
+from simclr.torch_internals import has_image_decoders, shared_storage
+
 # The operator itself: torchvision 0.29 deprecates its Python wrapper (a warning per call), not what stands behind it.
 # A torchvision without it leaves Pillow, which is slower and gives the same images.
-_DECODE = torch.ops.image.decode_image if torchvision.extension._has_ops() else None
+_DECODE = torch.ops.image.decode_image if has_image_decoders() else None
 _RGB = torchvision.io.ImageReadMode.RGB.value
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
 
@@ -160,7 +162,7 @@ def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | Non
     if out is None:
         out = torch.empty(0, dtype=torch.uint8)
         if get_worker_info() is not None:  # else the batch would be copied there, as torch's default_collate knows too
-            out.set_(torch.UntypedStorage._new_shared(len(paths) * 3 * side**2))
+            out.set_(shared_storage(len(paths) * 3 * side**2))
         out = out.resize_(len(paths), 3, side, side)
     refuse_unreadable(try_images(paths, side, out, threads))
     return out

@@ -1,0 +1,48 @@
+"""What is borrowed from Lightning though it is not public, one function each; tests/test_training_internals.py says
+whether it is still there and still means this. Nothing else in the package may reach for such names."""
+
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+
+
+def optimizer_batches(trainer: Trainer) -> int:
+    """Batches of the run that ended an optimiser's step before this one: the x-axis of what Lightning logs.
+
+    `global_step` counts steps of all optimisers and moves within the batch, so that a row written while a batch is
+    trained on would stand one step from Lightning's own.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def synchronises_batch_norm(trainer: Trainer) -> bool:
+    """Whether BatchNorm's statistics are those of all devices. The strategy keeps `sync_batchnorm` nowhere else."""
+    return getattr(trainer.strategy, "_layer_sync", None) is not None
+
+
+def is_training(module: LightningModule) -> bool:
+    """Whether a Trainer trains the module: `module.trainer` raises where there is none, and this asks first."""
+    return module._trainer is not None and module._trainer.training
+
+
+def may_stop_early(trainer: Trainer) -> bool:
+    """Whether `should_stop` would end the epoch where it stands: min_epochs and min_steps are behind."""
+    return trainer.fit_loop._can_stop_early
+
+
+def leave_signals_to_us(trainer: Trainer) -> None:
+    """Do not let Lightning ask all ranks before every batch whether one got a SIGTERM.
+
+    It asks on the device, and so waits for all that is queued there (its issue 21487).
+    `simclr.cli.saving.SaveOnInterrupt` handles the signal and agrees between the hosts.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def count_last_batch(fit_loop: dict[str, Any]) -> None:
+    """Count the batch during which a checkpoint was saved: Lightning counts it after its callbacks.
+
+    Args:
+        fit_loop: the state of Lightning's fit loop, as in a checkpoint; changed in place.
+    """
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1

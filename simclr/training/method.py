@@ -1,0 +1,83 @@
+"""What a method of pretraining is to the rest of the house: checkpoint, command line, callbacks, evaluation, report.
+
+A method is a LightningModule with an `encoder`. It is chosen by `--method NAME` or by the path of its class, and its
+typed signature is its configuration. It is made of the parts of this folder; `simclr.module.SimCLR` shows how.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from torch import nn
+
+from simclr.training.run import PretrainingRun
+from simclr.training.step_log import StepLog
+from simclr.training.views import EpochViews
+
+METHODS = {"simclr": "simclr.module.SimCLR"}  # those that have a name of their own
+
+
+class Objective(NamedTuple):
+    """What a method minimises, for people.
+
+    Attributes:
+        title: "NT-Xent".
+        text: the title with the settings that matter: "NT-Xent, temperature 0.2".
+        chance: about its value before anything is learned; None if it has no such value.
+    """
+
+    title: str
+    text: str
+    chance: float | None
+
+
+class Method(Protocol):
+    """The attributes that a method has beside those of a LightningModule.
+
+    Attributes:
+        architecture: the settings of its signature that decide which weights it has: with others its checkpoints cannot
+            be loaded.
+        encoder: what training leaves behind: images (n, 3, S, S) -> h (n, `encoder.feature_dim`).
+        networks: what a view goes through, one after the other, the encoder first.
+        views: makes the views of an epoch.
+        run: settles what was left out, and knows how long the run is and where it stands.
+        step_log: the loss so far.
+    """
+
+    architecture: ClassVar[tuple[str, ...]]
+    encoder: nn.Module
+    views: EpochViews
+    run: PretrainingRun
+    step_log: StepLog
+
+    @property
+    def networks(self) -> Sequence[nn.Module]: ...
+
+    @staticmethod
+    def objective(settings: Mapping[str, Any]) -> Objective:
+        """What a method of these settings minimises."""
+        ...
+
+
+def find_method(name: str) -> type:
+    """The class of a method by its name, or by the path of the class: `package.module.Class`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module, _, attribute = METHODS.get(name, name).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(METHODS)
+        raise ValueError(f"method={name} is none of {known}, nor the path of a class: {error}.") from error
+    lacking = [part for part in ("architecture", "objective", "training_step") if not hasattr(found, part)]
+    if lacking:
+        raise ValueError(f"method={name} is no method of pretraining: it lacks {', '.join(lacking)}.")
+    return found
+
+
+def name_of(method: object) -> str:
+    """The name by which `find_method` finds a method again."""
+    path = f"{type(method).__module__}.{type(method).__qualname__}"
+    return next((name for name, known in METHODS.items() if known == path), path)

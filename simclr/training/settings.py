@@ -1,0 +1,78 @@
+"""Settings that methods share: refused where they cannot be meant, completed and plain, as a checkpoint keeps them."""
+
+import inspect
+import math
+from collections.abc import Mapping, MutableMapping
+from typing import Any, get_args
+
+from simclr import losses
+from simclr.augment import SimCLRAugmentation
+from simclr.optim import LrScaling, OptimizerName
+from simclr.training.network import CompileMode
+
+_POSITIVE = ("temperature", "margin", "base_lr", "batch_size", "micro_batch_size")
+_NOT_NEGATIVE = ("weight_decay", "warmup_epochs")
+_CHOICES = {"loss": tuple(losses.DESCRIPTIONS), "optimizer": get_args(OptimizerName), "lr_scaling": get_args(LrScaling)}
+
+
+def refuse_bad_settings(settings: Mapping[str, Any]) -> None:
+    """Raise one ValueError that names every setting which is out of its range; a setting that is absent is none.
+
+    Args:
+        settings: those of a method, None for what is left open.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    problems = [f"{n}={given[n]} is not positive" for n in _POSITIVE if n in given and not 0 < given[n] < math.inf]
+    problems += [f"{n}={given[n]} is negative" for n in _NOT_NEGATIVE if n in given and not given[n] >= 0]
+    for name, allowed in _CHOICES.items():
+        if name in given and given[name] not in allowed:
+            problems.append(f"{name}={given[name]} is none of {', '.join(allowed)}")
+    problems += [*_of_the_loss(given), *_of_the_steps(given)]
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}.")
+
+
+def _of_the_loss(given: Mapping[str, Any]) -> list[str]:
+    problems, loss, views = [], given.get("loss", "nt_xent"), given.get("views", 2)
+    temperature = given.get("temperature", 1.0)
+    if 0 < temperature < losses.SMALLEST_TEMPERATURE:
+        least = losses.SMALLEST_TEMPERATURE
+        problems.append(f"temperature={temperature} is below {least}, where logits overflow; try 0.05")
+    if given.get("semi_hard") and loss not in ("nt_logistic", "margin_triplet"):
+        problems.append(f"semi_hard=True is for loss=nt_logistic and margin_triplet, not for {loss}")
+    if views < 2:
+        problems.append(f"views={views} leaves an image without a positive: use 2 or more")
+    if views > 2 and loss != "nt_xent":
+        problems.append(f"views={views} works with loss=nt_xent only, not with {loss}: use 2")
+    return problems
+
+
+def _of_the_steps(given: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if not 0 <= given.get("momentum", 0) < 1:
+        problems.append(f"momentum={given['momentum']} is not in [0, 1)")
+    if given.get("compile_encoder", False) not in (True, False, *get_args(CompileMode)):
+        modes = ", ".join(get_args(CompileMode))
+        problems.append(f"compile_encoder={given['compile_encoder']} is none of true, false, {modes}")
+    start, epochs, size = given.get("start_size"), given.get("grow_epochs", 0), given["image_size"]
+    if start is not None and not (1 <= start <= size and epochs > 0):
+        grows = f"start_size={start} with grow_epochs={epochs}"
+        problems.append(f"{grows}: use a size up to image_size={size} and 1 epoch or more")
+    if start is None and epochs:
+        problems.append(f"grow_epochs={epochs} needs a start_size to grow from")
+    return problems
+
+
+def complete(hparams: MutableMapping[str, Any], augment: SimCLRAugmentation, **chosen: Any) -> None:
+    """Let hyper-parameters state every setting, also those left at their defaults, in types that any tool can read.
+
+    Args:
+        hparams: of a method; changed in place.
+        augment: its augmentation, which knows what was left to it.
+        **chosen: what the method itself has decided.
+    """
+    names = inspect.signature(SimCLRAugmentation).parameters.values()
+    hparams.update({p.name: hparams.get(p.name, p.default) for p in names})
+    hparams.update(strength=augment.strength, crop_scale=augment.crop_scale, blur_prob=augment.probs["blur"])
+    hparams.update(chosen)
+    hparams.update({name: list(value) for name, value in hparams.items() if isinstance(value, tuple)})

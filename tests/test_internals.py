@@ -1,0 +1,169 @@
+"""No private name of Lightning, torch or Kornia but in the files that exist for them, each there and meaning what we
+think."""
+
+import ast
+import inspect
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import pytorch_lightning
+import torch
+from pytorch_lightning import Callback, Trainer
+from torch import nn
+
+from simclr import torch_internals
+from simclr.training import internals
+from tiny import STEPS, fit, tiny_model
+
+PACKAGE = Path(__file__).parents[1] / "simclr"
+ROOMS = {"internals.py", "torch_internals.py"}  # the names of files that may borrow
+# Documented by torch under their private names: https://docs.pytorch.org/docs/stable/torch.html#foreach-functions
+DOCUMENTED = ("_foreach_",)
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ROOMS)
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and not name.startswith(DOCUMENTED)
+
+
+def defined_here() -> set[str]:
+    """Private names that the package itself defines: attributes set on self, functions, classes, fields, globals."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                own = isinstance(node.value, ast.Name) and node.value.id == "self"
+                found |= {node.attr} if own else set()
+    return found
+
+
+OWN = defined_here()
+# Of NamedTuple: public by their documentation.
+OWN |= {"_asdict", "_replace", "_fields"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_private_names_of_others_are_borrowed_in_one_place(path):
+    borrowed = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in OWN:
+            borrowed.add(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom) and not node.module.startswith("simclr"):
+            borrowed |= {f"{node.module}.{alias.name}" for alias in node.names if private(alias.name)}
+            borrowed |= {node.module for part in node.module.split(".") if private(part)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+            name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+            borrowed |= {name} if private(str(name)) and name not in OWN else set()
+    assert not borrowed, f"{path.name} reaches for {sorted(borrowed)}: give each a function in internals.py"
+
+
+class Steps(Callback):
+    def __init__(self):
+        self.counted = []
+
+    def on_train_batch_start(self, trainer, *args):
+        self.counted.append(internals.optimizer_batches(trainer))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_optimizer_batches_are_those_that_stepped_before(tmp_path, accumulate):
+    seen = Steps()
+    fit(tmp_path, callbacks=[seen], max_epochs=2, accumulate_grad_batches=accumulate)
+    assert seen.counted == [batch // accumulate for batch in range(2 * STEPS)]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_batch_norm_is_told_to_be_synchronised(wanted):
+    options = {"logger": False, "enable_checkpointing": False, "sync_batchnorm": wanted}
+    trainer = Trainer(accelerator="cpu", devices=1, strategy="ddp", **options)
+    assert internals.synchronises_batch_norm(trainer) is wanted
+
+
+def test_a_module_trains_only_under_a_trainer_that_trains(tmp_path):
+    assert not internals.is_training(tiny_model())
+    told = []
+
+    class Ask(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            told.append(internals.is_training(pl_module))
+
+    trainer = fit(tmp_path, callbacks=[Ask()], max_steps=1)
+    assert told == [True]
+    assert not internals.is_training(trainer.lightning_module)
+
+
+def test_a_run_may_stop_early_once_its_least_length_is_behind(tmp_path):
+    told = []
+
+    class Ask(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            told.append(internals.may_stop_early(trainer))
+
+    fit(tmp_path, callbacks=[Ask()], max_epochs=1, min_steps=STEPS - 1)
+    assert told == [False] * (STEPS - 2) + [True] * 2
+
+
+def test_lightning_asks_all_ranks_for_a_signal_by_the_name_that_is_replaced():
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    loop = trainer.fit_loop.epoch_loop
+    assert callable(loop._broadcast_sigterm_tensor)
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(type(loop)), pytorch_lightning.__version__
+    internals.leave_signals_to_us(trainer)
+    assert loop._broadcast_sigterm_tensor() is None
+
+
+def test_a_checkpoint_saved_within_a_batch_lacks_that_batch(tmp_path):
+    saved = {}
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                saved.update(trainer.fit_loop.state_dict())
+
+    fit(tmp_path, callbacks=[Save()], max_epochs=1)
+    loop = {"epoch_loop.state_dict": dict(saved["epoch_loop.state_dict"])}
+    before = loop["epoch_loop.state_dict"]["_batches_that_stepped"]
+    internals.count_last_batch(loop)
+    assert (before, loop["epoch_loop.state_dict"]["_batches_that_stepped"]) == (1, 2)
+
+
+def test_every_batch_normalisation_has_the_base():
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    assert all(issubclass(kind, torch_internals.BatchNorm) for kind in kinds)
+    assert not isinstance(nn.GroupNorm(1, 2), torch_internals.BatchNorm)
+
+
+def test_storages_are_told_apart_also_without_memory():
+    a, b = (torch.empty(4, device="meta") for _ in range(2))
+    assert torch_internals.storage_id(a) == torch_internals.storage_id(a.view(2, 2))
+    assert torch_internals.storage_id(a) != torch_internals.storage_id(b)
+
+
+def fill(tensor):
+    tensor.fill_(7)
+
+
+def test_a_shared_storage_is_written_by_another_process():
+    tensor = torch.empty(0, dtype=torch.uint8).set_(torch_internals.shared_storage(8))
+    assert tensor.is_shared()
+    child = multiprocessing.get_context("spawn").Process(target=fill, args=(tensor,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert tensor.tolist() == [7] * 8
+
+
+def test_the_processor_says_whether_it_multiplies_bfloat16():
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if "flags" not in flags:
+        pytest.skip("no list of the processor's features here")
+    assert torch_internals.cpu_has_fast_bf16() == bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
+
+
+def test_the_decoders_are_found_where_torchvision_has_them():
+    assert torch_internals.has_image_decoders() == hasattr(torch.ops.image, "decode_image")
