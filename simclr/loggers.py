@@ -39,11 +39,10 @@ class MetricsCSV(CSVLogger):
 
     @property
     def experiment(self) -> Any:
-        """Lightning's writer, given the earlier rows when it is made."""
-        made_before = self._experiment is not None
+        """Lightning's writer, given the earlier rows when it is first asked for."""
         writer = super().experiment
-        if self._earlier and not made_before and hasattr(writer, "metrics"):
-            writer.metrics = self._earlier
+        if self._earlier and hasattr(writer, "metrics"):
+            writer.metrics, self._earlier = self._earlier, []
         return writer
 
 

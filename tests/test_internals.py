@@ -1,6 +1,7 @@
 """No private name of Lightning, torch or Kornia but in the files that exist for them, each there and meaning what we
 think."""
 
+import argparse
 import ast
 import inspect
 import multiprocessing
@@ -13,6 +14,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from simclr import torch_internals
+from simclr.cli.internals import destinations
 from simclr.training import internals
 from tiny import STEPS, fit, tiny_model
 
@@ -104,8 +106,8 @@ def test_a_run_may_stop_early_once_its_least_length_is_behind(tmp_path):
         def on_train_batch_end(self, trainer, *args):
             told.append(internals.may_stop_early(trainer))
 
-    fit(tmp_path, callbacks=[Ask()], max_epochs=1, min_steps=STEPS - 1)
-    assert told == [False] * (STEPS - 2) + [True] * 2
+    fit(tmp_path, callbacks=[Ask()], max_epochs=2, min_epochs=1, min_steps=STEPS + 2)
+    assert told == [False] * (STEPS + 1) + [True] * (STEPS - 1)
 
 
 def test_lightning_asks_all_ranks_for_a_signal_by_the_name_that_is_replaced():
@@ -130,6 +132,12 @@ def test_a_checkpoint_saved_within_a_batch_lacks_that_batch(tmp_path):
     before = loop["epoch_loop.state_dict"]["_batches_that_stepped"]
     internals.count_last_batch(loop)
     assert (before, loop["epoch_loop.state_dict"]["_batches_that_stepped"]) == (1, 2)
+
+
+def test_a_parser_tells_its_settings():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--width", dest="model.width")
+    assert destinations(parser) == ["help", "model.width"]
 
 
 def test_every_batch_normalisation_has_the_base():

@@ -61,28 +61,27 @@ def test_a_default_that_stands_in_two_places_is_the_same_in_both(part, names):
 
 @pytest.mark.parametrize("documented", [SimCLR, ImageData, SimCLRAugmentation])
 def test_every_setting_is_documented(documented):
-    section = inspect.getdoc(documented).split("Args:\n")[1].split("\nRaises:")[0]
+    text = f"{inspect.getdoc(documented)}\n{inspect.cleandoc(documented.__init__.__doc__ or chr(32))}"
+    section = text.split("Args:\n")[1].split("\nRaises:")[0]
     names = re.findall(r"^    ([\w*]+(?:, \w+)*):", section, re.MULTILINE)
     assert [n.strip("*") for line in names for n in line.split(", ")] == list(inspect.signature(documented).parameters)
 
 
-class Batches(Callback):
-    """Every batch as training_step gets it."""
-
-    def __init__(self):
-        self.views = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.views.append(batch)
+@pytest.fixture
+def seen(monkeypatch):
+    """The views of every step, as the network gets them."""
+    made, project = [], SimCLR.project
+    monkeypatch.setattr(SimCLR, "project", lambda self, views: made.append(views) or project(self, views))
+    return made
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_step_sees_the_views_of_its_epoch_seed_and_images(tmp_path, precision):
-    seen, seed = Batches(), 7
-    fit(tmp_path, tiny_model(seed=seed), tiny_data(seed=seed), [seen], max_epochs=2, precision=precision)
+def test_a_step_sees_the_views_of_its_epoch_seed_and_images(tmp_path, precision, seen):
+    seed = 7
+    fit(tmp_path, tiny_model(seed=seed), tiny_data(seed=seed), max_epochs=2, precision=precision)
     images, augment = draw_shapes(IMAGES, 16)[0], SimCLRAugmentation(16)
-    assert len(seen.views) == 2 * STEPS
-    for step, views in enumerate(seen.views):
+    assert len(seen) == 2 * STEPS
+    for step, views in enumerate(seen):
         epoch, k = divmod(step, STEPS)
         index = epoch_order(seed, epoch, IMAGES)[k * BATCH : (k + 1) * BATCH]
         for view, expected in zip(views, augment(images[index], index, epoch=epoch, seed=seed), strict=True):
@@ -380,8 +379,15 @@ def test_micro_batches_take_the_steps_of_the_whole_batch(tmp_path, settings):
     assert whole.errors == [None] * STEPS
     assert [error.item() for error in parts.errors] == [0.0] * STEPS
     assert len(whole.steps) == len(parts.steps) == STEPS // settings.get("accumulate_grad_batches", 1)
-    # bfloat16 gradients of weights are sums over 32 views in the one case and four sums over 8 in the other.
-    tolerance = 2e-2 if settings.get("precision") else 1e-5
+    tolerance = 1e-5
+    if settings.get("precision"):
+        # bfloat16 gradients of weights are sums over 32 views in the one case and four sums over 8 in the other: they
+        # may differ by as much as each does from float32, up to 7 % on a CPU with AMX.
+        exact = Gradients()
+        fit(tmp_path, tiny_model(**WITHOUT_BN), callbacks=[exact], max_epochs=1)
+        pairs = zip(whole.steps, exact.steps, strict=True)
+        tolerance = 2 * max(((grad - other).norm() / other.norm()).item() for grad, other in pairs)
+        assert 0 < tolerance < 0.2
     for grad, expected in zip(parts.steps, whole.steps, strict=True):
         assert (grad - expected).norm() < tolerance * expected.norm()
     for a, b in zip(other.state_dict().values(), model.state_dict().values(), strict=True):
@@ -460,8 +466,8 @@ def test_the_loss_chosen_is_the_loss_of_the_views(tmp_path, settings):
     assert record.steps[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_views_grow_with_the_epochs_and_stay_pure_functions(tmp_path):
-    seen, model = Batches(), tiny_model(start_size=8, grow_epochs=2)
+def test_views_grow_with_the_epochs_and_stay_pure_functions(tmp_path, seen):
+    model = tiny_model(start_size=8, grow_epochs=2)
     assert [tiny_model(image_size=224, start_size=160, grow_epochs=4).views.size(e) for e in range(6)] == [
         160,
         160,
@@ -470,11 +476,11 @@ def test_views_grow_with_the_epochs_and_stay_pure_functions(tmp_path):
         224,
         224,
     ]
-    fit(tmp_path, model, callbacks=[seen], max_epochs=3)
-    assert [views[0].shape[-1] for views in seen.views] == [8] * STEPS + [12] * STEPS + [16] * STEPS
+    fit(tmp_path, model, max_epochs=3)
+    assert [views[0].shape[-1] for views in seen] == [8] * STEPS + [12] * STEPS + [16] * STEPS
     index = epoch_order(0, 1, IMAGES)[:BATCH]
     expected = SimCLRAugmentation(12)(draw_shapes(IMAGES, 16)[0][index], index, epoch=1)
-    for view, other in zip(seen.views[STEPS], expected, strict=True):
+    for view, other in zip(seen[STEPS], expected, strict=True):
         assert torch.equal(view, other)
 
 

@@ -14,6 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from simclr.cli import hints
 from simclr.cli.folders import PLACE, assignment, with_folder
+from simclr.cli.internals import destinations
 from simclr.cli.messages import fail
 from simclr.cli.recipes import recipes, with_config_files
 
@@ -77,7 +78,7 @@ class Parser(LightningArgumentParser):
     def keys(self) -> list[str]:
         """The settings that can be given."""
         given_otherwise = {"help", "config", "print_config", *self.linked}
-        return [action.dest for action in self._actions if action.dest not in given_otherwise]
+        return [name for name in destinations(self) if name not in given_otherwise]
 
     def suggest(self, key: str, value: str | None = None) -> str:
         """What to type in place of a key that does not exist."""
