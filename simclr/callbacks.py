@@ -194,7 +194,7 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
     A pixel of a view is a square of whole pixels of the picture, so views are shown as they are, not resized.
 
     Args:
-        module: a `SimCLR`, which says how many views an epoch has, and of what size.
+        module: a method, which says how many views an epoch has, and of what size.
         images: (N, 3, H, W) uint8.
         index: (N,), the images' numbers in the data set.
         epochs: how many epochs to show.
@@ -205,8 +205,8 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
     groups = [[("image", whole)]]
     for epoch in range(epochs):
         augment, group = module.views.augment_of(epoch), []
-        size = f"\n{module.views.size(epoch)} px" if hparams.start_size is not None else ""
-        for view in range(hparams.views):
+        size = f"\n{module.views.size(epoch)} px" if hparams.get("start_size") is not None else ""
+        for view in range(module.views.count):
             tiles = augment.view(images.to(device), index.to(device), epoch, hparams.seed, view)
             group.append((f"epoch {epoch + 1}\nview {view + 1}{size}", (tiles.cpu() * std + mean).clamp(0, 1)))
         groups.append(group)

@@ -15,17 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from simclr import __version__
+from simclr import __version__, losses
 from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
 from simclr.inputs import InputTransform, attach_transform
 from simclr.paths import expanded
 from simclr.training.internals import count_last_batch
+from simclr.training.method import Objective
 
-ARCHITECTURE = (
-    *("encoder", "image_size", "stem", "width", "shortcut", "norm"),
-    *("head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm"),
-)
 _OPTIONS = tuple(name for name in inspect.signature(build_encoder).parameters if name != "name")
 _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
@@ -39,14 +36,15 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        model: the settings of `SimCLR`, plain types.
+        model: the settings of its method, plain types.
         data: the settings of `simclr.data.ImageData`, plain types; empty if the run had another source of batches.
         state_dict: all weights of the module, by name, on the CPU.
         epoch: the last epoch begun, from 0.
         global_step: optimiser steps taken.
         run: where the run stands, how long it is, and what of its Trainer decides its bits (see
-            `SimCLR.on_save_checkpoint`), plain types; empty if another tool wrote the checkpoint.
+            `simclr.training.run.PretrainingRun.save`), plain types; empty if another tool wrote the checkpoint.
         images: what `ImageData.fingerprint` gave; empty for images that are not in files.
+        about: of the method, see `simclr.training.method.record_of`; empty if an earlier version wrote the checkpoint.
     """
 
     path: Path
@@ -57,6 +55,19 @@ class Checkpoint:
     global_step: int
     run: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The name of the method that was trained."""
+        return self.about.get("name", "simclr")
+
+    @property
+    def objective(self) -> Objective:
+        """What was minimised."""
+        if "objective" in self.about:
+            return Objective(**self.about["objective"])
+        return Objective(losses.title(self.model), losses.describe(self.model), losses.chance_level(self.model))
 
     @property
     def epochs(self) -> int:
@@ -153,6 +164,7 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
         global_step=content.get("global_step", 0),
         run=dict(content.get("run", {})),
         images=dict(content.get("ImageData", {})),
+        about=dict(content.get("method", {})),
     )
 
 
@@ -181,7 +193,7 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
     """
     path, weights, settings = _read_encoder(Path(path).expanduser())
     encoder = _build(settings)
-    kind = ", ".join(f"{name}={settings[name]}" for name in ARCHITECTURE if name in settings)
+    kind = ", ".join(f"{name}={settings[name]}" for name in ("encoder", *_OPTIONS) if name in settings)
     refuse_mismatch(weights, encoder.state_dict(), f"{path} does not fit its own {kind}")
     encoder.load_state_dict(weights)
     return encoder

@@ -13,9 +13,10 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.utilities import GradClipAlgorithmType
 
-from simclr.checkpoint import ARCHITECTURE, Checkpoint, end_epoch, refuse_mismatch
+from simclr.checkpoint import Checkpoint, end_epoch, refuse_mismatch
 from simclr.data import ImageData
 from simclr.seeding import ORDER_VERSION
+from simclr.training.method import name_of
 
 
 class Rule(Enum):
@@ -56,7 +57,10 @@ RULES: dict[str, dict[Rule, str]] = {
             default_root_dir enable_autolog_hparams model_registry""",
     },
     "knn": {Rule.FREE: "every_n_epochs images k temperature"},
-    "": {Rule.FIXED: "seed_everything", Rule.FREE: "config run_dir ckpt_path wandb wandb_project check_memory minutes"},
+    "": {
+        Rule.FIXED: "seed_everything method",
+        Rule.FREE: "config run_dir ckpt_path wandb wandb_project check_memory minutes",
+    },
 }
 
 Changes = dict[str, tuple[Any, Any]]  # a setting's full name: what it was, what it is
@@ -65,7 +69,8 @@ Changes = dict[str, tuple[Any, Any]]  # a setting's full name: what it was, what
 def rule_of(name: str) -> Rule:
     """The rule for a setting, named as on the command line: `model.temperature`."""
     group, _, own = name.rpartition(".")
-    return next(rule for rule, names in RULES[group].items() if own in names.split())
+    known = (rule for rule, names in RULES[group].items() if own in names.split())
+    return next(known, Rule.FIXED)  # what a method has of its own decides what is learned
 
 
 def names_under(rule: Rule, group: str) -> list[str]:
@@ -121,8 +126,9 @@ def refuse_changes(changes: Changes, where: str) -> None:
 
 
 def model_changes(hparams: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
-    """The settings of `SimCLR` that differ from a checkpoint's."""
+    """The settings of a method that differ from a checkpoint's."""
     names = [name for rule in (Rule.FIXED, Rule.ROUNDING) for name in names_under(rule, "model")]
+    names += [name for name in hparams if name not in names]
     return _differences("model", names, was, hparams)
 
 
@@ -201,9 +207,13 @@ def check_resume(
     Raises:
         ValueError: naming the settings that differ with both values, or else the weights, or the images.
     """
+    if checkpoint.method != name_of(module):
+        raise ValueError(
+            f"{checkpoint.path} is a run of method={checkpoint.method}, which cannot be continued as {name_of(module)}."
+        )
     module.run.adopt(checkpoint.model)
     changes = model_changes(module.hparams, checkpoint.model)
-    architecture = {name: pair for name, pair in changes.items() if name.removeprefix("model.") in ARCHITECTURE}
+    architecture = {name: pair for name, pair in changes.items() if name.removeprefix("model.") in module.architecture}
     reason = ", ".join(f"{name}={now} but the checkpoint has {was}" for name, (was, now) in architecture.items())
     what = f"{checkpoint.path} is of another architecture{reason and f' ({reason})'}"
     refuse_mismatch(checkpoint.state_dict, module.state_dict(), what)

@@ -9,8 +9,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from simclr.encoders import on_meta
-from simclr.module import SimCLR
 from simclr.torch_internals import storage_id
+from simclr.training.method import Method
 
 # Beyond what backward keeps, a step holds gradients of activations and a kernel's workspace: one or two more of the
 # largest activations. Measured on a CPU, see tests/test_memory.py.
@@ -43,7 +43,7 @@ class Memory(NamedTuple):
 
 
 def estimate(
-    model: SimCLR, images: int, at_a_time: int | None = None, world_size: int = 1, precision: str = "32-true"
+    model: Method, images: int, at_a_time: int | None = None, world_size: int = 1, precision: str = "32-true"
 ) -> Memory:
     """Memory of a step: within a third for the networks it was measured with, ResNets of 0.1 to 25 M weights.
 
@@ -56,21 +56,23 @@ def estimate(
     """
     hparams = model.hparams
     at_a_time = at_a_time or images
-    rows = hparams.views * at_a_time
+    views_of_each = model.views.count
+    rows = views_of_each * at_a_time
     views = rows * 3 * hparams.image_size**2 * 4
     width = 2 if precision.startswith(("16", "bf16")) else 8 if precision.startswith("64") else 4
     kept, largest = _activations(model, rows, width)
+    z_dim = getattr(model.networks[-1], "out_dim", model.encoder.feature_dim)
     numbers = sum(p.numel() for p in model.parameters())
     per_weight = 2 + _STATES[hparams.optimizer] + (world_size > 1)  # DDP's buckets are one more copy of the gradient
-    everyone = hparams.views * images * world_size
-    loss = everyone * model.head.out_dim * 4 * 3 + hparams.views * images * model.head.out_dim * 4 * 4
+    everyone = views_of_each * images * world_size
+    loss = everyone * z_dim * 4 * 3 + views_of_each * images * z_dim * 4 * 4
     of_weight = width if precision.endswith("true") else 4
     return Memory(kept + _TRANSIENT_ACTIVATIONS * largest, 2 * views, numbers * of_weight * per_weight, loss)
 
 
-def _activations(model: SimCLR, rows: int, number_bytes: int) -> tuple[int, int]:
+def _activations(model: Method, rows: int, number_bytes: int) -> tuple[int, int]:
     """Bytes that backward keeps of a forward pass of `rows` views, and of the largest single tensor among them."""
-    network = nn.Sequential(*(on_meta(part) for part in (model.encoder, model.head))).train()
+    network = nn.Sequential(*(on_meta(part) for part in model.networks)).train()
     weights = {storage_id(tensor) for tensor in (*network.parameters(), *network.buffers())}
     kept: dict[int, tuple[int, object]] = {}
 
@@ -91,7 +93,7 @@ def _activations(model: SimCLR, rows: int, number_bytes: int) -> tuple[int, int]
 
 
 def check_memory(
-    model: SimCLR, device: torch.device, images: int, world_size: int, here: int, precision: str, refuse: bool = True
+    model: Method, device: torch.device, images: int, world_size: int, here: int, precision: str, refuse: bool = True
 ) -> str:
     """One line on the memory of a step, for people; empty if it cannot be told.
 
@@ -108,7 +110,7 @@ def check_memory(
         UserWarning: if it may not fit (three quarters), with the same.
     """
     try:
-        need = estimate(model, images, model.hparams.micro_batch_size, world_size, precision)
+        need = estimate(model, images, model.hparams.get("micro_batch_size"), world_size, precision)
     except (NotImplementedError, RuntimeError):  # a network that cannot run on shapes alone
         return ""
     line = f"about {_size(need.total)} a step: activations {_size(need.activations)}, weights {_size(need.weights)}, "
@@ -118,7 +120,9 @@ def check_memory(
         return line
     have //= here if device.type == "cpu" else 1
     if need.total > _DOUBTFUL * have:
-        takes = f"a step of {model.hparams.micro_batch_size or images} images takes about {_size(need.total)} on a "
+        takes = (
+            f"a step of {model.hparams.get('micro_batch_size') or images} images takes about {_size(need.total)} on a "
+        )
         takes += f"device that has {_size(have)}"
         advice = _smaller_step(model, have, images, world_size, precision)
         if refuse and need.total > _CERTAIN * have:
@@ -127,7 +131,7 @@ def check_memory(
     return f"{line}; of {_size(have)}"
 
 
-def _smaller_step(model: SimCLR, have: int, images: int, world_size: int, precision: str) -> str:
+def _smaller_step(model: Method, have: int, images: int, world_size: int, precision: str) -> str:
     """The largest micro-batch that fits well, as advice."""
     for size in range(images - 1, 0, -1):
         if images % size == 0:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from simclr.module import SimCLR
 from simclr.profile import count_operations
 from simclr.torch_internals import cpu_has_fast_bf16
+from simclr.training.method import Method
 
 _WARM_UP, _FEW, _MANY = 2, 6, 40  # steps of a measurement: before it counts, and that count, at least and at most
 _LONG_ENOUGH = 2.0  # seconds, after which few steps are enough
@@ -72,28 +72,28 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
-def usual_pace(model: SimCLR, device: torch.device, precision: str | None) -> Pace:
+def usual_pace(model: Method, device: torch.device, precision: str | None) -> Pace:
     """What is chosen without a measurement: bf16 on a GPU that has it, else float32; nothing is compiled on a CPU."""
     usual = "bf16-mixed" if device.type == "cuda" and has_fast_bf16(device) else "32-true"
     hparams = model.hparams
-    return Pace(precision or usual, bool(hparams.compile_encoder) and hparams.compile_encoder, hparams.compile_views)
+    return Pace(precision or usual, hparams.get("compile_encoder") or False, hparams.get("compile_views"))
 
 
-def operations(model: SimCLR, batch_size: int) -> float | None:
+def operations(model: Method, batch_size: int) -> float | None:
     """Floating-point operations of the encoder in a step of a batch; None for a network that cannot be counted."""
-    views = min(64, model.hparams.views * batch_size)
+    views = min(64, model.views.count * batch_size)
     counted = count_operations(model, views)
-    return counted and sum(counted) / views * model.hparams.views * batch_size
+    return counted and sum(counted) / views * model.views.count * batch_size
 
 
-def is_long(model: SimCLR, batch_size: int, steps: float) -> bool:
+def is_long(model: Method, batch_size: int, steps: float) -> bool:
     """Whether a run on a CPU is worth a measurement before it: by the operations of its encoder."""
     of_a_step = operations(model, batch_size)
     return of_a_step is None or of_a_step * steps > _LONG_RUN
 
 
 def measure_pace(
-    model: SimCLR,
+    model: Method,
     data: LightningDataModule,
     device: torch.device,
     *,
@@ -137,17 +137,18 @@ def measure_pace(
     elif precision is None and has_fast_bf16(device):
         mixed = timed(plain, precision="bf16-mixed")
         pace = mixed if mixed.fastest < _CLEARLY * plain.fastest else plain
-    unset = hparams.compile_encoder is None or hparams.compile_views is None
+    unset = None in (hparams.get("compile_encoder", False), hparams.get("compile_views", False))
     if unset and has_compiler() and lasts(pace.seconds) > _WORTH_COMPILING and pace.seconds < _PATIENCE:
         say("compiling, to see whether that is faster ...")
         pace = _compiled(pace, model, lasts(pace.seconds), timed, say)
     return pace
 
 
-def _compiled(pace: Pace, model: SimCLR, lasts: float, timed: Callable[..., Pace], say: Callable[[str], None]) -> Pace:
+def _compiled(pace: Pace, model: Method, lasts: float, timed: Callable[..., Pace], say: Callable[[str], None]) -> Pace:
     """The pace compiled, where that saves more of the seconds that the run lasts than it costs; else as it was."""
     hparams = model.hparams
-    views, encoder = hparams.compile_views is not False, hparams.compile_encoder is None or hparams.compile_encoder
+    views = hparams.get("compile_views") is not False
+    encoder = hparams.get("compile_encoder") is None or hparams.compile_encoder
     began = time.perf_counter()
     try:
         compiled = timed(pace, compile_encoder=encoder, compile_views=views)
@@ -171,7 +172,7 @@ class _Clock(Callback):
         self.first = 2 if compiles else 1  # step that tells a slow network
         self.ends: list[float] = []
 
-    def on_train_start(self, trainer: Trainer, pl_module: SimCLR) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.ends = [self._now(trainer)]
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
@@ -195,7 +196,7 @@ class _Clock(Callback):
         return statistics.median(each), min(each)
 
 
-def step_seconds(model: SimCLR, data: LightningDataModule, device: torch.device, pace: Pace) -> tuple[float, float]:
+def step_seconds(model: Method, data: LightningDataModule, device: torch.device, pace: Pace) -> tuple[float, float]:
     """Seconds of a training step at a pace, median and fastest: a copy is trained, the random state left as it was."""
     clock, model = _Clock(compiles=bool(pace.compile_encoder or pace.compile_views)), copy.deepcopy(model)
     model.hparams.compile_encoder, model.hparams.compile_views = pace.compile_encoder, pace.compile_views

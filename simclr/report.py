@@ -23,7 +23,6 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from simclr import losses
 from simclr.charts import (
     ACCENT,
     COLOUR_NAMES,
@@ -390,8 +389,7 @@ def _curves_section(
     if not values:
         return ""
     classes = len(test.classes) if test is not None and test.classes else None
-    model = checkpoint.model
-    figure = draw_curves(history, losses.title(model), losses.chance_level(model), classes)
+    figure = draw_curves(history, checkpoint.objective.title, checkpoint.objective.chance, classes)
     caption = f"Loss {values[0][1]:.2f} after the first epoch, {values[-1][1]:.2f} after the last; thin: single steps."
     if knn := history.get("knn_top1"):
         best, last = max(value for _, value in knn), knn[-1][1]
@@ -542,7 +540,7 @@ def _settings_section(checkpoint: Checkpoint, encoder: nn.Module, folder: Path) 
         "encoder": f"{model['encoder']}, stem {model.get('stem')}, width {model.get('width', 1):g}; "
         f"{million:.2f} M parameters, h of {encoder.feature_dim}",
         "projection head": f"{model.get('head')}, z of {model.get('projection_dim')}",
-        "loss": losses.describe(model),
+        "loss": checkpoint.objective.text,
         "batch and length": f"{model.get('batch_size')} images; {checkpoint.epochs} epochs, "
         f"{checkpoint.global_step:,} steps",
         "optimiser": f"{model.get('optimizer')}, base learning rate {_number(model.get('base_lr'))} "

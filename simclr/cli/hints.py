@@ -91,7 +91,7 @@ _TRAIN = {
     "min_scale min_crop_scale crop_min_scale rr_min": "--model.crop_scale [{0.08},1.0]",
     "clip clip_grad grad_clip clip_grad_norm max_grad_norm gradient_clip": "--trainer.gradient_clip_val {1.0}",
     "max_hours timeout time_limit": "--trainer.max_time 00:01:00:00",
-    "method ssl_method": "Leave it out: this trains SimCLR; --model.loss nt_xent chooses among its losses.",
+    "ssl_method algorithm": "--method {simclr}",
     "gather gather_distributed": "Leave it out: negatives always come from all devices.",
     _CONFIG: "--config {shapes_resnet8}",
     "debug dry_run test_run smoke_test": "--trainer.fast_dev_run true",

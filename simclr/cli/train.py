@@ -7,23 +7,24 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse.typing import NonNegativeInt
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar as BarOfLightning
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from simclr import losses
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
 from simclr.checkpoint import LAST, read_checkpoint, save_encoder
 from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
-from simclr.cli.parsing import Parser, values_of
+from simclr.cli.parsing import Parser, recipes_of, values_of
+from simclr.cli.recipes import with_config_files
 from simclr.cli.refusals import check_trainer
 from simclr.cli.saving import SaveOnInterrupt, cause_of_stop, newest_checkpoint
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
@@ -32,29 +33,30 @@ from simclr.data import ImageData
 from simclr.data.module import FOLDERS, folders_of_run
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
-from simclr.module import SimCLR
 from simclr.pace import Pace
 from simclr.paths import expanded
 from simclr.progress import LogInterval, ProgressBar, ProgressLines
 from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuation
 from simclr.run_length import RunLength, run_length
+from simclr.training.method import DEFAULT_METHOD, find_method
 
 
 class TrainCLI(LightningCLI):
-    """LightningCLI for pretraining: SimCLR, ImageData, every Trainer option, a run folder and its loggers.
+    """LightningCLI for pretraining: a method, ImageData, every Trainer option, a run folder and its loggers.
 
     Args:
         folder: chooses the run folder once the settings are known.
+        method: what is trained, see `simclr.training.method`.
         **kwargs: of LightningCLI.
     """
 
-    def __init__(self, folder: RunFolder, **kwargs: Any):
+    def __init__(self, folder: RunFolder, method: type[LightningModule], **kwargs: Any):
         self.folder = folder
         self.began = time.monotonic()
         self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
         self.pace: Pace | None = None
         self.loggers: list[Logger] | None = None  # made once, also where the Trainer is built anew
-        super().__init__(SimCLR, ImageData, **kwargs)
+        super().__init__(method, ImageData, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed, always a number: a run without one could not be repeated."""
@@ -67,6 +69,12 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What is neither Trainer's nor SimCLR's nor the data's."""
+        parser.add_argument(
+            "--method",
+            type=str,
+            default=DEFAULT_METHOD,
+            help="What is trained: simclr, or the path of a class of your own, package.module.Class.",
+        )
         parser.add_argument(
             "--run_dir",
             type=str | None,
@@ -171,27 +179,28 @@ def summary(cli: TrainCLI) -> str:
     warmup = f", which {hparams.warmup_epochs:g} warm-up epochs do not reach" if late else ""
     share = f" ({data.batch_size // trainer.world_size} on each of {trainer.world_size} devices)"
     size = f"{hparams.image_size} px"
-    if hparams.start_size is not None:
+    if hparams.get("start_size") is not None:
         never = ", which this run does not reach" if 0 < epochs < hparams.grow_epochs and steps == -1 else ""
         size = f"{hparams.start_size} px, growing to {size} over {hparams.grow_epochs} epochs{never}"
     group = model.run.batch_norm_group(model, trainer)
     over = f" (BatchNorm over {group} views)" if group else ""
-    parts = f", {hparams.micro_batch_size} at a time{over}" if hparams.micro_batch_size else ""
+    at_a_time, head, compiled = (hparams.get(name) for name in ("micro_batch_size", "head", "compile_encoder"))
+    parts = f", {at_a_time} at a time{over}" if at_a_time else ""
+    head = f", z of {model.networks[-1].out_dim} ({head} head)" if head else ""
     rows = {
         "run": str(cli.run_dir),
         "continued": cli.continuation and f"\n{'':<11}".join((f"from {cli.resumed.stands}", *cli.continuation.said)),
         "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
         "left out": data.left_out,
-        "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}, "
-        f"z of {model.head.out_dim} ({hparams.head} head)",
+        "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
         f"{cli.length}{_left_out(data)}",
-        "loss": losses.describe(hparams),
+        "loss": model.objective(hparams).text,
         "optimiser": f"{hparams.optimizer}, learning rate {lr}{warmup}",
         "memory": cli.memory,
         "time": pace_line(cli),
         "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}"
-        f"{', compiled' if hparams.compile_encoder else ''}",
+        f"{', compiled' if compiled else ''}",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 
@@ -340,11 +349,13 @@ def parse_and_build(
 ) -> TrainCLI:
     """Settings read and objects built; the run folder is reserved, and empty."""
     arguments = sys.argv
+    args = _with_config_of_run(args)
     try:
         sys.argv = arguments[:1]  # LightningCLI warns where both are given
         return kind(
             folder,
-            args=_with_config_of_run(args),
+            find_method(_method_in(with_config_files(args, recipes_of("train")))),
+            args=args,
             run=False,
             save_config_callback=None,
             parser_class=Parser,
@@ -361,6 +372,18 @@ def parse_and_build(
         )
     finally:
         sys.argv = arguments
+
+
+def _method_in(args: list[str]) -> str:
+    """The method that the arguments or their config files name: it decides what can be set."""
+    named = [DEFAULT_METHOD]
+    for file in values_of(args, "--config", "-c"):
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
+            continue
+        named += [str(content["method"])] if isinstance(content, dict) and content.get("method") else []
+    return (values_of(args, "--method") or named)[-1]
 
 
 def _with_config_of_run(args: list[str]) -> list[str]:

@@ -120,13 +120,13 @@ def _knn_seconds(cli: "TrainCLI", pace: Pace) -> float:
     if knn is None or not knn.every_n_epochs or not cli.datamodule.has_labels:
         return 0.0
     images = min(knn.images, len(cli.datamodule.train))
-    of_an_image = pace.seconds / cli.datamodule.batch_size / cli.model.hparams.views / 3
+    of_an_image = pace.seconds / cli.datamodule.batch_size / cli.model.views.count / 3
     return images * of_an_image / knn.every_n_epochs
 
 
 def record(cli: "TrainCLI") -> None:
     """Put what was chosen into the settings that config.yaml states."""
-    for name in _MODEL:
+    for name in (name for name in _MODEL if name in cli.config.model):
         cli.config.model[name] = cli.model.hparams[name]
     cli.config.data.batch_size = cli.datamodule.batch_size
     cli.config.trainer.precision = cli.trainer.precision

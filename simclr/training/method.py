@@ -6,14 +6,16 @@ typed signature is its configuration. It is made of the parts of this folder; `s
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from torch import nn
 
-from simclr.training.run import PretrainingRun
-from simclr.training.step_log import StepLog
-from simclr.training.views import EpochViews
+if TYPE_CHECKING:
+    from simclr.training.run import PretrainingRun
+    from simclr.training.step_log import StepLog
+    from simclr.training.views import EpochViews
 
+DEFAULT_METHOD = "simclr"
 METHODS = {"simclr": "simclr.module.SimCLR"}  # those that have a name of their own
 
 
@@ -46,9 +48,9 @@ class Method(Protocol):
 
     architecture: ClassVar[tuple[str, ...]]
     encoder: nn.Module
-    views: EpochViews
-    run: PretrainingRun
-    step_log: StepLog
+    views: "EpochViews"
+    run: "PretrainingRun"
+    step_log: "StepLog"
 
     @property
     def networks(self) -> Sequence[nn.Module]: ...
@@ -77,7 +79,13 @@ def find_method(name: str) -> type:
     return found
 
 
-def name_of(method: object) -> str:
+def name_of(method: Method) -> str:
     """The name by which `find_method` finds a method again."""
     path = f"{type(method).__module__}.{type(method).__qualname__}"
     return next((name for name, known in METHODS.items() if known == path), path)
+
+
+def record_of(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its method: name, architecture and objective, in plain types."""
+    about = {"name": name_of(method), "architecture": list(method.architecture)}
+    return about | {"objective": method.objective(settings)._asdict()}

@@ -29,6 +29,7 @@ from simclr.optim import build_optimizer, default_rates, default_warmup, scale_l
 from simclr.seeding import ORDER_VERSION
 from simclr.torch_internals import BatchNorm
 from simclr.training.internals import is_training, synchronises_batch_norm
+from simclr.training.method import record_of
 from simclr.training.network import replays_graphs
 
 # Settings that a run has once it begins.
@@ -75,7 +76,7 @@ class PretrainingRun:
         if settings.get("batch_size") is None:
             settings["batch_size"] = batch_size
         if settings["batch_size"] is None:
-            raise ValueError("SimCLR needs batch_size, the global batch, with a loader that does not tell it.")
+            raise ValueError("batch_size, the global batch, is needed with a loader that does not tell it.")
         for name, value in default_rates(settings["optimizer"], settings.get("base_lr"))._asdict().items():
             settings[name] = value if settings.get(name) is None else settings[name]
         if settings.get("warmup_epochs") is None and epochs is not None:
@@ -89,7 +90,7 @@ class PretrainingRun:
         trainer = module.trainer
         given = {name: getattr(trainer.datamodule, name, None) for name in ("batch_size", "image_size")}
         differ = [
-            f"SimCLR has {name}={self.settings[name]}, the data module {value}"
+            f"{type(module).__name__} has {name}={self.settings[name]}, the data module {value}"
             for name, value in given.items()
             if isinstance(value, int) and self.settings.get(name) not in (None, value)
         ]
@@ -190,6 +191,7 @@ class PretrainingRun:
         And the loss so far: a run continued in the middle of an epoch reports the mean of the whole epoch.
         """
         log, trainer = module.step_log, module.trainer
+        checkpoint["method"] = record_of(module, self.settings)
         checkpoint["epoch_loss"] = [float(log.epoch_loss), float(log.epoch_steps)]
         epochs, batches = settle_progress(checkpoint["loops"]["fit_loop"], trainer.num_training_batches)
         if self.total_steps is None:  # not the schedule of `configure_optimizers`
