@@ -100,7 +100,7 @@ def test_a_batch_that_is_not_given_is_the_same_for_data_and_model(tmp_path):
 
 def test_a_loader_that_does_not_tell_its_batch_needs_one(tmp_path):
     data = ImageData(shapes_train=32, batch_size=BATCH, image_size=16)
-    with pytest.raises(ValueError, match="SimCLR needs batch_size, the global batch"):
+    with pytest.raises(ValueError, match="batch_size, the global batch, is needed"):
         fit(tmp_path, tiny_model(batch_size=None), data.train_dataloader(), max_epochs=1)
 
 

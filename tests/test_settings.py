@@ -84,13 +84,15 @@ class Watch(Callback):
         model.encoder.register_forward_pre_hook(lambda _, args: self.inputs.append(args[0]))
         model.encoder.avgpool.register_forward_pre_hook(lambda _, args: self.maps.append(args[0]))
         model.head.register_forward_hook(self.see_head)
+        self.project, model.project = model.project, self.see_views
+
+    def see_views(self, views):
+        self.views.append(views)
+        return self.project(views)
 
     def see_head(self, head, args, z):
         self.h.append(args[0].detach())
         self.z.append(z.detach())
-
-    def on_train_batch_start(self, trainer, model, batch, batch_idx):
-        self.views.append(batch)
 
     def on_before_optimizer_step(self, trainer, model, optimizer):
         self.grads.append({name: p.grad.clone() for name, p in model.named_parameters()})
