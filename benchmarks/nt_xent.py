@@ -213,8 +213,8 @@ def errors(loss: Callable[[Tensor, Tensor], Tensor], device: str) -> tuple[float
 
 def matrix_products(n: int, device: str) -> Callable[[], None]:
     """The floor of `simclr.nt_xent`: the same products of the same tiles in the same order, and nothing else."""
-    from simclr import tiles
-    from simclr.precision import products
+    from simclr.contrast import tiles
+    from simclr.precision import rounding
 
     z = F.normalize(torch.cat(projections(n, device)).detach(), dim=1)
     m, total = len(z), torch.zeros_like(z)
@@ -234,7 +234,7 @@ def matrix_products(n: int, device: str) -> Callable[[], None]:
                         total[mirror].addmm_(logits.T, z_i)
 
     def step() -> None:
-        with products("float32"):
+        with rounding("float32"):
             visit(backward=False)
             total.zero_()
             visit(backward=True)

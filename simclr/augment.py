@@ -29,7 +29,7 @@ from kornia.augmentation.container.params import ParamItem
 from torch import Tensor, nn
 
 from simclr import fused
-from simclr.precision import products
+from simclr.precision import rounding
 from simclr.seeding import stream_uniforms, uniforms, view_stream
 
 _CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
@@ -189,7 +189,7 @@ def in_float32(device_type: str) -> Iterator[None]:
     before = torch.get_default_dtype()  # Lightning sets it to that of bf16-true and the like
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.autocast(device_type, enabled=False), products():
+        with torch.autocast(device_type, enabled=False), rounding():
             yield
     finally:
         torch.set_default_dtype(before)

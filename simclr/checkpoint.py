@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from simclr import __version__, losses
+from simclr import __version__
 from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
 from simclr.inputs import InputTransform, attach_transform
 from simclr.paths import expanded
 from simclr.training.internals import count_last_batch
-from simclr.training.method import Objective
+from simclr.training.objective import Objective, objective_of
 
 _OPTIONS = tuple(name for name in inspect.signature(build_encoder).parameters if name != "name")
 _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
@@ -67,7 +67,7 @@ class Checkpoint:
         """What was minimised."""
         if "objective" in self.about:
             return Objective(**self.about["objective"])
-        return Objective(losses.title(self.model), losses.describe(self.model), losses.chance_level(self.model))
+        return objective_of(self.model)
 
     @property
     def epochs(self) -> int:

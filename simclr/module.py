@@ -1,27 +1,25 @@
 """SimCLR (Chen et al. 2020): two views of each image, encoded, projected, and told apart from all others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from simclr import losses
 from simclr.augment import SimCLRAugmentation
 from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder, why_not
 from simclr.heads import ProjectionHead
 from simclr.inputs import InputTransform, attach_transform
+from simclr.losses import ContrastStats
 from simclr.optim import LrScaling, OptimizerName
-from simclr.training.method import Objective
 from simclr.training.network import CompileMode, Network
+from simclr.training.objective import LossName, Objective, loss_of, objective_of
 from simclr.training.parts import clear_gradients, clears_gradients, step_in_parts
 from simclr.training.run import PretrainingRun, refuse_labels, to_device
 from simclr.training.settings import complete, refuse_bad_settings
 from simclr.training.step_log import DIVERGED, StepLog
 from simclr.training.views import EpochViews
-
-Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
 
 
 class SimCLR(LightningModule):
@@ -52,10 +50,10 @@ class SimCLR(LightningModule):
         """Projections z = g(f(x)), (views * n, D), view after view."""
         return self.network(views, next(self.encoder.parameters()).dtype)
 
-    def loss(self, z: Tensor) -> tuple[Tensor, losses.ContrastStats]:
+    def loss(self, z: Tensor) -> tuple[Tensor, ContrastStats]:
         """The contrastive loss of projections, view after view, among those of all ranks."""
         try:
-            return _loss_of(self.hparams)(z.chunk(self.views.count))
+            return loss_of(self.hparams, z.chunk(self.views.count))
         except FloatingPointError as error:
             step = self.trainer.global_step
             raise FloatingPointError(f"the loss is nan at step {step}: {error} {DIVERGED}") from error
@@ -81,7 +79,7 @@ class SimCLR(LightningModule):
         projection_dim: int = 128,
         head_layers: int = 3,
         head_batch_norm: bool | Literal["hidden"] = True,
-        loss: Loss = "nt_xent",
+        loss: LossName = "nt_xent",
         temperature: float = 0.2,
         margin: float = 0.5,
         semi_hard: bool = False,
@@ -195,7 +193,7 @@ class SimCLR(LightningModule):
     @staticmethod
     def objective(settings: Mapping[str, Any]) -> Objective:
         """What is minimised, for people."""
-        return Objective(losses.title(settings), losses.describe(settings), losses.chance_level(settings))
+        return objective_of(settings)
 
     # What Lightning asks of a method: the parts answer.
 
@@ -233,12 +231,3 @@ class SimCLR(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with other settings."""
         self.run.load(self, checkpoint)
-
-
-def _loss_of(settings: Mapping[str, Any]) -> Callable[[Sequence[Tensor]], Any]:
-    name, temperature = settings["loss"], settings["temperature"]
-    if settings["views"] > 2:
-        return lambda z: losses.sup_con(z, temperature, return_stats=True)
-    semi_hard = {"semi_hard": settings["semi_hard"]} if name in ("margin_triplet", "nt_logistic") else {}
-    scale = settings["margin"] if name == "margin_triplet" else temperature
-    return lambda z: getattr(losses, name)(*z, scale, return_stats=True, **semi_hard)

@@ -10,7 +10,7 @@ Operands = Literal["float32", "tf32", "bfloat16"]
 
 
 @contextmanager
-def products(operands: Operands = "float32") -> Iterator[None]:
+def rounding(operands: Operands = "float32") -> Iterator[None]:
     """Within it, matrix products of float32 tensors round their operands to `operands` where the device can.
 
     The settings of a training run (`torch.set_float32_matmul_precision` and the like) do not count inside. They are

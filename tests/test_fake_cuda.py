@@ -25,9 +25,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-from simclr import fused, tiles
+from simclr import fused
 from simclr.augment import SimCLRAugmentation
 from simclr.charts import neighbour_picture
+from simclr.contrast import tiles
 from simclr.data import loader
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
 from simclr.optim import build_optimizer
@@ -198,7 +199,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
     monkeypatch.setattr(fused, "_compiled", lambda function: function)
-    monkeypatch.setattr(tiles, "_compiled", lambda function, device_type: function)
+    monkeypatch.setattr(tiles, "compiled_on", lambda function, device_type: function)
     with Cuda() as there:
         yield there
 
@@ -284,7 +285,7 @@ SIX |= {f"{name}, semi-hard": lambda *z, f=SIX[name], **k: f(*z, semi_hard=True,
 @pytest.mark.parametrize("n", [7, 150], ids=["dense", "tiled"])
 @pytest.mark.parametrize("operands", ["float32", "bfloat16"])
 def test_losses_are_taken_without_waiting(cuda, loss, n, operands, monkeypatch):
-    monkeypatch.setitem(tiles._TILE_VALUES, "cuda", 2**12)  # several tiles, mirrored ones among them
+    monkeypatch.setitem(tiles.TILE_VALUES, "cuda", 2**12)  # several tiles, mirrored ones among them
     views = [on_cuda(n, 16).requires_grad_() for _ in range(3 if loss == "sup_con" else 2)]
     arguments = (views,) if loss == "sup_con" else views
     value, stats = {**SIX, "sup_con": sup_con}[loss](*arguments, 0.2, operands=operands, return_stats=True)

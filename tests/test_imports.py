@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "simclr"
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    ["seeding", "distributed", "precision", "tiles", "paths", "torch_internals"],
+    ["seeding", "distributed", "precision", "paths", "torch_internals"],
+    ["contrast"],
     ["augment", "fused", "losses", "heads", "resnet", "encoders", "optim", "run_length"],
     ["data"],
     ["inputs"],

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ranks import mean_over_ranks, run_ranks
-from simclr import distributed, losses, precision, tiles
+from simclr import distributed, precision
+from simclr.contrast import engine, tiles
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
 
 # The references: float64, one pair at a time. Rows are (view, image); classes default to the images.
@@ -85,7 +86,7 @@ ALL = ["nt_xent", "dcl", "nt_logistic", "nt_logistic sh", "margin_triplet", "mar
 def tile(request, monkeypatch):
     """Both forms of the loss, the tiled one with tiles that do not divide."""
     if request.param:
-        monkeypatch.setattr(losses, "_DENSE", 0)
+        monkeypatch.setattr(engine, "DENSE_ANCHORS", 0)
         monkeypatch.setattr(tiles, "tile_shape", lambda device: request.param)
     return request.param
 

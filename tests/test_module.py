@@ -16,9 +16,10 @@ import torch
 from pytorch_lightning import Callback
 from torch.utils.data import DataLoader, TensorDataset
 
-from simclr import LARS, ProjectionHead, SimCLR, SimCLRAugmentation, build_encoder, losses
+from simclr import LARS, ProjectionHead, SimCLR, SimCLRAugmentation, build_encoder
 from simclr.cli.saving import newest_checkpoint
 from simclr.cli.train import train
+from simclr.contrast import agree
 from simclr.data import ImageData, draw_shapes
 from simclr.loggers import build_loggers
 from simclr.seeding import epoch_order
@@ -251,7 +252,7 @@ def test_projections_that_are_not_finite_stop_the_run(tmp_path, step):
 @pytest.mark.parametrize(("step", "every", "seen"), [(0, 2, 1), (0, 50, STEPS - 1), (STEPS - 1, 50, STEPS - 1)])
 def test_on_a_gpu_a_loss_that_is_not_finite_stops_the_run_where_it_is_logged(tmp_path, monkeypatch, step, every, seen):
     # And at the last step of an epoch: before anything is saved.
-    monkeypatch.setattr(losses, "_not_finite", lambda views: 0)
+    monkeypatch.setattr(agree, "count_not_finite", lambda views: 0)
     with pytest.raises(FloatingPointError, match=f"the loss is nan at step {seen}. Lower base_lr"):
         fit(tmp_path, callbacks=[Break(step)], log_every_n_steps=every)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simclr.precision import products
+from simclr.precision import rounding
 
 
 @pytest.mark.parametrize("operands", ["float32", "tf32", "bfloat16"])
@@ -18,7 +18,7 @@ def test_the_older_and_the_newer_setting_agree_within(process, operands):
         elif process != "untouched":
             cuda.fp32_precision = process
         before = cuda.fp32_precision, cpu.fp32_precision
-        with products(operands):
+        with rounding(operands):
             torch.get_float32_matmul_precision()  # this look and the next raise where the two disagree
             assert cuda.allow_tf32 == (operands != "float32")
             assert cpu.fp32_precision == ("bf16" if operands == "bfloat16" else "ieee")

@@ -20,9 +20,9 @@ from simclr.cli.report import report
 from simclr.cli.train import train
 from simclr.data import ImageData
 from simclr.eval import ProbeResult, default_k, evaluation, linear_probe
-from simclr.module import Loss
 from simclr.report import read_metrics
 from simclr.seeding import epoch_order
+from simclr.training.objective import LOSSES, LossName, objective_of
 from simclr.training.views import EpochViews
 from tiny import BATCH, IMAGES, STEPS, fit, flags, tiny_data, tiny_model
 
@@ -108,9 +108,9 @@ def test_summary_and_report_name_the_loss_and_draw_its_own_chance(tmp_path, monk
 
 
 def test_every_loss_has_its_words():
-    assert set(losses.DESCRIPTIONS) == set(get_args(Loss))
-    for name in get_args(Loss):
-        assert set(losses.DESCRIPTIONS[name].settings) <= set(tiny_model().hparams)
+    assert tuple(LOSSES) == get_args(LossName)
+    for name in LOSSES:
+        assert LOSSES[name].scale in tiny_model().hparams
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def test_every_loss_has_its_words():
 )
 def test_chance_is_the_loss_of_projections_that_are_all_alike(settings, loss):
     z = torch.ones(BATCH, 8, dtype=torch.float64)
-    assert losses.chance_level({**settings, "batch_size": BATCH}) == pytest.approx(loss(z).item())
+    assert objective_of({**settings, "batch_size": BATCH}).chance == pytest.approx(loss(z).item())
 
 
 def test_no_chance_is_drawn_where_it_depends_on_how_alike_or_on_what_is_not_known():
-    assert losses.chance_level({"loss": "nt_logistic", "batch_size": BATCH}) is None
-    assert losses.chance_level({"loss": "of another version", "batch_size": BATCH}) is None
-    assert losses.chance_level({"loss": "nt_xent"}) is None
-    assert losses.describe({"loss": "of another version"}) == "of another version"
+    assert objective_of({"loss": "nt_logistic", "batch_size": BATCH}).chance is None
+    assert objective_of({"loss": "of another version", "batch_size": BATCH}).chance is None
+    assert objective_of({"loss": "nt_xent"}).chance is None
+    assert objective_of({"loss": "of another version"}).text == "of another version"
 
 
 # The views

@@ -6,9 +6,11 @@ typed signature is its configuration. It is made of the parts of this folder; `s
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
+
+from simclr.training.objective import Objective
 
 if TYPE_CHECKING:
     from simclr.training.run import PretrainingRun
@@ -17,20 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "simclr"
 METHODS = {"simclr": "simclr.module.SimCLR"}  # those that have a name of their own
-
-
-class Objective(NamedTuple):
-    """What a method minimises, for people.
-
-    Attributes:
-        title: "NT-Xent".
-        text: the title with the settings that matter: "NT-Xent, temperature 0.2".
-        chance: about its value before anything is learned; None if it has no such value.
-    """
-
-    title: str
-    text: str
-    chance: float | None
 
 
 class Method(Protocol):

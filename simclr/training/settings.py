@@ -5,14 +5,15 @@ import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any, get_args
 
-from simclr import losses
 from simclr.augment import SimCLRAugmentation
+from simclr.losses import SMALLEST_TEMPERATURE
 from simclr.optim import LrScaling, OptimizerName
 from simclr.training.network import CompileMode
+from simclr.training.objective import LOSSES
 
 _POSITIVE = ("temperature", "margin", "base_lr", "batch_size", "micro_batch_size")
 _NOT_NEGATIVE = ("weight_decay", "warmup_epochs")
-_CHOICES = {"loss": tuple(losses.DESCRIPTIONS), "optimizer": get_args(OptimizerName), "lr_scaling": get_args(LrScaling)}
+_CHOICES = {"loss": tuple(LOSSES), "optimizer": get_args(OptimizerName), "lr_scaling": get_args(LrScaling)}
 
 
 def refuse_bad_settings(settings: Mapping[str, Any]) -> None:
@@ -35,10 +36,10 @@ def refuse_bad_settings(settings: Mapping[str, Any]) -> None:
 def _of_the_loss(given: Mapping[str, Any]) -> list[str]:
     problems, loss, views = [], given.get("loss", "nt_xent"), given.get("views", 2)
     temperature = given.get("temperature", 1.0)
-    if 0 < temperature < losses.SMALLEST_TEMPERATURE:
-        least = losses.SMALLEST_TEMPERATURE
+    if 0 < temperature < SMALLEST_TEMPERATURE:
+        least = SMALLEST_TEMPERATURE
         problems.append(f"temperature={temperature} is below {least}, where logits overflow; try 0.05")
-    if given.get("semi_hard") and loss not in ("nt_logistic", "margin_triplet"):
+    if given.get("semi_hard") and loss in LOSSES and not LOSSES[loss].semi_hard:
         problems.append(f"semi_hard=True is for loss=nt_logistic and margin_triplet, not for {loss}")
     if views < 2:
         problems.append(f"views={views} leaves an image without a positive: use 2 or more")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 # Values in a tile. CPU: 512 KB for each thread, so that two of them fit its cache. CUDA: 32 MB, where a kernel takes
 # longer than its launch.
-_TILE_VALUES = {"cpu": 2**17, "cuda": 2**23}
+TILE_VALUES = {"cpu": 2**17, "cuda": 2**23}
 
 
 class Tile(NamedTuple):
@@ -25,13 +25,13 @@ class Tile(NamedTuple):
 
     Attributes:
         columns: of the candidates.
-        mirror: the columns as anchors, where the tile also stands for its mirror image; else None.
-        excluded: diagonals of the tile (0: from its first corner) whose pairs do not count.
+        mirrored: the columns as anchors, where the tile also stands for its mirrored image; else None.
+        left_out: diagonals of the tile (0: from its first corner) whose pairs do not count.
     """
 
     columns: slice
-    mirror: slice | None
-    excluded: tuple[int, ...]
+    mirrored: slice | None
+    left_out: tuple[int, ...]
 
 
 class Term(NamedTuple):
@@ -89,25 +89,25 @@ HINGE = Term(_hinge_sums, _hinge_slopes, 2, has_threshold=True)  # max(s - thres
 
 
 def bands(
-    rows: int, columns: int, start: int, excluded: tuple[int, ...], tile: tuple[int, int]
+    rows: int, columns: int, start: int, left_out: tuple[int, ...], tile: tuple[int, int]
 ) -> Iterator[tuple[slice, list[Tile]]]:
-    """Bands of rows, in tiles that cover each pair of an anchor and a candidate once, by itself or as a mirror image.
+    """Bands of rows, in tiles that cover each pair of an anchor and a candidate once, by itself or as a mirrored image.
 
     Args:
         rows: this rank's anchors, which are the candidates `start` ... `start + rows - 1`.
         columns: all candidates.
-        excluded: pairs (i, i + k) of own anchors do not count, nor do their mirror images, for these k >= 0.
+        left_out: pairs (i, i + k) of own anchors do not count, nor do their mirrored images, for these k >= 0.
         tile: height and width.
     """
     height, width = tile
     for top in range(0, rows, height):
         bottom = min(top + height, rows)
         # In this rank's own square: the tile on the diagonal, then those right of it, which stand for both triangles.
-        offsets = {sign * k for k in excluded for sign in (1, -1)}
+        offsets = {sign * k for k in left_out for sign in (1, -1)}
         band = [Tile(slice(start + top, start + bottom), None, tuple(k for k in offsets if abs(k) < bottom - top))]
         for left in range(bottom, rows, width):
             right = min(left + width, rows)
-            offsets = [k + top - left for k in excluded]
+            offsets = [k + top - left for k in left_out]
             inside = tuple(k for k in offsets if top - bottom < k < right - left)
             band.append(Tile(slice(start + left, start + right), slice(left, right), inside))
         for begin, end in ((0, start), (start + rows, columns)):
@@ -117,7 +117,7 @@ def bands(
 
 def tile_shape(device: torch.device) -> tuple[int, int]:
     """Height and width of a tile that suits the device."""
-    values = _TILE_VALUES.get(device.type, _TILE_VALUES["cuda"])
+    values = TILE_VALUES.get(device.type, TILE_VALUES["cuda"])
     if device.type == "cpu":
         values *= torch.get_num_threads()
     width = 2 ** (values.bit_length() // 2)
@@ -130,7 +130,7 @@ def sums(
     start: int,
     temperature: float,
     term: Term,
-    excluded: tuple[int, ...] = (0,),
+    left_out: tuple[int, ...] = (0,),
     thresholds: Tensor | None = None,
     with_largest: bool = True,
     tile: tuple[int, int] | None = None,
@@ -143,29 +143,29 @@ def sums(
         start: see `anchors`.
         temperature: divides the cosines.
         term: what is summed.
-        excluded: see `tiles`.
+        left_out: see `tiles`.
         thresholds: (M,) of each candidate, for a term that has one.
         with_largest: look for the largest logit; a tenth of the work on a CPU.
         tile: height and width; by the device if not given.
     Returns:
         (m, K) for the K outputs of the term, and (m,), -inf for an anchor without pairs or if not looked for.
     """
-    matrix = _Matrix(anchors, candidates, start, temperature, excluded, tile)
+    matrix = _Matrix(anchors, candidates, start, temperature, left_out, tile)
     total = matrix.zeros(term.outputs, len(anchors))
     largest = matrix.zeros(len(anchors)).fill_(-torch.inf)
-    reduce = _compiled(term.sums, anchors.device.type)
+    reduce = compiled_on(term.sums, anchors.device.type)
     for rows, band in matrix:
         threshold_i = thresholds[start:][rows, None] if term.has_threshold else None
-        for columns, mirror, logits in band:
+        for columns, mirrored, logits in band:
             threshold_j = thresholds[columns] if term.has_threshold else None
             if with_largest:
                 _maximum(largest[rows], logits.amax(1))
-                if mirror:
-                    _maximum(largest[mirror], logits.amax(0))
+                if mirrored:
+                    _maximum(largest[mirrored], logits.amax(0))
             row_sums, column_sums = reduce(logits, threshold_i, threshold_j)
             total[:, rows].add_(row_sums)
-            if mirror:
-                total[:, mirror].add_(column_sums)
+            if mirrored:
+                total[:, mirrored].add_(column_sums)
     return total.T, largest
 
 
@@ -176,7 +176,7 @@ def gradient(
     temperature: float,
     term: Term,
     weights: Tensor,
-    excluded: tuple[int, ...] = (0,),
+    left_out: tuple[int, ...] = (0,),
     thresholds: Tensor | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -186,25 +186,25 @@ def gradient(
 
     Args:
         weights: (M,), of each candidate as an anchor.
-        anchors, candidates, start, temperature, term, excluded, thresholds, tile: as for `sums`.
+        anchors, candidates, start, temperature, term, left_out, thresholds, tile: as for `sums`.
     Returns:
         (m, D).
     """
-    matrix = _Matrix(anchors, candidates, start, temperature, excluded, tile)
+    matrix = _Matrix(anchors, candidates, start, temperature, left_out, tile)
     total = matrix.zeros(*anchors.shape)
     scratch = torch.empty_like(matrix.buffer)
-    slope = _compiled(term.slopes, anchors.device.type)
+    slope = compiled_on(term.slopes, anchors.device.type)
     for rows, band in matrix:
         own = slice(start + rows.start, start + rows.stop)
         z_i, total_i, weight_i = candidates[own], total[rows], weights[own, None]
         threshold_i = thresholds[own, None] if term.has_threshold else None
-        for columns, mirror, logits in band:
+        for columns, mirrored, logits in band:
             threshold_j = thresholds[columns] if term.has_threshold else None
             room = scratch[: logits.numel()].view_as(logits)
             slopes = slope(logits, threshold_i, threshold_j, weight_i, weights[columns], room)
             _add_product(total_i, slopes, candidates[columns])
-            if mirror:
-                _add_product(total[mirror], slopes.T, z_i)
+            if mirrored:
+                _add_product(total[mirrored], slopes.T, z_i)
     return total
 
 
@@ -214,25 +214,25 @@ def closest_below(
     start: int,
     temperature: float,
     thresholds: Tensor,
-    excluded: tuple[int, ...] = (0,),
+    left_out: tuple[int, ...] = (0,),
     tile: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each anchor's pair with the largest logit below the anchor's threshold: a semi-hard negative.
 
     Args:
         thresholds: (m,), of each anchor.
-        anchors, candidates, start, temperature, excluded, tile: as for `sums`.
+        anchors, candidates, start, temperature, left_out, tile: as for `sums`.
     Returns:
         The pairs' logits (m,), -inf where there is none; their candidates' numbers (m,); and, as `sums` does, each
         anchor's largest logit (m,).
     """
-    matrix = _Matrix(anchors, candidates, start, temperature, excluded, tile)
+    matrix = _Matrix(anchors, candidates, start, temperature, left_out, tile)
     best = matrix.zeros(len(anchors)).fill_(-torch.inf)
     largest, number = best.clone(), torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
     for rows, band in matrix:
-        for columns, mirror, logits in band:
-            sides = [(rows, columns.start, 1), (mirror, start + rows.start, 0)]
-            for anchor, first, dim in sides[: 2 if mirror else 1]:
+        for columns, mirrored, logits in band:
+            sides = [(rows, columns.start, 1), (mirrored, start + rows.start, 0)]
+            for anchor, first, dim in sides[: 2 if mirrored else 1]:
                 _maximum(largest[anchor], logits.amax(dim))
                 below = logits.where(logits < thresholds[anchor].unsqueeze(dim), -torch.inf)
                 value, place = below.max(dim)
@@ -243,7 +243,7 @@ def closest_below(
 
 
 class _Matrix:
-    """The logits of all pairs, one tile after the other in one buffer: (rows, [(columns, mirror, logits), ...])."""
+    """The logits of all pairs, one tile after the other in one buffer: (rows, [(columns, mirrored, logits), ...])."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class _Matrix:
         candidates: Tensor,
         start: int,
         temperature: float,
-        excluded: tuple[int, ...],
+        left_out: tuple[int, ...],
         tile: tuple[int, int] | None,
     ):
         rows, columns = len(anchors), len(candidates)
@@ -260,7 +260,7 @@ class _Matrix:
         self.anchors, self.candidates, self.temperature = anchors, candidates, temperature
         self.dtype = torch.promote_types(candidates.dtype, torch.float32)
         self.buffer = self.zeros(height * max(height, width))
-        self.bands = bands(rows, columns, start, excluded, (height, width))
+        self.bands = bands(rows, columns, start, left_out, (height, width))
 
     def zeros(self, *shape: int) -> Tensor:
         return self.anchors.new_zeros(shape, dtype=self.dtype)
@@ -270,16 +270,16 @@ class _Matrix:
             yield rows, self._band(self.anchors[rows], band)
 
     def _band(self, z_i: Tensor, band: list[Tile]) -> Iterator[tuple[slice, slice | None, Tensor]]:
-        for columns, mirror, excluded in band:
+        for columns, mirrored, left_out in band:
             z_j = self.candidates[columns]
             logits = self.buffer[: len(z_i) * len(z_j)].view(len(z_i), len(z_j))
             if z_i.dtype == self.dtype:
                 logits.addmm_(z_i, z_j.T, beta=0, alpha=1 / self.temperature)
             else:  # operands of 16 bits, sums of 32
                 torch.mm(z_i, z_j.T, out_dtype=self.dtype, out=logits).div_(self.temperature)
-            for k in excluded:
+            for k in left_out:
                 logits.diagonal(k).fill_(-torch.inf)
-            yield columns, mirror, logits
+            yield columns, mirrored, logits
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -294,7 +294,7 @@ def _maximum(largest: Tensor, other: Tensor) -> None:
 
 
 @functools.cache
-def _compiled(function: Callable, device_type: str) -> Callable:
+def compiled_on(function: Callable, device_type: str) -> Callable:
     """On CUDA, where Triton is there, the element-wise work on a tile is a few kernels in place of ten."""
     if device_type == "cuda" and importlib.util.find_spec("triton"):
         return torch.compile(function, dynamic=True)

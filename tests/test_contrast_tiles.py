@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simclr import tiles
+from simclr.contrast import tiles
 
 # Rows of this rank, all columns, where this rank begins, images of this rank; more than one tile, none that divides.
 WORLDS = [(14, 14, 0, 7), (12, 31, 9, 6), (2, 2, 0, 1), (15, 15, 0, 5), (10, 23, 13, 5)]
@@ -27,12 +27,12 @@ def test_bands_cover_every_pair_that_counts_once(rows, columns, start, n, tile):
     for band, parts in tiles.bands(rows, columns, start, excluded, tile):
         for part in parts:
             ones = torch.ones(band.stop - band.start, part.columns.stop - part.columns.start, dtype=torch.int64)
-            for k in part.excluded:
+            for k in part.left_out:
                 ones.diagonal(k).fill_(0)
             visits[band, part.columns] += ones
-            if part.mirror:
-                assert part.columns == slice(start + part.mirror.start, start + part.mirror.stop)
-                visits[part.mirror, slice(start + band.start, start + band.stop)] += ones.T
+            if part.mirrored:
+                assert part.columns == slice(start + part.mirrored.start, start + part.mirrored.stop)
+                visits[part.mirrored, slice(start + band.start, start + band.stop)] += ones.T
     assert visits.equal(pairs_that_count(rows, columns, start, excluded).long())
 
 

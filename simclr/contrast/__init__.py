@@ -1,0 +1,1 @@
+"""What all contrastive losses share: the global batch, sums over its pairs, agreement between ranks."""

@@ -1,0 +1,87 @@
+"""A loss by the settings of SimCLR, and what people are told of it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from simclr import losses
+
+LossName = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
+
+
+class Objective(NamedTuple):
+    """What a method minimises, for people.
+
+    Attributes:
+        title: "NT-Xent".
+        text: the title with the settings that matter: "NT-Xent, temperature 0.2".
+        chance: about its value before anything is learned; None if it has no such value.
+    """
+
+    title: str
+    text: str
+    chance: float | None
+
+
+class Loss(NamedTuple):
+    """A loss that SimCLR can be trained by.
+
+    Attributes:
+        function: of `simclr.losses`.
+        title: its name in a text.
+        scale: the setting that is its third argument.
+        chance: (candidates for an anchor's partner, margin) -> its value where all cosines are the same, so that no
+            image is told from another; None where it depends on what that cosine is.
+        semi_hard: whether it can compare with the nearest of the farther negatives instead of all.
+    """
+
+    function: Callable[..., Any]
+    title: str
+    scale: str
+    chance: Callable[[int, float], float] | None
+    semi_hard: bool = False
+
+
+LOSSES: dict[LossName, Loss] = {
+    "nt_xent": Loss(losses.nt_xent, "NT-Xent", "temperature", lambda candidates, margin: math.log(candidates)),
+    "dcl": Loss(losses.dcl, "DCL", "temperature", lambda candidates, margin: math.log(candidates - 1)),
+    "nt_logistic": Loss(losses.nt_logistic, "NT-Logistic", "temperature", None, semi_hard=True),
+    "margin_triplet": Loss(
+        losses.margin_triplet, "margin triplet", "margin", lambda candidates, margin: margin, semi_hard=True
+    ),
+}
+
+
+def loss_of(settings: Mapping[str, Any], views: Sequence[Tensor]) -> tuple[Tensor, losses.ContrastStats]:
+    """The loss of projections, as a SimCLR of these settings computes it.
+
+    Args:
+        settings: SimCLR's.
+        views: projections of each view, (n, D) each.
+    """
+    loss = LOSSES[settings["loss"]]
+    if len(views) > 2:
+        return losses.sup_con(views, settings["temperature"], return_stats=True)
+    options = {"semi_hard": settings["semi_hard"]} if loss.semi_hard else {}
+    return loss.function(*views, settings[loss.scale], return_stats=True, **options)
+
+
+def objective_of(settings: Mapping[str, Any]) -> Objective:
+    """What a SimCLR of these settings minimises; an unknown loss by its name as it stands.
+
+    Args:
+        settings: SimCLR's; the chance level needs `batch_size`, the global batch, among them.
+    """
+    name = settings.get("loss", "nt_xent")
+    if name not in LOSSES:
+        return Objective(str(name), str(name), None)
+    loss, views = LOSSES[name], settings.get("views", 2)
+    parts = [loss.title, *(["semi-hard"] if settings.get("semi_hard") else [])]
+    parts += [f"{loss.scale} {settings[loss.scale]:g}"] if loss.scale in settings else []
+    parts += [f"{views} views"] if views > 2 else []
+    candidates = views * (settings.get("batch_size") or 0) - 1
+    known = loss.chance is not None and candidates >= 2
+    chance = loss.chance(candidates, settings.get("margin", 0.0)) if known else None
+    return Objective(loss.title, ", ".join(parts), chance)
