@@ -18,7 +18,7 @@ LAYERS = [
     ["module", "checkpoint", "continuation"],
     ["memory"],
     ["eval"],
-    ["callbacks", "loggers", "export", "charts", "run_folder", "profile", "progress"],
+    ["callbacks", "loggers", "export", "run_folder", "profile", "progress"],
     ["report", "pace"],
     ["cli"],
 ]
