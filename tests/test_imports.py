@@ -22,7 +22,7 @@ LAYERS = [
     ["report", "pace"],
     ["cli"],
 ]
-HEAVY = {"wandb", "matplotlib", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used
+HEAVY = {"wandb", "matplotlib", "sklearn", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used
 
 
 def name_of(path: Path) -> str:

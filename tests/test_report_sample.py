@@ -1,5 +1,8 @@
 """The images of a report: which are shown, which are near, and where they lie on a map."""
 
+import sys
+
+import pytest
 import torch
 
 from simclr.report.sample import Sample, choose_queries, nearest, tsne
@@ -39,3 +42,15 @@ def test_the_map_keeps_groups_together_and_is_the_same_every_time():
     centres = torch.stack([places[labels == label].mean(0) for label in range(4)])
     spread = max(float((places[labels == label] - centres[label]).norm(dim=1).max()) for label in range(4))
     assert torch.pdist(centres).min() > 2 * spread
+
+
+def test_a_map_of_equal_features_is_still_a_map():
+    places = tsne(torch.ones(40, 16))
+    assert places.shape == (40, 2)
+    assert places.isfinite().all()
+
+
+def test_a_missing_scikit_learn_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
+        tsne(torch.eye(8))
