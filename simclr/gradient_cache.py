@@ -11,6 +11,7 @@ micro-batch, and its running statistics move once for each, in order.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ def backward_in_parts(
     loss_of: Callable[[list[Tensor]], Tensor],
     backward: Callable[[Tensor], None],
     modules: Sequence[nn.Module],
+    profile: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> Cached:
     """Loss and gradient of a whole batch, with the activations of one part of it at a time.
 
@@ -44,6 +46,7 @@ def backward_in_parts(
         loss_of: all projections, one tensor a part, to the scalar loss.
         backward: of a scalar, into the parameters' gradients; called for all parts but the last.
         modules: what the parts run through; their buffers move in the second pass only.
+        profile: entered as `profile("loss")` around the loss and its gradient.
     Returns:
         See Cached.
     """
@@ -67,7 +70,7 @@ def backward_in_parts(
 
     # In float32: in 16 bits the unscaled gradient of a large batch would underflow.
     leaves = [z.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_() for z in projections]
-    with _no_autocast(devices):
+    with _no_autocast(devices), profile("loss"):
         loss = loss_of(leaves)
         gradients = torch.autograd.grad(loss, leaves)
 

@@ -355,7 +355,8 @@ class SimCLR(LightningModule):
             )
         if self.hparams.micro_batch_size is not None:
             return batch  # views are made as each micro-batch needs them
-        return self._views(images, index)
+        with self.trainer.profiler.profile("augmentation"):
+            return self._views(images, index)
 
     def _views(self, images: Tensor, index: Tensor) -> tuple[Tensor, ...]:
         """The views of this epoch, a pure function: a second call gives the same."""
@@ -386,7 +387,11 @@ class SimCLR(LightningModule):
             self._clear_gradients()
         if self.hparams.micro_batch_size is not None:
             return self._step_in_parts(*batch, batch_idx)
-        loss, stats = self._loss(self._project(batch))
+        # Lightning knows no parts of this step; `simclr profile` and trainer.profiler show them by these names.
+        with self.trainer.profiler.profile("encoder"):
+            z = self._project(batch)
+        with self.trainer.profiler.profile("loss"):
+            loss, stats = self._loss(z)
         self._log(stats, batch_idx)
         return loss
 
@@ -451,11 +456,14 @@ class SimCLR(LightningModule):
         """The step with a gradient cache: see `simclr.gradient_cache`. Views are made anew in its second pass."""
         size, views = self.hparams.micro_batch_size, self.hparams.views
         accumulate = self.trainer.accumulate_grad_batches
-        parts = [
-            lambda part=part: self._project(self._views(*part))
-            for part in zip(images.split(size), index.split(size), strict=True)
-        ]
+        profile = self.trainer.profiler.profile
         stats = []
+
+        def project(some: Tensor, their_index: Tensor) -> Tensor:
+            with profile("augmentation"):
+                micro_batch = self._views(some, their_index)
+            with profile("encoder"):
+                return self._project(micro_batch)
 
         def loss_of(z: list[Tensor]) -> Tensor:
             by_view = [torch.cat(view) for view in zip(*(part.chunk(views) for part in z), strict=True)]
@@ -467,10 +475,11 @@ class SimCLR(LightningModule):
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             surrogate = surrogate / accumulate  # as Lightning does to what this step returns
             # One all-reduce a step, that of the last part.
-            with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+            with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)(), profile("backward"):
                 (scaler.scale(surrogate) if scaler else surrogate).backward()
 
-        cached = backward_in_parts(parts, loss_of, backward, [self.encoder, self.head])
+        micro_batches = [partial(project, *pair) for pair in zip(images.split(size), index.split(size), strict=True)]
+        cached = backward_in_parts(micro_batches, loss_of, backward, [self.encoder, self.head], profile)
         self._log(stats[0], batch_idx, cached.error)
         return cached.last
 

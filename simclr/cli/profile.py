@@ -28,6 +28,8 @@ class ProfileCLI(TrainCLI):
         """No run folder, no end but that of the steps to time."""
         if self.config.ckpt_path:
             raise ValueError("ckpt_path: a profile begins anew. Give the run's settings, --config RUN/config.yaml.")
+        if self.config.trainer.profiler is not None:
+            raise ValueError("trainer.profiler: simclr profile is one itself. Leave it out, --trainer.profiler null.")
         self.resumed = self.run_dir = None
         if self.config.steps < 1:
             raise ValueError(f"steps={self.config.steps} is not a positive number.")
@@ -41,8 +43,7 @@ class ProfileCLI(TrainCLI):
         config = self.config.trainer
         if config.sync_batchnorm and (config.accelerator == "cpu" or not torch.cuda.is_available()):
             kwargs["sync_batchnorm"] = False
-        if config.profiler is None and not config.barebones:
-            kwargs["profiler"] = Unprofiled()  # as in train
+        kwargs["profiler"] = Unprofiled()  # as in train, until the clock takes its place
         if config.log_every_n_steps is None:
             kwargs["log_every_n_steps"] = LOG_STEPS  # as in a long run
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
