@@ -16,6 +16,7 @@ from simclr.optim import LrScaling, OptimizerName
 from simclr.training.network import CompileMode, Network
 from simclr.training.objective import LossName, Objective, loss_of, objective_of
 from simclr.training.parts import clear_gradients, clears_gradients, step_in_parts
+from simclr.training.profiled import profiled
 from simclr.training.run import PretrainingRun, refuse_labels, to_device
 from simclr.training.settings import complete, refuse_bad_settings
 from simclr.training.step_log import DIVERGED, StepLog
@@ -41,15 +42,22 @@ class SimCLR(LightningModule):
         clear_gradients(self, batch_idx)
         if self.hparams.micro_batch_size is not None:
             return step_in_parts(self, images, index, batch_idx)
-        views = self.views.make(images, index, self.current_epoch)  # (n, 3, S, S) each
+        views = self.make_views(images, index)
         loss, stats = self.loss(self.project(views))
         self.step_log.add(self, batch_idx, stats)
         return loss
 
+    @profiled("augmentation")
+    def make_views(self, images: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+        """The views of each image in this epoch, (n, 3, S, S) each: a second call gives the same."""
+        return self.views.make(images, index, self.current_epoch)
+
+    @profiled("encoder")
     def project(self, views: tuple[Tensor, ...]) -> Tensor:
         """Projections z = g(f(x)), (views * n, D), view after view."""
         return self.network(views, next(self.encoder.parameters()).dtype)
 
+    @profiled("loss")
     def loss(self, z: Tensor) -> tuple[Tensor, ContrastStats]:
         """The contrastive loss of projections, view after view, among those of all ranks."""
         try:

@@ -27,12 +27,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from simclr import fused
 from simclr.augment import SimCLRAugmentation
-from simclr.charts import neighbour_picture
 from simclr.contrast import tiles
 from simclr.data import loader
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
 from simclr.optim import build_optimizer
 from simclr.report import nearest
+from simclr.report.pictures import neighbour_picture
 from simclr.seeding import stream_uniforms, uniforms, view_stream
 from simclr.training.gradient_cache import backward_in_parts
 from tiny import BATCH, fit, tiny_data, tiny_model

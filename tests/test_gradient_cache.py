@@ -11,6 +11,7 @@ from torch import nn
 from ranks import mean_over_ranks, run_ranks
 from simclr import distributed
 from simclr.losses import nt_xent
+from simclr.training import gradient_cache
 from simclr.training.gradient_cache import backward_in_parts
 
 PARTS = 4
@@ -229,3 +230,17 @@ def test_two_ranks_of_four_parts_give_the_gradient_of_one_graph_over_all_eight()
             np.testing.assert_allclose(grad, other, rtol=1e-11, atol=1e-14)
         for buffer, other in zip(buffers, model.buffers(), strict=True):
             np.testing.assert_array_equal(buffer, other.numpy())
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_a_device_with_a_generator_of_its_own_gets_its_state_back(kind, monkeypatch):
+    module, device, held = getattr(torch, kind), torch.device(kind, 0), [torch.tensor([7])]
+    monkeypatch.setattr(module, "get_rng_state", lambda of: held[0] if of == device else None)
+    monkeypatch.setattr(module, "set_rng_state", lambda state, of: held.__setitem__(0, state) if of == device else None)
+    cpu = torch.get_rng_state()
+    states = gradient_cache._random_states([device])
+    held[0] = torch.tensor([8])
+    torch.rand(1)
+    gradient_cache._set_random_states(states)
+    assert held[0].item() == 7
+    assert torch.equal(torch.get_rng_state(), cpu)

@@ -19,11 +19,11 @@ LAYERS = [
     ["module", "checkpoint", "continuation", "training"],
     ["memory"],
     ["eval"],
-    ["callbacks", "loggers", "export", "charts", "run_folder", "profile", "progress"],
+    ["callbacks", "loggers", "export", "run_folder", "profile", "progress"],
     ["report", "pace"],
     ["cli"],
 ]
-HEAVY = {"wandb", "matplotlib", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used
+HEAVY = {"wandb", "matplotlib", "sklearn", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used
 
 
 def name_of(path: Path) -> str:

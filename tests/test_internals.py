@@ -86,17 +86,16 @@ def test_batch_norm_is_told_to_be_synchronised(wanted):
     assert internals.synchronises_batch_norm(trainer) is wanted
 
 
-def test_a_module_trains_only_under_a_trainer_that_trains(tmp_path):
-    assert not internals.is_training(tiny_model())
+def test_a_module_has_the_trainer_that_trains_it_or_none(tmp_path):
+    assert internals.trainer_of(tiny_model()) is None
     told = []
 
     class Ask(Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
-            told.append(internals.is_training(pl_module))
+            told.append(internals.trainer_of(pl_module) is trainer)
 
-    trainer = fit(tmp_path, callbacks=[Ask()], max_steps=1)
+    fit(tmp_path, callbacks=[Ask()], max_steps=1)
     assert told == [True]
-    assert not internals.is_training(trainer.lightning_module)
 
 
 def test_a_run_may_stop_early_once_its_least_length_is_behind(tmp_path):

@@ -41,7 +41,9 @@ def test_the_wheel_holds_every_file_and_finds_its_recipes(tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
         wheel.extractall(tmp_path / "installed")
-    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "simclr").rglob("*.py")}
+    ours = (path for path in (ROOT / "simclr").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    expected = {path.relative_to(ROOT).as_posix() for path in ours}
+    assert "simclr/report/templates/page.html" in expected
     expected |= {f"simclr/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert held == expected
     program = "from simclr.cli.recipes import config_file; print(config_file('shapes_resnet8', 'pretrain'))"

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pytorch_lightning import Callback
 
-from simclr import charts, losses
+from simclr import losses
 from simclr.callbacks import ViewGrid
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT
@@ -20,7 +20,7 @@ from simclr.cli.report import report
 from simclr.cli.train import train
 from simclr.data import ImageData
 from simclr.eval import ProbeResult, default_k, evaluation, linear_probe
-from simclr.report import read_metrics
+from simclr.report import pictures, read_metrics
 from simclr.seeding import epoch_order
 from simclr.training.objective import LOSSES, LossName, objective_of
 from simclr.training.views import EpochViews
@@ -93,7 +93,7 @@ def test_summary_and_report_name_the_loss_and_draw_its_own_chance(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     drawn = []
     monkeypatch.setattr(
-        charts, "_level", lambda axis, height, name: drawn.append((axis.get_title("left"), height, name))
+        pictures, "_level", lambda axis, height, name: drawn.append((axis.get_title("left"), height, name))
     )
     train(flags({**{f"model.{name}": value for name, value in settings.items()}, "run_dir": "run"}))
     assert re.search(rf"^loss +{re.escape(words)}$", capsys.readouterr().out, re.MULTILINE)

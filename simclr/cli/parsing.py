@@ -182,13 +182,15 @@ def values_of(args: list[str], *names: str) -> list[str]:
 
 
 def device_named(wanted: str) -> str:
-    """The device meant by `--device`, tried; `auto` is CUDA where there is one.
+    """The device meant by `--device`, tried; `auto` is the accelerator where there is one that does what is asked.
 
     Raises:
         ValueError: for a device that is not here.
     """
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        found = torch.accelerator.current_accelerator(check_available=True)
+        # A Mac's GPU has no float64, in which logistic regression is fitted.
+        return found.type if found is not None and found.type != "mps" else "cpu"
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that is not here

@@ -28,6 +28,8 @@ class ProfileCLI(TrainCLI):
         """No run folder, no end but that of the steps to time."""
         if self.config.ckpt_path:
             raise ValueError("ckpt_path: a profile begins anew. Give the run's settings, --config RUN/config.yaml.")
+        if self.config.trainer.profiler is not None:
+            raise ValueError("trainer.profiler: simclr profile is one itself. Leave it out, --trainer.profiler null.")
         self.resumed = self.run_dir = None
         if self.config.steps < 1:
             raise ValueError(f"steps={self.config.steps} is not a positive number.")

@@ -11,6 +11,7 @@ micro-batch, and its running statistics move once for each, in order.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -31,24 +32,26 @@ class Cached(NamedTuple):
 
 
 def backward_in_parts(
-    parts: Sequence[Callable[[], Tensor]],
+    micro_batches: Sequence[Callable[[], Tensor]],
     loss_of: Callable[[list[Tensor]], Tensor],
     backward: Callable[[Tensor], None],
     modules: Sequence[nn.Module],
+    profile: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> Cached:
-    """Loss and gradient of a whole batch, with the activations of one part of it at a time.
+    """Loss and gradient of a whole batch, with the activations of one micro-batch at a time.
 
     Args:
-        parts: each makes the projections of one micro-batch, (n, D), the same ones whenever it is called. Random
-            numbers of the global generators (dropout, for one) are replayed.
-        loss_of: all projections, one tensor a part, to the scalar loss.
-        backward: of a scalar, into the parameters' gradients; called for all parts but the last.
-        modules: what the parts run through; their buffers move in the second pass only.
+        micro_batches: each makes the projections of one micro-batch, (n, D), the same ones whenever it is called.
+            Random numbers of the global generators (dropout, for one) are replayed.
+        loss_of: all projections, one tensor a micro-batch, to the scalar loss.
+        backward: of a scalar, into the parameters' gradients; called for all micro-batches but the last.
+        modules: what the micro-batches run through; their buffers move in the second pass only.
+        profile: entered as `profile("loss")` around the loss and its gradient.
     Returns:
         See Cached.
     """
-    count = len(parts)
-    states: list[list[tuple[torch.device, Tensor]]] = [[] for _ in parts]
+    count = len(micro_batches)
+    states: list[list[tuple[torch.device, Tensor]]] = [[] for _ in micro_batches]
     projections: list[Tensor | None] = [None] * count
     buffers = [buffer for module in modules for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
@@ -56,18 +59,18 @@ def backward_in_parts(
     with torch.no_grad():
         for k in range(1, count):
             states[k] = _random_states(devices)
-            projections[k] = parts[k]()
+            projections[k] = micro_batches[k]()
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
     # Autocast keeps the weights it has rounded, here without their gradient.
     torch.clear_autocast_cache()
-    kept = parts[0]()  # the part that needs no second pass
+    kept = micro_batches[0]()  # the one that needs no second pass
     after = _random_states(devices)
     projections[0] = kept.detach()
 
     # In float32: in 16 bits the unscaled gradient of a large batch would underflow.
     leaves = [z.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_() for z in projections]
-    with _no_autocast(devices):
+    with _no_autocast(devices), profile("loss"):
         loss = loss_of(leaves)
         gradients = torch.autograd.grad(loss, leaves)
 
@@ -76,7 +79,7 @@ def backward_in_parts(
         if k:
             torch.clear_autocast_cache()
             _set_random_states(states[k])
-            kept = parts[k]()
+            kept = micro_batches[k]()
             error = torch.maximum(error, (kept.detach() - projections[k]).abs().max().float())
         # Its gradient with respect to z is the loss's.
         surrogate = (kept.to(gradients[k].dtype) * gradients[k]).sum()
@@ -94,20 +97,19 @@ def _no_autocast(devices: Sequence[torch.device]) -> torch.autocast:
 
 
 def _random_states(devices: Sequence[torch.device]) -> list[tuple[torch.device, Tensor]]:
-    """The global generators' states: the CPU's, and those of the devices that have their own."""
+    """The global generators' states: the CPU's, and those of the devices that have their own.
+
+    Not by `get_device_states` of torch.utils.checkpoint: it enters `torch.mps.device`, which torch 2.14 does not have,
+    so that it fails on Macs; and it keeps a state for each tensor given to it, not for each device.
+    """
     states = [(torch.device("cpu"), torch.get_rng_state())]
-    for device in devices:
-        if device.type in ("cuda", "mps", "xpu"):
-            module = getattr(torch, device.type)
-            states.append((device, module.get_rng_state(device) if device.type != "mps" else module.get_rng_state()))
-    return states
+    others = [device for device in devices if device.type not in ("cpu", "meta")]
+    return states + [(device, torch.get_device_module(device).get_rng_state(device)) for device in others]
 
 
 def _set_random_states(states: Sequence[tuple[torch.device, Tensor]]) -> None:
     for device, state in states:
         if device.type == "cpu":
             torch.set_rng_state(state)
-        elif device.type == "mps":
-            torch.mps.set_rng_state(state)
         else:
-            getattr(torch, device.type).set_rng_state(state, device)
+            torch.get_device_module(device).set_rng_state(state, device)

@@ -20,9 +20,9 @@ def synchronises_batch_norm(trainer: Trainer) -> bool:
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 
-def is_training(module: LightningModule) -> bool:
-    """Whether a Trainer trains the module: `module.trainer` raises where there is none, and this asks first."""
-    return module._trainer is not None and module._trainer.training
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The Trainer of a module, None if it has none, where `module.trainer` raises."""
+    return module._trainer
 
 
 def may_stop_early(trainer: Trainer) -> bool:

@@ -15,22 +15,24 @@ def step_in_parts(module: LightningModule, images: Tensor, index: Tensor, batch_
     """A step with a gradient cache: see `simclr.training.gradient_cache`. Views are made anew in its second pass.
 
     Args:
-        module: a method that has `project`, views -> (views * m, D), and `loss`, of all projections, view after view.
+        module: a method that has `make_views`, `project`, to (views * m, D), and `loss`, of all projections, view after
+            view.
         images: (n, 3, H, W).
         index: (n,).
         batch_idx: of the epoch.
     Returns:
         What `training_step` returns: its value is the loss, its backward adds the last micro-batch's gradient.
     """
-    trainer, size, views = module.trainer, module.hparams.micro_batch_size, module.views
-    parts = [
-        lambda part=part: module.project(views.make(*part, module.current_epoch))
-        for part in zip(images.split(size), index.split(size), strict=True)
+    trainer, size = module.trainer, module.hparams.micro_batch_size
+    profile = trainer.profiler.profile
+    micro_batches = [
+        lambda pair=pair: module.project(module.make_views(*pair))
+        for pair in zip(images.split(size), index.split(size), strict=True)
     ]
     stats = []
 
     def loss_of(z: list[Tensor]) -> Tensor:
-        by_view = [torch.cat(view) for view in zip(*(part.chunk(views.count) for part in z), strict=True)]
+        by_view = [torch.cat(view) for view in zip(*(part.chunk(module.views.count) for part in z), strict=True)]
         loss, found = module.loss(torch.cat(by_view))
         stats.append(found)
         return loss
@@ -39,10 +41,10 @@ def step_in_parts(module: LightningModule, images: Tensor, index: Tensor, batch_
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         surrogate = surrogate / trainer.accumulate_grad_batches  # as Lightning does to what a step returns
         # One all-reduce a step, that of the last part.
-        with getattr(trainer.strategy, "block_backward_sync", nullcontext)():
+        with getattr(trainer.strategy, "block_backward_sync", nullcontext)(), profile("backward"):
             (scaler.scale(surrogate) if scaler else surrogate).backward()
 
-    cached = backward_in_parts(parts, loss_of, backward, module.networks)
+    cached = backward_in_parts(micro_batches, loss_of, backward, module.networks, profile)
     module.step_log.add(module, batch_idx, stats[0], cached.error)
     return cached.last
 

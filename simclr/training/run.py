@@ -28,7 +28,7 @@ from simclr.inputs import attach_transform
 from simclr.optim import build_optimizer, default_rates, default_warmup, scale_lr, warmup_cosine
 from simclr.seeding import ORDER_VERSION
 from simclr.torch_internals import BatchNorm
-from simclr.training.internals import is_training, synchronises_batch_norm
+from simclr.training.internals import synchronises_batch_norm, trainer_of
 from simclr.training.method import record_of
 from simclr.training.network import replays_graphs
 
@@ -213,13 +213,14 @@ class PretrainingRun:
         log = module.step_log
         log.epoch_loss, steps = checkpoint.get("epoch_loss", (0.0, 0.0))
         log.epoch_steps = int(steps)
-        if not is_training(module):  # only its weights are wanted
+        trainer = trainer_of(module)
+        if trainer is None or not trainer.training:  # only its weights are wanted
             return
-        end_shorter_epoch(checkpoint, module.trainer)
+        end_shorter_epoch(checkpoint, trainer)
         self._continued = checkpoint.get("run")
         self.adopt(checkpoint["hyper_parameters"])
         changes = model_changes(self.settings, checkpoint["hyper_parameters"])
-        changes |= trainer_changes(trainer_settings(module.trainer, module), self._continued or {})
+        changes |= trainer_changes(trainer_settings(trainer, module), self._continued or {})
         refuse_changes(changes, "the checkpoint")
 
 

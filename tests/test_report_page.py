@@ -1,23 +1,24 @@
-"""The report: its numbers are those of the run, its neighbours those of a double loop, and it needs nothing else."""
+"""The page: its numbers are those of the run, its neighbours those of a double loop, and it needs nothing else."""
 
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from simclr.charts import tsne
 from simclr.checkpoint import load_encoder
 from simclr.data import ImageData
 from simclr.eval import encoder_sha256
 from simclr.module import SimCLR
-from simclr.report import read_metrics, read_results, write_report
+from simclr.report import write_report
+from simclr.report.page import render
 
-CLASSES = ["<b>", "a & b", 'say "c"']
+CLASSES = ["<script>alert('1')", "a & b", 'say "c"']
 VOID = {"meta", "img", "br", "use"}
 
 
@@ -90,6 +91,7 @@ class Page(HTMLParser):
         self.text, self.resources, self.rows, self.open, self.tags = "", [], [], [], set()
         self.feed(path.read_text())
         self.close()
+        self.text = " ".join(self.text.split())
         assert not self.open, f"left open: {self.open}"
 
     def handle_starttag(self, tag, attrs):
@@ -117,7 +119,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += "" if self.open and self.open[-1] == "style" else data.replace("\xa0", " ")
+        self.text += "" if self.open and self.open[-1] == "style" else data
 
 
 def test_the_first_sentence_holds_the_numbers_of_the_evaluation(labelled):
@@ -160,12 +162,45 @@ def test_the_page_needs_nothing_beside_it(labelled):
         Image.open(labelled / name).verify()
 
 
-def test_names_are_text_not_markup(labelled):
-    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
-    page = Page(write_report(labelled))
+def test_names_of_classes_folders_and_settings_are_text_not_markup(labelled):
+    hostile = "</dd><script>alert('2')</script>"
+    data = {**result_of(labelled)["data"], "test": hostile, "note": hostile}
+    result = result_of(labelled, command=hostile, data=data, versions={hostile: hostile}, date=hostile)
+    (labelled / "linear_eval.json").write_text(json.dumps(result))
+    (labelled / "linear_eval.1.json").write_text(json.dumps({**result, "protocol": hostile, "epoch": hostile}))
+    (labelled / "config.yaml").write_text(f'trainer: {{precision: "{hostile}"}}')
+    path = write_report(labelled)
+    page = Page(path)
     assert "run <i>" in page.text
     assert all(page.text.count(name) > 5 for name in CLASSES)
+    assert page.text.count(hostile) == 10
     assert "script" not in page.tags
+    assert "<script" not in path.read_text()
+
+
+def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
+    """A page of nothing but hostile text: every place of every template that takes a word."""
+    hostile = "\"><script>'</script>"
+    headline = {"run": hostile, "stands": hostile, "how_to_measure": hostile, "epochs": 1, "result": None}
+    headline |= {"encoder": hostile, "knn": None, "has_labels": True}
+    provenance = {"rows": {hostile: hostile}, "earlier": []}
+    left_out = dict.fromkeys(("curves", "neighbours", "confusion", "map", "views"))
+    settings = {"rows": {hostile: hostile}, "has_config": False}
+    words = {"title": hostile, "headline": headline, "missing": hostile, "settings": settings}
+    page = render(**words, provenance=provenance, **left_out)
+    assert "<script" not in page
+    assert page.count("&lt;script") == 10
+    tile = {"kind": hostile, "number": hostile, "name": hostile, "is_small": True, "source": hostile}
+    one = SimpleNamespace(name=hostile, index=[0], whole=2)
+    neighbours = {"k": hostile, "tiles": [tile], "test": one, "bank": one, "share_of_own_class": None}
+    confusion = {"picture": hostile, "classes": [], "worst": []}
+    headline |= {"result": {"linear_top1": 0.5, "epoch": hostile}, "interval": [0, 1], "ahead": [(1, hostile)]}
+    headline |= {"of_another_encoder": True, "copies": hostile, "bars": [(hostile, 0.5, hostile)], "guessing": 0.1}
+    headline |= {"data": {}, "top5": None, "protocol": hostile, "notes": [hostile]}
+    shown = {"neighbours": neighbours, "confusion": confusion, "views": {"source": hostile}}
+    page = render(**words, provenance=provenance, **left_out | shown)
+    assert "<script" not in page
+    assert page.count("&lt;script") == 27
 
 
 def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labelled):
@@ -255,33 +290,3 @@ def test_what_is_damaged_or_missing_is_named(labelled, tmp_path):
     with pytest.raises(ValueError, match=r"metrics\.csv cannot be read"):
         write_report(labelled)
     assert not (labelled / "report.html").exists()
-
-
-def test_metrics_are_placed_by_epochs_done(labelled):
-    history = read_metrics(labelled)
-    assert history["train_loss_epoch"] == [(1, 2.25), (2, 1.75)]
-    assert history["train_loss"] == [(0.5, 2.5), (1.5, 2.0)]
-    assert history["lr"] == [(0.5, 0.1), (1.5, 0.2)]
-    assert history["knn_top1"] == [(2, 0.4375)]
-
-
-def test_results_come_newest_first(labelled):
-    for name, value in (("linear_eval.json", 0.3), ("linear_eval.1.json", 0.1), ("linear_eval.10.json", 0.25)):
-        (labelled / name).write_text(json.dumps(result_of(labelled, linear_top1=value)))
-    (labelled / "linear_eval.2.json").write_text(json.dumps(result_of(labelled, linear_top1=0.2)))
-    assert [result["linear_top1"] for result in read_results(labelled)] == [0.3, 0.25, 0.2, 0.1]
-
-
-def test_the_map_keeps_groups_together_and_is_the_same_every_time():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 4
-    features = torch.eye(16)[labels] + 0.1 * torch.randn(120, 16, generator=generator)
-    state = torch.get_rng_state()
-    places = tsne(features)
-    assert torch.equal(places, tsne(features))
-    assert torch.equal(state, torch.get_rng_state())
-    distance = torch.cdist(places, places).fill_diagonal_(float("inf"))
-    assert torch.equal(labels[distance.argmin(1)], labels)
-    centres = torch.stack([places[labels == label].mean(0) for label in range(4)])
-    spread = max(float((places[labels == label] - centres[label]).norm(dim=1).max()) for label in range(4))
-    assert torch.pdist(centres).min() > 2 * spread

@@ -1,12 +1,18 @@
-"""The pictures of a report: learning curves, neighbours, a map of the features."""
+"""The pictures of a report: learning curves, neighbours, a map of the features; and how a page holds them."""
 
+import base64
+import io
 import math
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from simclr.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,54 +56,6 @@ def neighbour_picture(
             method = Image.Resampling.NEAREST if cell > side else Image.Resampling.LANCZOS
             picture.paste(to_picture(pixels).resize((cell, cell), method), (x + pad, y + pad))
     return picture
-
-
-def tsne(features: Tensor, *, perplexity: float = 30.0, iterations: int = 500) -> Tensor:
-    """A map of features in two dimensions (van der Maaten & Hinton 2008, exact), by cosine distance.
-
-    Starts from the two principal components, so that it is the same every time. Near images are near on the map;
-    distances between groups, and their sizes, say little.
-
-    Args:
-        features: (N, F), N >= 4; time and memory grow with N squared.
-        perplexity: about how many neighbours each image keeps near; at most (N - 1) / 3.
-        iterations: steps of gradient descent.
-    Returns:
-        (N, 2) float32, centred.
-    """
-    count = len(features)
-    x = F.normalize(features.float(), dim=1)
-    p = _affinities((2 - 2 * x @ x.T).clamp_(min=0), min(perplexity, (count - 1) / 3))
-    centred = x - x.mean(0)
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)
-    y = centred @ (axes * axes.sum(0).sign())  # an eigenvector's sign is arbitrary
-    y = y / y.std(0).clamp(min=1e-12)[0] * 1e-4
-    velocity, gain = torch.zeros_like(y), torch.ones_like(y)
-    early, rate = 12.0, max(count / 12 / 4, 50.0)  # as scikit-learn's "auto"
-    for step in range(iterations):
-        exaggerated = step < iterations // 4
-        affinity = 1 / (1 + torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square_())
-        affinity.fill_diagonal_(0)
-        force = (p * (early if exaggerated else 1.0) - affinity / affinity.sum()) * affinity
-        gradient = 4 * (force.sum(1, keepdim=True) * y - force @ y)
-        gain = torch.where(gradient * velocity < 0, gain + 0.2, gain * 0.8).clamp_(min=0.01)
-        velocity = (0.5 if exaggerated else 0.8) * velocity - rate * gain * gradient
-        y = y + velocity
-    return y - y.mean(0)
-
-
-def _affinities(squared: Tensor, perplexity: float) -> Tensor:
-    """Symmetric joint probabilities whose rows have the perplexity asked for, by bisection: (N, N) -> (N, N)."""
-    squared = squared.clone().fill_diagonal_(math.inf)
-    low, high = torch.zeros(len(squared), 1), torch.full((len(squared), 1), math.inf)
-    beta = torch.ones(len(squared), 1)
-    for _ in range(50):
-        p = torch.softmax(-squared * beta, dim=1)
-        entropy = -(p * p.clamp(min=1e-30).log()).sum(1, keepdim=True)
-        wide = entropy > math.log(perplexity)
-        low, high = torch.where(wide, beta, low), torch.where(wide, high, beta)
-        beta = torch.where(high.isinf(), beta * 2, (low + high) / 2)
-    return (p + p.T) / (2 * len(p))
 
 
 def draw_curves(
@@ -210,3 +168,66 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
 def to_picture(pixels: Tensor) -> Image.Image:
     """(3, H, W) uint8, on any device, as a picture."""
     return Image.fromarray(pixels.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def confusion_picture(matrix: list[list[int]], sizes: list[int]) -> Image.Image:
+    """A matrix of many classes: one pixel a cell, the diagonal in the accent colour, mistakes in the other.
+
+    Args:
+        matrix: (C, C), how many images of a class (row) are taken for another (column).
+        sizes: (C,), of the classes, at least 1.
+    """
+    share = torch.tensor(matrix).float() / torch.tensor(sizes)[:, None]
+    own = torch.eye(len(matrix), dtype=torch.bool)
+    alpha = torch.where(own, share, 5 * share).clamp(max=1)
+    rgb = torch.tensor([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (WRONG, ACCENT)])[own.long()]  # (C, C, 3)
+    pixels = torch.cat((rgb, (255 * alpha)[..., None].long()), dim=-1).byte().numpy()
+    return Image.fromarray(pixels, "RGBA")
+
+
+def save_chart(figure: "Figure", name: str, folder: Path, title: str) -> Markup:
+    """Write a chart as NAME.png, for use elsewhere, and return it as SVG that takes its colours from the page.
+
+    Args:
+        figure: the chart.
+        name: of the file, and a prefix of the ids in the SVG: several charts share a page.
+        folder: where to write.
+        title: what it shows, for who does not see it.
+    """
+    import matplotlib
+
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=180, facecolor="white")
+    write_atomically(folder / f"{name}.png", png.getvalue())
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    text = svg.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    opening, rest = text[: text.index(">")], text[text.index(">") :]
+    text = re.sub(r' (?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", opening) + rest
+    for colour, variable in COLOUR_NAMES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    # Matplotlib has escaped what text the chart holds.
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" ', 1))
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as a PNG file, as small as can be."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(picture: Image.Image, kind: str = "png") -> str:
+    """A picture as an address that holds it: without loss as `png`, or as `jpeg`, which is smaller for photos."""
+    if kind == "png":
+        return data_uri_of(png_bytes(picture))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=88)
+    return data_uri_of(buffer.getvalue(), "jpeg")
+
+
+def data_uri_of(file: bytes, kind: str = "png") -> str:
+    """A picture file as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"

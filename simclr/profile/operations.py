@@ -1,0 +1,26 @@
+"""How many operations a training step has, counted and not timed."""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from simclr.encoders import on_meta
+from simclr.training.method import Method
+
+
+def count_operations(model: Method, views: int) -> tuple[int, int] | None:
+    """Floating-point operations of encoder and head, forward and backward, for so many views; None if unknown.
+
+    Counted in a run on shapes alone: matrix products and convolutions, which are nearly all.
+    """
+    network = nn.Sequential(*(on_meta(part) for part in model.networks)).train()
+    side = model.views.size(0)
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.enable_grad(), counter:
+            z = network(torch.empty(views, 3, side, side, device="meta"))
+            forward = counter.get_total_flops()
+            z.sum().backward()
+    except (NotImplementedError, RuntimeError):  # a network that cannot run on shapes alone
+        return None
+    return forward, counter.get_total_flops() - forward
