@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from simclr import augment
 from simclr.augment import SimCLRAugmentation
+from simclr.views import kernels
 
 # Both sides compute in float32 on values up to 1 and add up to 23 products twice: 1e-5 is about 100 roundings.
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -52,7 +53,7 @@ def test_crop_and_flip_are_torchvisions_for_boxes_larger_and_smaller_than_the_vi
     images = pictures(12, height, width).float() / 255
     table = SimCLRAugmentation(size, **PAPER).draw(torch.arange(12), height, width)
     boxes = torch.cat((table["box"][:-1], torch.tensor([[0, 0, height, width]])))
-    views = augment.crop_resize(images, boxes, table["flip"], size)
+    views = kernels.crop_resize(images, boxes, table["flip"], size)
     for image, box, flip, view in zip(images, boxes.tolist(), table["flip"], views, strict=True):
         expected = tv.resized_crop(image, *box, [size, size], antialias=True)
         # A place on the float32 sampling grid is off by up to 2e-5 pixels at 256, and neighbours differ by up to 1.
@@ -72,11 +73,11 @@ class Dtypes(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("resample", [augment._sample, augment._resize_by_matrices])
+@pytest.mark.parametrize("resample", [kernels.sample_bilinear, kernels.resize_by_matrices])
 def test_a_device_without_float64_makes_the_same_crops(monkeypatch, resample):
     images, table = pictures(12, 100, 80), SimCLRAugmentation(32, **PAPER).draw(torch.arange(12), 100, 80)
     expected = resample(images, table["box"], table["flip"], 32) / 255
-    monkeypatch.setattr(augment, "_WITHOUT_FLOAT64", ("cpu",))
+    monkeypatch.setattr(kernels, "_WITHOUT_FLOAT64", ("cpu",))
     with Dtypes() as dtypes:
         views = resample(images, table["box"], table["flip"], 32) / 255
     assert torch.float32 in dtypes.seen
@@ -87,10 +88,10 @@ def test_a_device_without_float64_makes_the_same_crops(monkeypatch, resample):
 @pytest.mark.parametrize(
     ("ours", "theirs", "low", "high"),
     [
-        (augment.adjust_brightness, tv.adjust_brightness, 0.0, 1.8),
-        (augment.adjust_contrast, tv.adjust_contrast, 0.0, 1.8),
-        (augment.adjust_saturation, tv.adjust_saturation, 0.0, 1.8),
-        (augment.adjust_hue, tv.adjust_hue, -0.5, 0.5),
+        (kernels.adjust_brightness, tv.adjust_brightness, 0.0, 1.8),
+        (kernels.adjust_contrast, tv.adjust_contrast, 0.0, 1.8),
+        (kernels.adjust_saturation, tv.adjust_saturation, 0.0, 1.8),
+        (kernels.adjust_hue, tv.adjust_hue, -0.5, 0.5),
     ],
 )
 def test_color_adjustments_are_torchvisions(ours, theirs, low, high):
@@ -101,7 +102,7 @@ def test_color_adjustments_are_torchvisions(ours, theirs, low, high):
 
 def test_gray_is_torchvisions():
     images = pictures(4).float() / 255
-    torch.testing.assert_close(augment.to_gray(images), tv.rgb_to_grayscale(images), **CLOSE)
+    torch.testing.assert_close(kernels.to_gray(images), tv.rgb_to_grayscale(images), **CLOSE)
 
 
 @pytest.mark.parametrize(("size", "kernel_size"), [(32, 3), (40, 23), (12, 23)])
@@ -110,7 +111,7 @@ def test_blur_is_torchvisions(size, kernel_size):
     expected = torch.stack(
         [tv.gaussian_blur(x, [kernel_size] * 2, [s.item()] * 2) for x, s in zip(images, sigmas, strict=True)]
     )
-    torch.testing.assert_close(augment.blur(images, sigmas, kernel_size), expected, **CLOSE)
+    torch.testing.assert_close(kernels.blur(images, sigmas, kernel_size), expected, **CLOSE)
 
 
 def test_sobel_is_kornias():
@@ -488,16 +489,56 @@ def test_bad_batches_are_refused(images, index, message):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's malloc")
-def test_a_step_takes_no_pages_anew_on_a_cpu():
-    resource = pytest.importorskip("resource")
+def test_solarize_is_torchvisions():
+    x = pictures(4, 8, 8).float() / 255
+    torch.testing.assert_close(kernels.solarize(x, 0.4), tv.solarize(x, 0.4))
 
-    def pages_of_a_step():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        blocks = [torch.zeros(2**24) for _ in range(4)]  # 64 MB each, more than glibc keeps by itself
-        del blocks
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    SimCLRAugmentation(16).view(pictures(1, 16, 16), torch.arange(1))
-    for _ in range(6):  # until the blocks have found their places
-        pages_of_a_step()
-    assert pages_of_a_step() < 4 * 2**26 / resource.getpagesize() / 20
+def test_chosen_views_are_solarized_after_the_blur_and_the_others_are_as_before():
+    images, index = pictures(64, 20, 20), torch.arange(64)
+    settings = {"blur_prob": 0.5, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    without = SimCLRAugmentation(16, **settings)
+    some = SimCLRAugmentation(16, **settings, solarize_prob=0.3, solarize_threshold=0.6)
+    chosen = some.draw(index, 20, 20, 1, 2)["solarize"]
+    assert 5 < chosen.sum() < 35
+    before, after = without.view(images, index, 1, 2), some.view(images, index, 1, 2)
+    assert torch.equal(after[~chosen], before[~chosen])
+    torch.testing.assert_close(after[chosen], tv.solarize(before[chosen], 0.6))
+
+
+BYOL = {"blur_prob": [1.0, 0.1], "solarize_prob": [0.0, 0.2], "gray_prob": 0.2}  # Grill et al. 2020, table 6
+
+
+def test_each_view_has_its_own_probabilities_and_further_views_have_the_last():
+    images, index = pictures(40, 24, 24), torch.arange(40)
+    both = SimCLRAugmentation(16, **BYOL)
+    alone = [
+        SimCLRAugmentation(16, blur_prob=blur, solarize_prob=sun, gray_prob=0.2) for blur, sun in ((1, 0), (0.1, 0.2))
+    ]
+    for view, augmentation in ((0, alone[0]), (1, alone[1]), (2, alone[1])):
+        table, expected = both.draw(index, 24, 24, 3, 4, view), augmentation.draw(index, 24, 24, 3, 4, view)
+        assert all(torch.equal(values, expected[name]) for name, values in table.items())
+        assert torch.equal(both.view(images, index, 3, 4, view), augmentation.view(images, index, 3, 4, view))
+
+
+def test_a_second_view_left_alone_is_one_whose_probabilities_are_zero():
+    images, index = pictures(20, 24, 24), torch.arange(20)
+    names = ("flip_prob", "jitter_prob", "gray_prob", "blur_prob")
+    by_view = SimCLRAugmentation(16, **{name: [0.5, 0.0] for name in names})
+    by_name = SimCLRAugmentation(16, **dict.fromkeys(names, 0.5), augment_second_view=False)
+    for view in range(3):
+        assert torch.equal(by_view.view(images, index, view=view), by_name.view(images, index, view=view))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"blur_prob": [0.5, 1.5]}, "blur_prob=1.5 is not a probability"),
+        ({"solarize_prob": -0.1}, "solarize_prob=-0.1 is not a probability"),
+        ({"blur_prob": []}, "blur_prob lists no view"),
+        ({"solarize_threshold": 2.0}, "solarize_threshold=2.0 is not a pixel's value"),
+    ],
+)
+def test_bad_probabilities_by_view_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SimCLRAugmentation(16, **arguments)

@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-from simclr import fused
 from simclr.augment import SimCLRAugmentation
 from simclr.contrast import tiles
 from simclr.data import loader
@@ -35,6 +34,7 @@ from simclr.report import nearest
 from simclr.report.pictures import neighbour_picture
 from simclr.seeding import stream_uniforms, uniforms, view_stream
 from simclr.training.gradient_cache import backward_in_parts
+from simclr.views import compiled
 from tiny import BATCH, fit, tiny_data, tiny_model
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
@@ -198,7 +198,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16, dtype=torch.uint8))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
-    monkeypatch.setattr(fused, "_compiled", lambda function: function)
+    monkeypatch.setattr(compiled, "compile_once", lambda function: function)
     monkeypatch.setattr(tiles, "compiled_on", lambda function, device_type: function)
     with Cuda() as there:
         yield there

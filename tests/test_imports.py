@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "simclr"
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    ["seeding", "distributed", "precision", "paths", "torch_internals"],
+    ["seeding", "distributed", "precision", "paths", "torch_internals", "allocator"],
     ["contrast"],
-    ["augment", "fused", "losses", "heads", "resnet", "encoders", "optim", "run_length"],
+    ["views"],
+    ["augment", "losses", "heads", "resnet", "encoders", "optim", "run_length"],
     ["data"],
     ["inputs"],
     ["module", "checkpoint", "continuation", "training"],

@@ -16,6 +16,7 @@ from torch import nn
 from simclr import torch_internals
 from simclr.cli.internals import destinations
 from simclr.training import internals
+from simclr.views import internals as views
 from tiny import STEPS, fit, tiny_model
 
 PACKAGE = Path(__file__).parents[1] / "simclr"
@@ -131,6 +132,19 @@ def test_a_checkpoint_saved_within_a_batch_lacks_that_batch(tmp_path):
     before = loop["epoch_loop.state_dict"]["_batches_that_stepped"]
     internals.count_last_batch(loop)
     assert (before, loop["epoch_loop.state_dict"]["_batches_that_stepped"]) == (1, 2)
+
+
+def test_compiling_is_known_to_fail_and_to_end_at_its_limit():
+    def unknown(x):
+        return x if x.sum() > 0 else -x  # a branch by value, which fullgraph cannot follow
+
+    with pytest.raises(views.CompilingFailed):
+        torch.compile(unknown, fullgraph=True, backend="eager")(torch.ones(2))
+    with views.shapes_compiled(2):
+        doubled = torch.compile(lambda x: 2 * x, fullgraph=True, dynamic=False, backend="eager")
+        doubled(torch.ones(2)), doubled(torch.ones(3))
+        with pytest.raises(views.TooManyShapes):
+            doubled(torch.ones(4))
 
 
 def test_a_parser_tells_its_settings():

@@ -23,12 +23,13 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from simclr import SimCLR, SimCLRAugmentation, fused, load_encoder
+from simclr import SimCLR, SimCLRAugmentation, load_encoder
 from simclr.callbacks import OnlineKNN
 from simclr.data import ImageData, MemoryImages, draw_shapes, loader, sources
 from simclr.eval import extract_features, knn_accuracy, knn_predict, linear_evaluation_sgd, linear_probe
 from simclr.eval.evaluation import linear_evaluation
 from simclr.seeding import epoch_order
+from simclr.views import compiled
 from test_eval_knn import _clusters, _dumb
 from test_eval_linear import _data, _objective, _Pixels, _standardised, _TrainSet, in_order, of_views, plain_sgd
 from test_losses import reference
@@ -256,8 +257,8 @@ COMPILED = 7.0  # what the stand-in for the compiled functions paints
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_views_are_painted() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "crop_and_color", lambda images, draws, norm, out: out.fill_(COMPILED))
-        patch.setattr(SimCLRAugmentation, "_uncompiled", set())  # whatever another test has found
+        patch.setattr(compiled, "crop_and_color", lambda images, draws, norm, out: out.fill_(COMPILED))
+        patch.setattr(compiled, "_uncompiled", set())  # whatever another test has found
         yield
 
 
@@ -302,6 +303,10 @@ def noise_is(std: float) -> Callable[[Any, Any], bool]:
     return lambda _, b: all(abs((y - x).std() / std - 1) < 0.05 for x, y in zip(views(), b, strict=True))
 
 
+def sun(threshold: float) -> Callable[[Tensor], Tensor]:
+    return lambda view: torchvision.transforms.functional.solarize(view, threshold)
+
+
 CENTRED = {"mean": (0.5, 0.5, 0.5)}
 AUGMENTATION = {
     "image_size": row(24, lambda a, b: [view.shape[-1] for view in b] == [24, 24]),
@@ -316,6 +321,8 @@ AUGMENTATION = {
     "blur_sigma": row((2.0, 2.0), lambda a, b: (rough(b[0]) < 0.9 * rough(a[0])).all(), blur_prob=1.0,
                       blur_sigma=(0.5, 0.5)),
     "rotation_prob": row(1.0, turned),
+    "solarize_prob": row(1.0, both(sun(0.5)), solarize_threshold=0.5),
+    "solarize_threshold": row(0.25, lambda a, b: same(b[0], sun(0.25)(views()[0])), solarize_prob=1.0),
     "cutout_prob": row(1.0, lambda a, b: hole(b[0])[0] >= 16 and hole(b[0])[1] == 64, cutout_size=0.5, **CENTRED),
     "cutout_size": row(0.25, lambda a, b: hole(b[0])[1] == 16, cutout_prob=1.0, cutout_size=0.5, **CENTRED),
     "noise_prob": row(1.0, noise_is(0.05), noise_std=0.05),

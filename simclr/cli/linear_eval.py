@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from simclr.allocator import keep_freed_memory
 from simclr.checkpoint import Checkpoint, read_checkpoint
 from simclr.cli.messages import guarded, quiet
 from simclr.cli.parsing import Parser, device_named
@@ -23,6 +24,7 @@ _NOT_SETTINGS = {"checkpoint", "data", "device", "command", "say"}  # what linea
 def linear_eval(argv: list[str] | None = None) -> None:
     """Measure a pretrained encoder. See `python linear_eval.py --help`."""
     quiet()
+    keep_freed_memory()
     args = sys.argv[1:] if argv is None else argv
     config, data, checkpoint = guarded(lambda: _parse_linear_eval(args))
     settings = {name: config[name] for name in inspect.signature(linear_evaluation).parameters if name in config}

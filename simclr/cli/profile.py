@@ -9,6 +9,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
+from simclr.allocator import keep_freed_memory
 from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
 from simclr.cli.train import TrainCLI, check, parse_and_build
 from simclr.profile import StepClock, draw, summarise
@@ -52,6 +53,7 @@ class ProfileCLI(TrainCLI):
 def profile(argv: list[str] | None = None) -> None:
     """Say where the time of a training step goes. See `simclr profile --help`."""
     quiet()
+    keep_freed_memory()
     args = sys.argv[1:] if argv is None else argv
     folder = RunFolder()
     try:

@@ -19,6 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
 from simclr.checkpoint import LAST, read_checkpoint, save_encoder
 from simclr.cli.hints import refuse_file_as_encoder
@@ -214,6 +215,7 @@ def _left_out(data: ImageData) -> str:
 def train(argv: list[str] | None = None) -> None:
     """Pretrain an encoder. See `python train.py --help`."""
     quiet()
+    keep_freed_memory()
     args = sys.argv[1:] if argv is None else argv
     folder = RunFolder()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code

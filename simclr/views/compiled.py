@@ -1,4 +1,4 @@
-"""The augmentation as two compiled functions of fixed shapes: the fast path behind the Kornia pipeline's parameters.
+"""The augmentation as two compiled functions of fixed shapes: the fast path behind the same table of parameters.
 
 Kornia's operations run one after the other on the images chosen for each. Here every image goes through one chain that
 contains every order of the color jitter, and its numbers make all but its own steps the identity: nothing depends on
@@ -14,16 +14,23 @@ runs on that side of a hue; the first of b and s takes the first place of a pair
 """
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from simclr.views.internals import CompilingFailed, TooManyShapes, shapes_compiled
+from simclr.views.kernels import placed_like
+from simclr.views.operations import Cutout, GaussianBlur, GaussianNoise, Rotate, Sobel, Solarize
 
 # One row an image: the parameters of `crop_and_color` and of `blur`, sent to a device in one copy.
 _WIDTHS = {"box": 4, "flip": 1, "own": 8, "luma": 8, "turn": 2, "contrast": 1, "gray": 1, "sigma": 1, "rows": 1}
 _IDENTITY_SIGMA = 1e-3  # pixels: every tap but the central one is 0 in float32
+# What follows the colors and is not compiled but for the blur. Turning by quarters commutes with the colors.
+_AFTER_COLOR = (Rotate, GaussianBlur, Solarize, Sobel, GaussianNoise, Cutout)
 _BLOCKS = 4  # The chosen images are blurred in quarters of the batch: a fixed shape, and at most a quarter in vain.
 
 
@@ -72,17 +79,116 @@ SHAPES = 64
 
 
 @cache
-def _compiled(function: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+def compile_once(function: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
     # Boxes lie inside the images, so that no index needs a check, which would cost an eighth of the time. Products and
     # sums in one instruction are a seventh faster.
     options = {"assert_indirect_indexing": False, "cpp.enable_floating_point_contract_flag": "fast"}
     compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
     def call(*arguments: Tensor | int) -> Tensor | None:
-        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+        with shapes_compiled(SHAPES):
             return compiled(*arguments)
 
     return call
+
+
+# Of this process: what compiling failed for, where it would fail again, and what was said of it.
+_uncompiled: set[tuple] = set()
+_said: set[str] = set()
+
+
+def compiled_views(
+    images: Tensor,
+    table: dict[str, Tensor],
+    steps: Sequence[nn.Module],
+    size: int,
+    part: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor | None:
+    """The views of the Kornia pipeline up to rounding; None where compiling fails, which a warning says once.
+
+    Args:
+        images: (N, 3, H, W), uint8, or floating point in [0, 1], N > 0.
+        table: of `SimCLRAugmentation.draw`.
+        steps: the operations of the pipeline.
+        size: side of the views, in pixels.
+        part: how many images are made at a time; on a CPU rounded to a power of two.
+        mean, std: of each channel.
+    Returns:
+        (N, 3, size, size) float32, normalised.
+    """
+    blurs = any(isinstance(step, GaussianBlur) for step in steps)
+    count = 0 if images.device.type == "cpu" else len(images)  # a CPU's parts have one size
+    # What a compilation is made for: a failure says nothing about others.
+    made_for = images.device.type, images.dtype, count, *images.shape[2:], size, blurs
+    if made_for in _uncompiled:
+        return None
+    try:
+        return _compiled_views(images, table, steps, size, part, mean, std)
+    except (CompilingFailed, TooManyShapes) as error:
+        _uncompiled.add(made_for)
+        _say_once(f"views of {size} px of images of {images.shape[2]} x {images.shape[3]}", error)
+        return None
+
+
+def _say_once(what: str, error: Exception) -> None:
+    if isinstance(error, TooManyShapes):
+        reason = f"this process has compiled {SHAPES} others"
+        why = f"{reason}. Those go on as they are; images of one size need one."
+    else:
+        reason = str(error).strip().replace("\n", " ")[:300]
+        why = f"torch.compile failed: {reason} ... On a CPU it needs a C++ compiler. "
+        why += "Pass compile_views=False to do without."
+    if reason not in _said:
+        _said.add(reason)
+        warnings.warn(f"Kornia's operations make {what}, which is slower: {why}", stacklevel=4)
+
+
+def _compiled_views(
+    images: Tensor,
+    table: dict[str, Tensor],
+    steps: Sequence[nn.Module],
+    size: int,
+    part: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    count = len(images)
+    # One shape on a CPU, whatever the batch: compiled once, and always rounding alike.
+    part = _power_of_two(part) if images.device.type == "cpu" else count
+    whole = -(-count // part) * part  # The last part is filled up with the last image.
+    if whole > count:
+        filled = torch.arange(whole).clamp(max=count - 1)
+        table = {name: values[filled] for name, values in table.items()}
+    draws = placed_like(pack(table, part), images)
+    later = [step for step in steps if type(step) in _AFTER_COLOR]
+    last_blur = next((step for step in later if isinstance(step, GaussianBlur)), None)
+    weights = blur_weights(draws, last_blur.flags["kernel_size"]) if last_blur else None
+    # The blur leaves constants as they are and may follow the normalisation, which then is no pass of its own.
+    at_once = later in ([], [last_blur])
+    norm = placed_like(torch.tensor([list(mean), [1 / s for s in std]]), images)
+    no_norm = placed_like(torch.tensor([[0.0] * 3, [1.0] * 3]), images)
+
+    views = images.new_empty(whole, 3, size, size, dtype=torch.float32)
+    for start in range(0, whole, part):
+        rows = slice(start, start + part)
+        drawn, x = {name: values[rows] for name, values in table.items()}, views[rows]
+        some = images[rows] if start + part <= count else images[filled[rows]]
+        crop_and_color(some, draws[rows], norm if at_once else no_norm, x)
+        for step in later:
+            if step is last_blur:
+                blur(x, draws[rows], weights[rows], int(drawn["blur"].sum()))
+            else:
+                x = step.apply_transform(x, drawn, step.flags)
+        if not at_once:
+            torch.mul(x.sub_(norm[0].view(3, 1, 1)), norm[1].view(3, 1, 1), out=views[rows])
+    return views if whole == count else views[:count].clone()  # without the memory of the rest
+
+
+def _power_of_two(number: float) -> int:
+    """The nearest one, by ratio; 1 for numbers below."""
+    return 1 << max(0, round(math.log2(number)))
 
 
 def crop_and_color(images: Tensor, draws: Tensor, norm: Tensor, out: Tensor) -> None:
@@ -95,8 +201,8 @@ def crop_and_color(images: Tensor, draws: Tensor, norm: Tensor, out: Tensor) -> 
         out: (N, 3, size, size) float32, takes the views.
     """
     # In a function of their own: a CPU would work the taps out for every row anew.
-    taps = _compiled(_taps_of_both)(draws, *images.shape[2:], out.shape[3])
-    _compiled(_crop_and_color)(images, *taps, draws, norm, out)
+    taps = compile_once(_taps_of_both)(draws, *images.shape[2:], out.shape[3])
+    compile_once(_crop_and_color)(images, *taps, draws, norm, out)
 
 
 def blur_weights(draws: Tensor, kernel_size: int) -> Tensor:
@@ -124,7 +230,7 @@ def blur(x: Tensor, draws: Tensor, weights: Tensor, count: int) -> None:
         chosen = rows[start : start + block]
         # A CPU would not vectorise the padding, if it were compiled.
         padded = F.pad(x.index_select(0, chosen), (radius,) * 4, mode="reflect")
-        _compiled(_convolve)(padded, weights, chosen, x)
+        compile_once(_convolve)(padded, weights, chosen, x)
 
 
 def _convolve(padded: Tensor, weights: Tensor, chosen: Tensor, out: Tensor) -> None:
@@ -235,7 +341,7 @@ def _blend(planes: list[Tensor], own: Tensor, luma: Tensor) -> list[Tensor]:
 
 
 def _hue(planes: list[Tensor], turn: Tensor) -> list[Tensor]:
-    """As `augment.adjust_hue`, whose docstring explains it, channel by channel."""
+    """As `kernels.adjust_hue`, whose docstring explains it, channel by channel."""
     red, green, blue = planes
     largest = torch.maximum(torch.maximum(red, green), blue)
     smallest = torch.minimum(torch.minimum(red, green), blue)

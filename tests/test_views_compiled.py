@@ -7,8 +7,8 @@ import warnings
 import pytest
 import torch
 
-from simclr import fused
 from simclr.augment import SimCLRAugmentation
+from simclr.views import compiled as fast
 from test_augment import EVERYTHING, NOTHING, UNIT, pictures
 
 # Both place their samples on the images to 2e-5 of a pixel, and the hue and the contrast steepen small differences.
@@ -18,14 +18,14 @@ CLOSE = {"atol": 5e-5, "rtol": 0}
 @pytest.fixture
 def uncompiled(monkeypatch):
     """The compiled functions run operation by operation: what they compute without the minute of compiling it."""
-    monkeypatch.setattr(fused, "_compiled", lambda function: function)
+    monkeypatch.setattr(fast, "compile_once", lambda function: function)
 
 
 @pytest.fixture
 def working_compiler(monkeypatch):
     """A process in which nothing has failed to compile, afterwards neither."""
-    monkeypatch.setattr(SimCLRAugmentation, "_uncompiled", set())
-    monkeypatch.setattr(SimCLRAugmentation, "_said", set())
+    monkeypatch.setattr(fast, "_uncompiled", set())
+    monkeypatch.setattr(fast, "_said", set())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_one_shape_is_compiled_whatever_the_batch(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(fused, "_compiled", record)
+    monkeypatch.setattr(fast, "compile_once", record)
     chain, images = SimCLRAugmentation(32, blur_prob=0.5, compile_views=True), pictures(300)
     for count in (1, 7, 128, 300):
         assert chain.view(images[:count], torch.arange(count)).shape == (count, 3, 32, 32)
@@ -94,7 +94,7 @@ def test_views_that_grow_are_compiled_at_more_sizes_than_torch_allows_by_itself(
     compiled, calls = torch.compile, []
     monkeypatch.setattr(torch, "compile", lambda f, *, options, **others: compiled(f, backend="eager", **others))
     draws = torch.zeros(2, 27)
-    function = fused._compiled.__wrapped__(fused._taps_of_both)
+    function = fast.compile_once.__wrapped__(fast._taps_of_both)
     for size in range(6, 28, 2):
         calls.append(function(draws, 16, 16, size))
     assert len(calls) > torch._dynamo.config.recompile_limit
@@ -104,7 +104,7 @@ def test_a_cpu_compiles_only_when_asked_to(monkeypatch):
     def refuse(function):
         raise AssertionError("compiled")
 
-    monkeypatch.setattr(fused, "_compiled", refuse)
+    monkeypatch.setattr(fast, "compile_once", refuse)
     images, index = pictures(2), torch.arange(2)
     SimCLRAugmentation(32).view(images, index)
     with pytest.raises(AssertionError, match="compiled"):
@@ -116,7 +116,7 @@ def no_compiler(function):
 
 
 def test_where_compiling_fails_one_warning_says_so_and_kornias_pipeline_runs(monkeypatch, working_compiler):
-    monkeypatch.setattr(fused, "_compiled", no_compiler)
+    monkeypatch.setattr(fast, "compile_once", no_compiler)
     pipeline, chain = SimCLRAugmentation(8), SimCLRAugmentation(8, compile_views=True)
     images, index = pictures(4, 8, 8), torch.arange(4)
     with pytest.warns(UserWarning, match=r"torch.compile failed: .* No C\+\+ compiler .*compile_views=False"):
@@ -149,7 +149,7 @@ LIMIT = torch._dynamo.exc.FailOnRecompileLimitHit, "recompile_limit reached", "t
 def test_what_fails_to_compile_falls_back_alone_and_is_said_once(monkeypatch, working_compiler, kind, message, said):
     """Views of 12 pixels cannot be compiled; those of 8, before and after them, are."""
     compiled, asked = fails_for(12, kind, message), []
-    monkeypatch.setattr(fused, "_compiled", lambda function: asked.append(function) or compiled(function))
+    monkeypatch.setattr(fast, "compile_once", lambda function: asked.append(function) or compiled(function))
     small, large, alike = (SimCLRAugmentation(size, compile_views=True) for size in (8, 12, 12))
     images, index = pictures(4, 8, 8), torch.arange(4)
     first = small.view(images, index)
@@ -169,7 +169,7 @@ def test_what_fails_to_compile_falls_back_alone_and_is_said_once(monkeypatch, wo
 @pytest.mark.slow
 def test_past_the_limit_of_recompilations_the_shapes_that_are_compiled_go_on(monkeypatch, working_compiler):
     torch._dynamo.reset()
-    monkeypatch.setattr(fused, "SHAPES", 1)
+    monkeypatch.setattr(fast, "SHAPES", 1)
     small, large = (SimCLRAugmentation(size, blur_prob=0.0, compile_views=True) for size in (8, 12))
     images, index = pictures(4, 8, 8), torch.arange(4)
     first = small.view(images, index)
@@ -177,7 +177,7 @@ def test_past_the_limit_of_recompilations_the_shapes_that_are_compiled_go_on(mon
         assert torch.equal(large.view(images, index), SimCLRAugmentation(12, blur_prob=0.0).view(images, index))
     with torch.compiler.set_stance("fail_on_recompile"):
         assert torch.equal(small.view(images, index), first)
-    assert len(SimCLRAugmentation._uncompiled) == 1
+    assert len(fast._uncompiled) == 1
     torch._dynamo.reset()
 
 
@@ -216,7 +216,7 @@ def test_data_that_change_are_not_compiled_again(working_compiler):
     with torch.compiler.set_stance("fail_on_recompile"):
         for epoch, count in enumerate((60, 60, 13), start=1):
             chain.view(pictures(count, seed=epoch), index[:count], epoch)
-    assert not chain._uncompiled  # a recompilation would have been a failure, after which Kornia makes the views
+    assert not fast._uncompiled  # a recompilation would have been a failure, after which Kornia makes the views
 
 
 @pytest.mark.gpu

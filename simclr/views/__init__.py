@@ -1,0 +1,1 @@
+"""What the augmentation is made of: drawing, kernels, Kornia's operations around them, and the compiled path."""
