@@ -1,8 +1,7 @@
 """Images to views: the SimCLR augmentation (Chen et al. 2020, appendix A) as a pure function.
 
 `SimCLRAugmentation.draw` draws what happens to each image, a table on the CPU that depends on (seed, epoch, image
-index, view number) alone; `view` makes the views from the table, by a Kornia pipeline that replays it, or by compiled
-functions. Below: `simclr/views/` has the operations, their arithmetic and the compiled functions.
+index, view number) alone; `view` makes the views from it, by a Kornia pipeline or compiled functions (`simclr/views/`).
 """
 
 import itertools
@@ -233,11 +232,5 @@ class SimCLRAugmentation(nn.Module):
         self.pipeline = AugmentationSequential(*self._operations(), data_keys=["input"])
 
     def extra_repr(self) -> str:
-        """The settings that matter."""
-        shown = {"image_size": self.image_size, "strength": self.strength, "crop_scale": self.crop_scale}
-        shown |= {
-            f"{name}_prob": by_view[0] if len(by_view) == 1 else list(by_view)
-            for name, by_view in self.probs.items()
-            if any(by_view)
-        }
-        return ", ".join(f"{name}={value}" for name, value in shown.items())
+        on = {name: by_view for name, by_view in self.probs.items() if any(by_view)}
+        return f"image_size={self.image_size}, strength={self.strength}, probabilities by view: {on}"

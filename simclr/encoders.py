@@ -1,16 +1,15 @@
 """Encoders f by name: images -> representations h. The only place that chooses a stem."""
 
-import copy
 import difflib
 import inspect
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torchvision.models
 from torch import nn
 
+from simclr.image_sizes import build_for_size, warn_of_unsuitable_stem
 from simclr.resnet import DEPTHS, Norm, ResNet, Shortcut, guard_projections
 
 Stem = Literal["auto", "small", "small_stride2", "imagenet"]
@@ -68,7 +67,7 @@ def build_encoder(
 
     build = build_torchvision if name in torchvision_names() else build_timm if timm_knows(name) else None
     if build is None:
-        raise ValueError(unknown_name(name))
+        raise ValueError(unknown_encoder(name, encoder_names()))
     refuse_resnet_options(name, resnet_options)
     return guard_projections(build(name, None) if image_size is None else build_for_size(build, name, image_size))
 
@@ -97,18 +96,6 @@ def default_encoder(stem: Stem, image_size: int, accelerated: bool | None = None
     if torch.accelerator.is_available() if accelerated is None else accelerated:
         return "resnet18", stem
     return "resnet8", "small_stride2" if stem == "auto" and image_size <= LARGEST_SMALL_IMAGE else stem
-
-
-def warn_of_unsuitable_stem(stem: Stem, image_size: int) -> None:
-    """Warn where an explicit stem throws away most of an image, or keeps more than it can use."""
-    # Both stems are in honest use from 64 to 127 px (Tiny ImageNet, STL-10).
-    if stem == "imagenet" and image_size < 64:
-        effect = f"leaves {-(-image_size // 4)} of {image_size} px to the first block; 'small' keeps them all"
-    elif stem == "small" and image_size >= 128:
-        effect = f"runs the first blocks on all {image_size} px, 16 times the work of 'imagenet'"
-    else:
-        return
-    warnings.warn(f"stem={stem!r} at image_size={image_size} {effect}.", UserWarning, stacklevel=3)
 
 
 def refuse_resnet_options(name: str, options: dict[str, object]) -> None:
@@ -162,79 +149,6 @@ def remove_classifier(model: nn.Module) -> int:
     return classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
 
 
-def build_for_size(build: Callable[[str, int | None], nn.Module], name: str, image_size: int) -> nn.Module:
-    """A model of torchvision or timm, seen to take images of this size.
-
-    Raises:
-        ValueError: if it does not take them, with the size that it needs.
-    """
-    try:
-        encoder = build(name, image_size)
-        reason = why_not(encoder, image_size)
-    except _REFUSALS as error:
-        reason = _first_line(error)
-    if reason is None:
-        return encoder
-    least = least_size(build, name, image_size)
-    needs = f"It needs at least {least}: choose that size" if least else "Choose another size"
-    raise ValueError(f"encoder {name} cannot take images of {image_size} px: {reason}. {needs}, or another encoder.")
-
-
-_REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
-
-
-def why_not(encoder: nn.Module, image_size: int) -> str | None:
-    """What a model says to images of a size that it cannot take; None if it takes them. By their shape if possible."""
-    images = torch.empty(2, 3, image_size, image_size, device="meta")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
-            on_meta(encoder).train()(images)
-        except Exception:
-            # Some networks cannot run on shapes alone: what two images make of it decides.
-            if any(parameter.is_meta for parameter in encoder.parameters()):
-                return None
-            try:
-                copy.deepcopy(encoder).train()(torch.zeros(images.shape))
-            except _REFUSALS as error:
-                return _first_line(error)
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
-
-
-def on_meta(network: nn.Module) -> nn.Module:
-    """A copy of a network on the meta device: shapes without numbers, for which no weight is copied."""
-    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
-    empty |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in network.buffers()}
-    return copy.deepcopy(network, empty)  # which takes for copied what it is given
-
-
-def least_size(build: Callable[[str, int | None], nn.Module], name: str, image_size: int) -> int | None:
-    """The smallest side above image_size that a model takes, by shapes alone; None if none is found."""
-
-    def takes(side: int) -> bool:
-        try:
-            with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-                build(name, side)(torch.empty(2, 3, side, side))
-        except Exception:  # whatever a model says to a size that it cannot take
-            return False
-        return True
-
-    below = image_size
-    for side in (32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512):
-        if side > image_size and takes(side):
-            break
-        below = max(below, side)
-    else:
-        return None
-    while side - below > 1:
-        middle = (below + side) // 2
-        below, side = (below, middle) if takes(middle) else (middle, side)
-    return side
-
-
 def timm_knows(name: str) -> bool:
     """Whether timm is installed and has a model of this name."""
     try:
@@ -257,9 +171,9 @@ def build_timm(name: str, image_size: int | None) -> nn.Module:
     return encoder
 
 
-def unknown_name(name: str) -> str:
-    """The message for a name that nobody knows, with the nearest that are known."""
-    known = encoder_names()
+def unknown_encoder(name: str, names: Sequence[str]) -> str:
+    """The message for a name that nobody knows, with the nearest of those that are known, timm's among them."""
+    known = list(names)
     try:
         import timm
     except ImportError:

@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simclr.contrast import tiles
-from simclr.contrast.agree import SMALLEST_TEMPERATURE, Settings
+from simclr.contrast.agree import Settings
 from simclr.contrast.engine import ContrastStats, loss_by_semi_hard, loss_by_sums
 from simclr.precision import Operands
-
-__all__ = ["SMALLEST_TEMPERATURE", "ContrastStats", "dcl", "dense_nt_xent", "margin_triplet", "nt_logistic"]
-__all__ += ["nt_xent", "sup_con"]
 
 
 def dense_nt_xent(z: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from simclr.encoders import on_meta
+from simclr.image_sizes import on_meta
 from simclr.torch_internals import storage_id
 from simclr.training.method import Method
 

@@ -8,18 +8,19 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from simclr.augment import SimCLRAugmentation
-from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder, why_not
+from simclr.contrast.engine import ContrastStats
+from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder
 from simclr.heads import ProjectionHead
+from simclr.image_sizes import why_not
 from simclr.inputs import InputTransform, attach_transform
-from simclr.losses import ContrastStats
 from simclr.optim import LrScaling, OptimizerName
 from simclr.training.network import CompileMode, Network
 from simclr.training.objective import LossName, Objective, loss_of, objective_of
-from simclr.training.parts import clear_gradients, clears_gradients, step_in_parts
+from simclr.training.parts import begin_step, clears_gradients, step_in_parts
 from simclr.training.profiled import profiled
-from simclr.training.run import PretrainingRun, refuse_labels, to_device
+from simclr.training.run import PretrainingRun, to_device
 from simclr.training.settings import complete, refuse_bad_settings
-from simclr.training.step_log import DIVERGED, StepLog
+from simclr.training.step_log import StepLog
 from simclr.training.views import EpochViews
 
 
@@ -37,9 +38,7 @@ class SimCLR(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, and its gradient where that is made in micro-batches."""
         images, index = batch
-        if batch_idx == 0:
-            refuse_labels(index)
-        clear_gradients(self, batch_idx)
+        begin_step(self, index, batch_idx)
         if self.hparams.micro_batch_size is not None:
             return step_in_parts(self, images, index, batch_idx)
         views = self.make_views(images, index)
@@ -60,11 +59,7 @@ class SimCLR(LightningModule):
     @profiled("loss")
     def loss(self, z: Tensor) -> tuple[Tensor, ContrastStats]:
         """The contrastive loss of projections, view after view, among those of all ranks."""
-        try:
-            return loss_of(self.hparams, z.chunk(self.views.count))
-        except FloatingPointError as error:
-            step = self.trainer.global_step
-            raise FloatingPointError(f"the loss is nan at step {step}: {error} {DIVERGED}") from error
+        return loss_of(self.hparams, z.chunk(self.views.count), self.trainer.global_step)
 
     def forward(self, images: Tensor) -> Tensor:
         """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""
@@ -149,13 +144,11 @@ class SimCLR(LightningModule):
                 it comes from data.batch_size.
             channels_last: memory layout of images and convolutions: faster on most devices, the same numbers up to
                 rounding.
-            compile_encoder: run encoder and head by torch.compile: a minute at the start, faster steps after it on most
-                GPUs. A CPU needs a C++ compiler. If not given: no; but the command line compiles for a CPU, views too,
+            compile_encoder: run encoder and head by torch.compile: a minute at the start, then faster steps on most
+                GPUs; a CPU needs a C++ compiler. If not given: no; but the command line compiles for a CPU, views too,
                 where it measures that the run is long enough to repay it. In place of true, one of its modes:
-                reduce-overhead replays them as CUDA graphs, for steps of a few milliseconds, where launching kernels
-                takes longer than they run; max-autotune also tries kernels, for minutes; max-autotune-no-cudagraphs
-                only tries them. CUDA graphs are for one device, hold memory of their own, and are recorded again for
-                each size of views that grow.
+                reduce-overhead and max-autotune replay CUDA graphs, on one device, for steps of a few milliseconds;
+                max-autotune and max-autotune-no-cudagraphs try kernels, for minutes.
             seed: of the views. On the command line it comes from seed_everything.
             **augmentation: settings of SimCLRAugmentation: strength, crop_scale, flip_prob, blur_prob, mean, std ...
         Raises:
@@ -206,36 +199,28 @@ class SimCLR(LightningModule):
     # What Lightning asks of a method: the parts answer.
 
     def setup(self, stage: str) -> None:
-        """Settle and check."""
         self.run.setup(self)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser, warm-up and cosine."""
         return self.run.configure_optimizers(self)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves the images; their numbers stay on the CPU."""
         if not self.trainer.training:
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         return to_device(batch, device)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Comes after `training_step`, when micro-batches have put their gradients there."""
         if not clears_gradients(self.hparams):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_train_start(self) -> None:
-        """The learning rate of the first step."""
         self.run.start(self)
 
     def on_train_epoch_end(self) -> None:
-        """The mean loss of the epoch."""
         self.step_log.log_epoch(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds where the run stands."""
         self.run.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with other settings."""
         self.run.load(self, checkpoint)

@@ -435,7 +435,7 @@ def test_the_second_view_can_be_left_at_crop_and_resize():
 
 def test_the_description_names_what_is_on():
     text = repr(SimCLRAugmentation(224, strength=0.5, gray_prob=0.0))
-    for part in ("image_size=224", "strength=0.5", "jitter_prob=0.8", "kernel_size=23", "ColorJitter"):
+    for part in ("image_size=224", "strength=0.5", "'jitter': (0.8,)", "kernel_size=23", "ColorJitter"):
         assert part in text
     assert "Grayscale" not in text
 

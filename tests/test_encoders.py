@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from simclr import encoders, resnet
+from simclr import encoders, image_sizes, resnet
 from simclr.encoders import build_encoder, encoder_names
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
@@ -260,19 +260,19 @@ class CountsPixels(nn.Module):
 def test_a_network_that_cannot_run_on_shapes_alone_is_asked_with_images():
     with pytest.raises(RuntimeError):
         CountsPixels().to("meta")(torch.empty(2, 3, 8, 8, device="meta"))
-    assert encoders.why_not(CountsPixels(), 8) is None
-    assert encoders.why_not(CountsPixels(least=9), 8) == "below 9"
+    assert image_sizes.why_not(CountsPixels(), 8) is None
+    assert image_sizes.why_not(CountsPixels(least=9), 8) == "below 9"
 
 
 def test_to_look_at_a_model_leaves_it_and_the_random_numbers_as_they_were():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    assert encoders.why_not(model, 8) is None
-    assert "Kernel size" in encoders.why_not(model, 1)
+    assert image_sizes.why_not(model, 8) is None
+    assert "Kernel size" in image_sizes.why_not(model, 1)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert {t.device.type for t in encoders.on_meta(model).state_dict().values()} == {"meta"}
+    assert {t.device.type for t in image_sizes.on_meta(model).state_dict().values()} == {"meta"}
 
 
 def strided_projections(encoder):

@@ -14,7 +14,7 @@ LAYERS = [
     ["seeding", "distributed", "precision", "paths", "torch_internals", "allocator"],
     ["contrast"],
     ["views"],
-    ["augment", "losses", "heads", "resnet", "encoders", "optim", "run_length"],
+    ["augment", "losses", "heads", "resnet", "image_sizes", "encoders", "optim", "run_length"],
     ["data"],
     ["inputs"],
     ["module", "checkpoint", "continuation", "training"],

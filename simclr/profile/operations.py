@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from simclr.encoders import on_meta
+from simclr.image_sizes import on_meta
 from simclr.training.method import Method
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from simclr import losses
+from simclr.contrast.engine import ContrastStats
+from simclr.training.step_log import DIVERGED
 
 LossName = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
 
@@ -54,18 +56,24 @@ LOSSES: dict[LossName, Loss] = {
 }
 
 
-def loss_of(settings: Mapping[str, Any], views: Sequence[Tensor]) -> tuple[Tensor, losses.ContrastStats]:
+def loss_of(settings: Mapping[str, Any], views: Sequence[Tensor], step: int = 0) -> tuple[Tensor, ContrastStats]:
     """The loss of projections, as a SimCLR of these settings computes it.
 
     Args:
         settings: SimCLR's.
         views: projections of each view, (n, D) each.
+        step: of the optimiser, for an error's text.
+    Raises:
+        FloatingPointError: if CPU projections are not finite.
     """
     loss = LOSSES[settings["loss"]]
-    if len(views) > 2:
-        return losses.sup_con(views, settings["temperature"], return_stats=True)
     options = {"semi_hard": settings["semi_hard"]} if loss.semi_hard else {}
-    return loss.function(*views, settings[loss.scale], return_stats=True, **options)
+    try:
+        if len(views) > 2:
+            return losses.sup_con(views, settings["temperature"], return_stats=True)
+        return loss.function(*views, settings[loss.scale], return_stats=True, **options)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"the loss is nan at step {step}: {error} {DIVERGED}") from error
 
 
 def objective_of(settings: Mapping[str, Any]) -> Objective:

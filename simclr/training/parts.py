@@ -54,7 +54,25 @@ def clears_gradients(settings: Any) -> bool:
     return settings.get("micro_batch_size") is not None or replays_graphs(settings)
 
 
-def clear_gradients(module: LightningModule, batch_idx: int) -> None:
+def begin_step(module: LightningModule, index: Tensor, batch_idx: int) -> None:
+    """At the start of `training_step`: refuses labels in place of numbers, clears gradients where Lightning cannot.
+
+    Args:
+        module: the method that trains.
+        index: (n,), the images' numbers in the data set.
+        batch_idx: of the epoch, from 0.
+    Raises:
+        ValueError: if the first batch of an epoch repeats a number.
+    """
+    if batch_idx == 0 and len(index.unique()) < len(index):
+        raise ValueError(
+            "a batch is (images, index) with the images' numbers in the data set, but numbers repeat in the first "
+            "batch. Are they labels? simclr.data.ImageData yields what is needed."
+        )
+    _clear_gradients(module, batch_idx)
+
+
+def _clear_gradients(module: LightningModule, batch_idx: int) -> None:
     """Before the first forward pass of an optimiser's step, where `clears_gradients`."""
     settings, accumulated = module.hparams, module.trainer.accumulate_grad_batches
     if not clears_gradients(settings) or batch_idx % accumulated:

@@ -235,12 +235,3 @@ def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tenso
     # Numbers copied back from a device would wait, every step, for all that is queued on it.
     # Not by Lightning's search through nested batches, which takes longer than a step's images may.
     return images.to(device, non_blocking=device.type == "cuda"), index.cpu()
-
-
-def refuse_labels(index: Tensor) -> None:
-    """Raise a ValueError for what cannot be the numbers of different images; for the first batch of a run."""
-    if len(index.unique()) < len(index):
-        raise ValueError(
-            "a batch is (images, index) with the images' numbers in the data set, but numbers repeat in the first "
-            "batch. Are they labels? simclr.data.ImageData yields what is needed."
-        )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, get_args
 
 from simclr.augment import SimCLRAugmentation
-from simclr.losses import SMALLEST_TEMPERATURE
+from simclr.contrast.agree import SMALLEST_TEMPERATURE
 from simclr.optim import LrScaling, OptimizerName
 from simclr.training.network import CompileMode
 from simclr.training.objective import LOSSES

@@ -4,7 +4,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from simclr import distributed
-from simclr.losses import ContrastStats
+from simclr.contrast.engine import ContrastStats
 from simclr.training.internals import optimizer_batches
 
 DIVERGED = "Lower base_lr, lengthen warmup_epochs, or use bf16 in place of fp16."
