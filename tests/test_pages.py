@@ -1,4 +1,4 @@
-"""The method stays on five short pages, and SimCLR one idea long: what people are told they can read in twenty minutes."""
+"""The method stays on five short pages, SimCLR one idea long: what people are told they read in twenty minutes."""
 
 import ast
 from pathlib import Path
