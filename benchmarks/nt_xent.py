@@ -126,6 +126,29 @@ def checkpointed(z1: Tensor, z2: Tensor) -> Tensor:
     return sum(checkpoint(of_rows, z[i : i + CHUNK], z, i, use_reentrant=False) for i in starts) / len(z)
 
 
+def linear_cross_entropy(z1: Tensor, z2: Tensor) -> Tensor:
+    """By torch's chunked `linear_cross_entropy`, which everyone has: views (n, D) each to a scalar.
+
+    Its logarithm of the sum holds each anchor's pair with itself, which is taken out of it: at small temperatures that
+    is nearly all there is, and float32 loses the rest.
+    """
+    z = F.normalize(torch.cat((z1, z2)), dim=1)
+    other = torch.arange(len(z), device=z.device).roll(len(z1))
+    options = torch.nn.LinearCrossEntropyOptions()
+    positive, itself = (z * z[other]).sum(1) / TEMPERATURE, (z * z).sum(1) / TEMPERATURE
+    lse = F.linear_cross_entropy(z / TEMPERATURE, z, other, reduction="none", options=options) + positive
+    return (lse + torch.log1p(-torch.exp(itself - lse)) - positive).mean()
+
+
+def inf_cl() -> Callable[[Tensor, Tensor], Tensor]:
+    """inf-cl's ring loss (Cheng et al. 2024), which compares view 1 with view 2 only: half the pairs of NT-Xent."""
+    from inf_cl import cal_flash_loss
+
+    return lambda z1, z2: cal_flash_loss(
+        F.normalize(z1, dim=1), F.normalize(z2, dim=1), scale=torch.tensor(1 / TEMPERATURE, device=z1.device)
+    )
+
+
 # How each is made, and the bytes that it takes for M = 2N: measured once, to know what will not fit.
 CONTENDERS: dict[str, tuple[Callable[[], Any] | None, Callable[[int], float]]] = {
     OURS: (lambda: ours("float32"), lambda m: 64 * m * WIDTH),
@@ -136,6 +159,8 @@ CONTENDERS: dict[str, tuple[Callable[[], Any] | None, Callable[[int], float]]] =
     "full matrix": (lambda: full_matrix, lambda m: 13 * m**2),
     "full matrix, torch.compile": (lambda: torch.compile(full_matrix), lambda m: 5 * m**2),
     "row chunks, checkpointed": (lambda: checkpointed, lambda m: 16 * CHUNK * m + 64 * m * WIDTH),
+    "torch's linear_cross_entropy": (lambda: linear_cross_entropy, lambda m: 64 * m * WIDTH + 4 * m**2),
+    "inf-cl (half the pairs)": (inf_cl, lambda m: 64 * m * WIDTH),
     FLOOR: (None, lambda m: 8 * m * WIDTH),
 }
 
@@ -147,7 +172,11 @@ def left_out(options: argparse.Namespace) -> dict[str, str]:
         if not importlib.util.find_spec(package):
             reasons[name] = "not installed: pip install -e '.[benchmarks]'"
     if options.device == "cpu":
-        reasons["ours, tf32"] = "CUDA only"
+        reasons["ours, tf32"] = reasons["inf-cl (half the pairs)"] = "CUDA only"
+    elif not importlib.util.find_spec("inf_cl"):
+        reasons["inf-cl (half the pairs)"] = "not installed: pip install inf-cl"
+    if not hasattr(F, "linear_cross_entropy"):
+        reasons["torch's linear_cross_entropy"] = "torch 2.13 and later"
     compiler = options.device == "cuda" or shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if not options.compile:
         reasons["full matrix, torch.compile"] = "asked for by --compile"
