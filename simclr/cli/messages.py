@@ -47,6 +47,8 @@ def quiet() -> None:
         r"Checkpoint directory .* exists and is not empty",  # likewise when a run is continued
         r"The number of training batches .* is smaller than the logging interval",
         r"You have overridden `\w+` in `LightningModule`",  # on purpose
+        # Lightning turns shuffling off for its own loaders only; ours gives every epoch the images of the first.
+        r"You requested to overfit but enabled train dataloader shuffling",
         r"The '\w+_dataloader' does not have many workers",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch >= 2.11 about Lightning 2.6
     ):

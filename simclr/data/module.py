@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -380,8 +379,6 @@ class ImageData(LightningDataModule):
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         same = trainer is not None and trainer.overfit_batches > 0
         sampler = GlobalBatchSampler(len(self.train), self.batch_size, self.seed, rank, world_size, reshuffle=not same)
-        # Lightning says that it turns shuffling off, which it can do for its own loaders only.
-        warnings.filterwarnings("ignore", message="You requested to overfit but enabled train dataloader shuffling")
         if trainer is None or not trainer.training:  # a loop of the caller's own, which no run has begun
             return TrainLoader(self.train, sampler, self._processes())
         if trainer.is_global_zero:  # which writes the checkpoints

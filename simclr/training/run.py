@@ -4,7 +4,6 @@ Lightning's hooks of a method hand over to this object; each says which.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -84,9 +83,6 @@ class PretrainingRun:
 
     def setup(self, module: LightningModule) -> None:
         """In `setup`: settle what was left out, and refuse a data module of another batch or image size."""
-        # Overridden on purpose, for every loader.
-        message = "You have overridden `transfer_batch_to_device` in `LightningModule`"
-        warnings.filterwarnings("ignore", message=message)
         trainer = module.trainer
         given = {name: getattr(trainer.datamodule, name, None) for name in ("batch_size", "image_size")}
         differ = [
