@@ -380,7 +380,9 @@ def test_micro_batches_take_the_steps_of_the_whole_batch(tmp_path, settings):
     assert whole.errors == [None] * STEPS
     assert [error.item() for error in parts.errors] == [0.0] * STEPS
     assert len(whole.steps) == len(parts.steps) == STEPS // settings.get("accumulate_grad_batches", 1)
-    tolerance = 1e-5
+    # Sums over 32 views and four sums over 8 round differently, by 1.1e-5 on a CPU without AVX-512. A part left out or
+    # weighed wrongly is off by a quarter.
+    tolerance = 1e-4
     if settings.get("precision"):
         # bfloat16 gradients of weights are sums over 32 views in the one case and four sums over 8 in the other: they
         # may differ by as much as each does from float32, up to 7 % on a CPU with AMX.
