@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from strict import sitecustomize as strict
 
@@ -20,14 +21,23 @@ def _refuse_a_lenient_child(event: str, arguments: tuple[Any, ...]) -> None:
         return
     command, environment = arguments[1], arguments[3]
     python = not isinstance(command, str | bytes) and str(command[0]) == sys.executable
-    if python and environment is not None and strict.HERE not in environment.get("PYTHONPATH", ""):
+    # torch's compiler, on a machine of many cores, starts processes of its own.
+    of_torch = python and any("_inductor" in str(part) for part in command[1:])
+    if python and not of_torch and environment is not None and strict.HERE not in environment.get("PYTHONPATH", ""):
         raise AssertionError("a Python process with an environment of its own: take strict.sitecustomize.environment")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     marked = [line for mark in item.iter_markers("filterwarnings") for line in mark.args]
     lines = [*item.config.getini("filterwarnings"), *marked]
     for line in lines:
         strict.parse(line)  # a child could only print that it cannot read one
     os.environ[strict.FILTERS] = json.dumps(lines)
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")  # a test that failed while it watched leaves the next one alone

@@ -12,7 +12,6 @@ from tiny import STEPS, Record, fit, tiny_data, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     # What torch and Lightning have to say about a GPU is not ours to mend, but that nothing compiles is an error.
     pytest.mark.filterwarnings("default"),
     pytest.mark.filterwarnings("error:Kornia's operations make the views"),
