@@ -31,7 +31,7 @@ import torch
 
 from simclr import load_encoder
 from simclr.checkpoint import LAST, read_checkpoint
-from simclr.data import ImageData
+from simclr.data.module import images_of_run
 from simclr.eval import extract_features, linear_probe
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pretrain" / "cifar10_resnet18.yaml"
@@ -71,7 +71,7 @@ def train(run_dir: Path, seed: int, epochs: int, options: list[str]) -> float:
 def evaluate(run_dir: Path, device: str) -> tuple[float, tuple[float, float], int]:
     """Linear accuracy of the last epoch's encoder, its 95 % interval, and the epochs trained."""
     checkpoint = read_checkpoint(run_dir / LAST)
-    data = ImageData(**checkpoint.data)
+    data = images_of_run(checkpoint.data)
     encoder = load_encoder(checkpoint.path)
     train, test = (extract_features(encoder, data.eval_loader(split), device=device) for split in ("train", "test"))
     probe = linear_probe(*train, *test, device=device)

@@ -3,7 +3,6 @@
 A setting is applied, or it is refused by name with both values. None is taken over silently.
 """
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pytorch_lightning.utilities import GradClipAlgorithmType
 
 from simclr.checkpoint import Checkpoint, end_epoch, refuse_mismatch
 from simclr.data import ImageData
+from simclr.data.module import images_of_run
 from simclr.seeding import ORDER_VERSION
 from simclr.training.method import name_of
 
@@ -150,9 +150,8 @@ def data_changes(data: LightningDataModule, was: Mapping[str, Any]) -> Changes:
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
-    known = {name: settings[name] for name in inspect.signature(ImageData).parameters if name in settings}
-    data = ImageData(**known)
-    settings = {**settings, **{name: getattr(data, name) for name in ("source", "load_size") if name in known}}
+    data = images_of_run(settings)
+    settings = {**settings, **{name: getattr(data, name) for name in ("source", "load_size") if name in settings}}
     if settings.get("source") != "shapes":
         settings.pop("shapes_train", None)
     return settings

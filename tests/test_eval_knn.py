@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from simclr.eval import knn_accuracy, knn_predict
+from simclr.eval import knn_accuracy, knn_predict, nearest
 
 
 def _clusters(n, m, classes=4, width=6, spread=1.2, seed=0):
@@ -75,3 +75,8 @@ def test_bad_settings_are_refused():
             knn_accuracy(train, train_labels, test, test_labels, 5, temperature)
     with pytest.raises(ValueError, match=r"classes \[9\] that train_labels lack"):
         knn_accuracy(train, train_labels, test, torch.full((60,), 9), 5)
+
+
+def test_the_nearest_are_those_of_highest_cosine_and_of_equals_the_first():
+    bank = torch.tensor([[0.0, 1.0], [10.0, 0.0], [1.0, 1.0], [2.0, 2.0], [-1.0, 0.0]])
+    assert nearest(torch.tensor([[0.1, 0.0], [0.0, -3.0]]), bank, 3).tolist() == [[1, 2, 3], [1, 4, 2]]

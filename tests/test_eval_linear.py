@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from simclr import SimCLRAugmentation
+from simclr.data.splits import stratified_split
 from simclr.eval import extract_features, linear, linear_evaluation_sgd, linear_probe, train_linear_sgd, wilson_interval
-from simclr.eval.linear import _stratified_split
 from simclr.seeding import epoch_order
 
 
@@ -187,13 +187,13 @@ def test_the_path_ends_once_accuracy_has_clearly_fallen(monkeypatch, later, trie
 
 def test_the_split_is_stratified_disjoint_and_bounded():
     labels = torch.cat((torch.zeros(500), torch.ones(100), torch.full((10,), 2), torch.tensor([3]))).long()
-    fit, validation = _stratified_split(labels, 10**6, seed=0)
+    fit, validation = stratified_split(labels, 0.2, seed=0, limit=10**6)
     assert torch.equal(torch.cat((fit, validation)).sort().values, torch.arange(611))
     assert torch.bincount(labels[validation], minlength=4).tolist() == [100, 20, 2, 0]
-    fit, validation = _stratified_split(labels, 61, seed=0)
+    fit, validation = stratified_split(labels, 0.2, seed=0, limit=61)
     assert not set(fit.tolist()) & set(validation.tolist())
     assert torch.bincount(labels[fit]).tolist() == [40, 8, 1, 1]
-    assert not torch.equal(fit, _stratified_split(labels, 61, seed=1)[0])
+    assert not torch.equal(fit, stratified_split(labels, 0.2, seed=1, limit=61)[0])
 
 
 def test_the_result_carries_its_uncertainty():

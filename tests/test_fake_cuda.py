@@ -28,9 +28,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from simclr.augment import SimCLRAugmentation
 from simclr.contrast import tiles
 from simclr.data import loader
+from simclr.eval import nearest
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
 from simclr.optim import build_optimizer
-from simclr.report import nearest
 from simclr.report.pictures import neighbour_picture
 from simclr.seeding import stream_uniforms, uniforms, view_stream
 from simclr.training.gradient_cache import backward_in_parts

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from simclr.report.sample import Sample, choose_queries, nearest, tsne
+from simclr.report.sample import Sample, choose_queries, tsne
 
 
 def sample_of(labels):
@@ -13,11 +13,6 @@ def sample_of(labels):
     count = len(labels)
     pixels, features = torch.zeros(count, 3, 1, 1, dtype=torch.uint8), torch.zeros(count, 2)
     return Sample("set", torch.arange(count), pixels, features, labels, None, count)
-
-
-def test_the_nearest_are_those_of_highest_cosine_and_of_equals_the_first():
-    bank = torch.tensor([[0.0, 1.0], [10.0, 0.0], [1.0, 1.0], [2.0, 2.0], [-1.0, 0.0]])
-    assert nearest(torch.tensor([[0.1, 0.0], [0.0, -3.0]]), bank, 3).tolist() == [[1, 2, 3], [1, 4, 2]]
 
 
 def test_queries_are_one_of_each_class_in_their_order_then_others():

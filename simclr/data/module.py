@@ -1,5 +1,6 @@
 """ImageData: the images of a run, as a LightningDataModule."""
 
+import inspect
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from simclr.data.fingerprint import compare_files, fingerprint_files
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, undivided
 from simclr.data.shapes import CLASSES, draw_shapes
 from simclr.data.sources import FileImages, Folder, ImageSet, MemoryImages, list_folder, match_classes, refuse_shared
+from simclr.data.splits import stratified_split
 from simclr.paths import shown, stored
 from simclr.seeding import check_seed, epoch_order
 
@@ -436,7 +438,7 @@ class ImageData(LightningDataModule):
         if train.labels is not None and test is not None and test.labels is not None:
             return {"train": (train, torch.arange(len(train)), None), "test": (test, torch.arange(len(test)), None)}
         pool, seen = (train, True) if train.labels is not None else (test, False)
-        kept, held = _stratified_holdout(pool.labels, self.holdout)
+        kept, held = (part.sort().values for part in stratified_split(pool.labels, self.holdout, seed=_HOLDOUT))
         if len(held) == 0:
             raise ValueError(
                 f"no class of {pool.name} has two images: none can be held out as test. "
@@ -465,25 +467,20 @@ def default_batch_size(images: int, world_size: int = 1) -> int:
     return max(size // world_size, 1) * world_size
 
 
-def _stratified_holdout(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Numbers of the images to keep and to hold out, both sorted: a function of labels and fraction only.
-
-    About this fraction of each class is held out: one at least of a class that has two, and never the last one, because
-    no classifier can name a class it has not seen.
-    """
-    order = epoch_order(_HOLDOUT, 0, len(labels))
-    counts = labels.bincount()
-    # Images in random order within their class, classes one after the other.
-    order = order[labels[order].argsort(stable=True)]
-    own = labels[order]
-    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[own]  # within the class
-    held = place < (counts * fraction).round().long().clamp(min=1).minimum(counts - 1)[own]
-    return order[~held].sort().values, order[held].sort().values
-
-
 def _cores() -> int:
     """Cores this process may use, as far as the platform tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def images_of_run(settings: Mapping[str, Any], **changed: Any) -> ImageData:
+    """The images of a run, by the settings that its checkpoint holds; what `ImageData` no longer has is left out.
+
+    Args:
+        settings: `Checkpoint.data`.
+        changed: settings to take in place of the run's.
+    """
+    known = {name: settings[name] for name in inspect.signature(ImageData).parameters if name in settings}
+    return ImageData(**{**known, **changed})
 
 
 @contextmanager

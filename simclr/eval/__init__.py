@@ -1,7 +1,7 @@
 """What an encoder is worth: kNN and linear evaluation of its frozen features, with yardsticks and intervals."""
 
 from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
-from simclr.eval.knn import default_k, knn_accuracy, knn_predict
+from simclr.eval.knn import default_k, knn_accuracy, knn_predict, nearest
 from simclr.eval.linear import (
     REGULARIZATION_GRID,
     ProbeResult,
@@ -22,6 +22,7 @@ __all__ = [
     "knn_predict",
     "linear_evaluation_sgd",
     "linear_probe",
+    "nearest",
     "raw_pixels",
     "top_k_accuracy",
     "train_linear_sgd",

@@ -1,6 +1,8 @@
 """Weighted kNN classification of frozen features (Wu et al. 2018, "Unsupervised feature learning via non-parametric
 instance discrimination", section 3.4): no training, so it says what the features are worth as they are."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,19 @@ def default_k(train_labels: Tensor) -> int:
     """
     sizes = train_labels.bincount()
     return min(_K, int(sizes[sizes > 0].median()))
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int) -> Tensor:
+    """The k rows of the bank of highest cosine similarity to each query, nearest first; of equal ones the earlier.
+
+    Args:
+        queries: (M, F) float, any scale: normalised here.
+        bank: (N, F) float, likewise. It says on which device to compute.
+        k: 1 .. N.
+    Returns:
+        (M, k) int64, rows of the bank, on its device.
+    """
+    return torch.cat([near for _, near in _nearest_in_chunks(queries, bank, k)])
 
 
 def knn_predict(
@@ -62,23 +77,13 @@ def knn_predict(
         train_features, train_labels, test_features, train_labels[:1].expand(len(test_features)), num_classes
     )
     _check_vote(k, temperature, len(train_features))
-    device = train_features.device
-    size = len(train_features)
-    bank = F.normalize(train_features.float(), dim=1)  # (N, F)
-    bank_labels = train_labels.to(device, torch.int64)
-    later = size - 1 - torch.arange(size, device=device)  # (N,): larger for lower numbers, so that these win
+    bank_labels = train_labels.to(train_features.device, torch.int64)
     predictions = []
-    for chunk in test_features.split(chunk_size or max(1, 2**22 // size)):
-        similarity = F.normalize(chunk.to(device).float(), dim=1) @ bank.T  # (m, N)
-        # One integer per pair that orders by similarity, then by number: topk alone breaks ties as it likes.
-        key = similarity.mul_(_SIMILARITY_UNIT).round_().to(torch.int64).mul_(size).add_(later)
-        key = key.topk(k, dim=1).values  # (m, k), descending
-        nearest = size - 1 - key % size
-        similarity = (key // size).double() / _SIMILARITY_UNIT
+    for similarity, near in _nearest_in_chunks(test_features, train_features, k, chunk_size):
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = (votes * _VOTE_UNIT).round().to(torch.int64)
-        tally = torch.zeros(len(chunk), num_classes, dtype=torch.int64, device=device)
-        tally.scatter_add_(1, bank_labels[nearest], votes)  # (m, C)
+        tally = torch.zeros(len(near), num_classes, dtype=torch.int64, device=near.device)
+        tally.scatter_add_(1, bank_labels[near], votes)  # (m, C)
         predictions.append(tally.argmax(1).cpu())
     return torch.cat(predictions)
 
@@ -109,6 +114,21 @@ def knn_accuracy(
         train_features, train_labels, test_features, k, temperature, num_classes=num_classes, chunk_size=chunk_size
     )
     return int((predictions == test_labels.cpu()).sum()) / len(test_labels)
+
+
+def _nearest_in_chunks(
+    queries: Tensor, bank: Tensor, k: int, chunk_size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Similarity (m, k) float64, descending, in steps of 2^-22, and rows of the bank (m, k), some queries at a time."""
+    size, device = len(bank), bank.device
+    bank = F.normalize(bank.float(), dim=1)
+    later = size - 1 - torch.arange(size, device=device)  # (N,): larger for lower numbers, so that these win
+    for chunk in queries.split(chunk_size or max(1, 2**22 // size)):
+        similarity = F.normalize(chunk.to(device).float(), dim=1) @ bank.T  # (m, N)
+        # One integer per pair that orders by similarity, then by number: topk alone breaks ties as it likes.
+        key = similarity.mul_(_SIMILARITY_UNIT).round_().to(torch.int64).mul_(size).add_(later)
+        key = key.topk(k, dim=1).values  # (m, k), descending
+        yield (key // size).double() / _SIMILARITY_UNIT, size - 1 - key % size
 
 
 def _check_vote(k: int, temperature: float, size: int) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simclr.augment import SimCLRAugmentation
+from simclr.data.splits import stratified_split
 from simclr.eval.features import check_split, encode, frozen
 from simclr.eval.metrics import top_k_accuracy, wilson_interval
 from simclr.seeding import epoch_order
@@ -476,29 +477,12 @@ def _standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), scale.float()
 
 
-def _stratified_split(labels: Tensor, selection_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the images to fit to and to validate on, classes in proportion: a function of labels and seed."""
-    size = len(labels)
-    order = epoch_order(seed, 0, size).to(labels.device)
-    counts = torch.bincount(labels)
-    # Images in random order within their class, classes one after the other.
-    order = order[labels[order].argsort(stable=True)]
-    own = labels[order]
-    rank = torch.arange(size, device=labels.device) - (counts.cumsum(0) - counts)[own]
-    validation_fraction = min(_VALIDATION_FRACTION, _VALIDATION_LIMIT / size)
-    # At least one of each class that has two; at least one stays to fit to.
-    held = (counts * validation_fraction).round().long().clamp(min=1).minimum((counts - 1).clamp(min=0))
-    kept = ((counts - held) * min(1.0, selection_size / size)).ceil().long()
-    validation = rank < held[own]
-    fit = ~validation & (rank < (held + kept)[own])
-    return order[fit], order[validation]
-
-
 def _validation_accuracies(
     features: Tensor, labels: Tensor, num_classes: int, grid: Sequence[float], selection_size: int, seed: int
 ) -> tuple[dict[float, float], dict[float, tuple[Tensor, Tensor]]]:
     """Accuracy on the held-back part for the lambdas tried, strongest first, and the classifiers that reached it."""
-    fit_index, validation_index = _stratified_split(labels, selection_size, seed)
+    fraction = min(_VALIDATION_FRACTION, _VALIDATION_LIMIT / len(labels))
+    fit_index, validation_index = stratified_split(labels, fraction, seed=seed, limit=selection_size)
     if len(validation_index) == 0:
         raise ValueError(
             "every class has a single training image, none can be held back to choose regularization: pass one value."

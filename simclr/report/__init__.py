@@ -6,6 +6,5 @@ says what stands in each section; the words and the marks of HTML are in `templa
 
 from simclr.report.page import REPORT, write_report
 from simclr.report.run import read_metrics, read_results
-from simclr.report.sample import nearest
 
-__all__ = ["REPORT", "nearest", "read_metrics", "read_results", "write_report"]
+__all__ = ["REPORT", "read_metrics", "read_results", "write_report"]

@@ -10,7 +10,7 @@ import yaml
 
 from simclr.checkpoint import Checkpoint
 from simclr.data import ImageData
-from simclr.data.module import folders_shown
+from simclr.data.module import folders_shown, images_of_run
 from simclr.eval.evaluation import RESULT
 
 
@@ -74,8 +74,7 @@ def data_of(checkpoint: Checkpoint) -> ImageData:
         raise ValueError("the run was not trained on an ImageData, so its images are not known.")
     # Nothing is decoded ahead, and no cache is built anew: a report shows a few of the images.
     ahead = {"memory_limit_gb": 0.0, "cache_dir": None}
-    settings = {**folders_shown(checkpoint.data), "image_size": checkpoint.model["image_size"], **ahead}
-    return ImageData(**settings)
+    return images_of_run(folders_shown(checkpoint.data), image_size=checkpoint.model["image_size"], **ahead)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

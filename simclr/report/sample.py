@@ -88,15 +88,6 @@ def _sample(encoder: nn.Module, source: ImageSet, pool: Tensor, limit: int, devi
     return Sample(source.name, index, pixels, features, labels, source.classes, len(pool))
 
 
-def nearest(queries: Tensor, bank: Tensor, k: int) -> Tensor:
-    """The k rows of `bank` (N, F) of highest cosine similarity to each of `queries` (n, F), nearest first: (n, k).
-
-    Of equally near rows the earlier comes first.
-    """
-    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T  # (n, N)
-    return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
-
-
 def choose_queries(sample: Sample, count: int) -> Tensor:
     """Places in a sample of images to show: one of each class as far as they go, in the order of the classes."""
     order = epoch_order(_CHOICE, 2, len(sample.index))

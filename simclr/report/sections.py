@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from simclr.checkpoint import Checkpoint, write_atomically
+from simclr.eval import nearest
 from simclr.eval.duplicates import duplicates_in_words
 from simclr.eval.evaluation import grid_end_in_words
 from simclr.report.pictures import (
@@ -23,7 +24,7 @@ from simclr.report.pictures import (
     save_chart,
     to_picture,
 )
-from simclr.report.sample import Sample, choose_queries, nearest, tsne
+from simclr.report.sample import Sample, choose_queries, tsne
 from simclr.training.objective import Objective
 
 Content = dict[str, Any]  # what a template may ask for, by name
