@@ -10,7 +10,7 @@ import yaml
 
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.data import ImageData
-from simclr.eval.evaluation import linear_evaluation
+from simclr.eval.protocol import find_protocol, settings_in
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
 
@@ -62,7 +62,8 @@ def test_a_pretraining_config_is_read_and_states_only_what_differs(path, parse):
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "linear_eval"], ids=named)
 def test_a_linear_evaluation_config_is_read(path):
-    known = set(inspect.signature(linear_evaluation).parameters) - {"checkpoint", "data", "command", "say"}
+    known = {"protocol", "device", *settings_in(find_protocol("linear"))}
+    known |= {f"knn_{name}" for name in settings_in(find_protocol("knn"))}
     known |= {f"data.{name}" for name in inspect.signature(ImageData).parameters}
     assert set(flat(yaml.safe_load(path.read_text()))) <= known
 

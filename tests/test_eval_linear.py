@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from torch import nn
 
 from simclr import SimCLRAugmentation
 from simclr.data.splits import stratified_split
-from simclr.eval import extract_features, linear, linear_evaluation_sgd, linear_probe, train_linear_sgd, wilson_interval
+from simclr.eval import (
+    extract_features,
+    linear_evaluation_sgd,
+    linear_probe,
+    linear_probe_sgd,
+    logreg,
+    train_linear_sgd,
+    wilson_interval,
+)
 from simclr.seeding import epoch_order
 
 
@@ -168,7 +177,7 @@ def test_the_path_ends_once_accuracy_has_clearly_fallen(monkeypatch, later, trie
     sign = 2.0 * y - 1
     x = torch.stack([torch.where(torch.arange(500) // 2 % 50 < share * 50, sign, -sign) for share in (0.9, later)], 1)
     grid = [10.0**e for e in range(4, -5, -1)]
-    asked, fit = [], linear._fit
+    asked, fit = [], logreg._fit
 
     def looks_at_one_feature(features, labels, num_classes, regularization, *args, **kwargs):
         asked.append(regularization)
@@ -178,7 +187,7 @@ def test_the_path_ends_once_accuracy_has_clearly_fallen(monkeypatch, later, trie
             fit(features, labels, num_classes, 1.0), weight=weight.double(), bias=torch.zeros(2).double()
         )
 
-    monkeypatch.setattr(linear, "_fit", looks_at_one_feature)
+    monkeypatch.setattr(logreg, "_fit", looks_at_one_feature)
     result = linear_probe(x, y, x, y, regularization=grid)
     assert list(result.validation_accuracy) == grid[:tried]
     assert asked == [*grid[:tried], grid[0]]  # then the strongest of the best, on all images
@@ -227,11 +236,11 @@ def test_more_features_than_images_and_no_convergence():
         linear_probe(x, y, x, y, regularization=1e-2, max_iterations=1)
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "sgd"])
-def test_the_probe_repeats_itself(method):
+@pytest.mark.parametrize("probe", [linear_probe, partial(linear_probe_sgd, epochs=3)], ids=["lbfgs", "sgd"])
+def test_the_probe_repeats_itself(probe):
     x, y, test_x, test_y = _data()
     x, test_x = x / 100, test_x / 100
-    a, b = (linear_probe(x, y, test_x, test_y, method=method, epochs=3) for _ in range(2))
+    a, b = (probe(x, y, test_x, test_y) for _ in range(2))
     assert torch.equal(a.weight, b.weight)
     assert torch.equal(a.predictions, b.predictions)
 
@@ -289,8 +298,6 @@ def test_sgd_refuses_a_wrong_schedule_and_stops_on_divergence():
 
 def test_bad_input_is_refused():
     x, y, test_x, test_y = _data()
-    with pytest.raises(ValueError, match="'lbfgs' or 'sgd'"):
-        linear_probe(x, y, test_x, test_y, method="ridge")
     with pytest.raises(ValueError, match="lambdas > 0"):
         linear_probe(x, y, test_x, test_y, regularization=0.0)
     with pytest.raises(ValueError, match="widths differ"):

@@ -109,7 +109,7 @@ def test_the_record_is_json_and_says_what_it_came_from(run, record):
 
 def test_the_papers_protocol_is_a_plain_loop_over_augmented_images_and_names_its_settings(run):
     settings = {"epochs": 5, "batch_size": 16, "base_lr": 20.0, "weight_decay": 0.01}
-    record = linear_evaluation(run, data(), protocol="sgd", **settings)
+    record = linear_evaluation(run, data(), protocol="sgd", settings=settings)
     assert {"protocol": "sgd", **settings}.items() <= record.items()
     encoder, train_set, test_set = load_encoder(run), data().eval_loader("train"), data().eval_loader("test")
     of_epoch = of_views(encoder, train_set.source.pixels, train_set.labels)
@@ -138,13 +138,31 @@ def test_an_encoder_that_changes_while_it_is_measured_is_an_error(run, monkeypat
 
 
 def test_settings_out_of_range_are_refused_by_name_before_anything_is_read():
-    settings = {"epochs": 0, "batch_size": 0, "base_lr": 0, "weight_decay": -1, "knn_k": 0, "knn_temperature": 0}
+    settings, votes = {"epochs": 0, "batch_size": 0, "base_lr": 0, "weight_decay": -1}, {"k": 0, "temperature": 0}
     with pytest.raises(ValueError, match="is not positive") as error:
-        linear_evaluation("no/such/run", data(), **settings)
+        linear_evaluation("no/such/run", data(), protocol="sgd", settings=settings, knn=votes)
     assert str(error.value) == (
         "epochs=0 is not 1 or more; batch_size=0 is not 1 or more; knn_k=0 is not 1 or more; "
         "base_lr=0 is not positive; knn_temperature=0 is not positive; weight_decay=-1 is negative."
     )
+
+
+def test_a_protocol_that_nobody_knows_and_a_setting_of_another_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"^protocol=ridge is none of knn, logreg, linear, nor the path of a function"):
+        linear_evaluation("no/such/run", data(), protocol="ridge")
+    with pytest.raises(ValueError, match=r"^epochs: no setting of logreg, which has max_iterations"):
+        linear_evaluation("no/such/run", data(), settings={"epochs": 3})
+
+
+def test_a_protocol_of_ones_own_is_measured_beside_the_yardsticks(run, record):
+    own = linear_evaluation(run, data(), protocol="toy_protocol.nearest_mean", settings={"shrink": 0.5})
+    features, labels = extract_features(load_encoder(run), data().eval_loader("train"))
+    means = torch.stack([features[labels == c].mean(0) for c in range(10)]) * 0.5
+    test, test_labels = extract_features(load_encoder(run), data().eval_loader("test"))
+    right = torch.cdist(test, means).argmin(1) == test_labels
+    assert own["linear_top1"] == right.double().mean().item()
+    assert (own["protocol"], own["shrink"], own["linear_top5"]) == ("toy_protocol.nearest_mean", 0.5, None)
+    assert own["random_encoder_top1"] == record["random_encoder_top1"]
 
 
 def test_test_classes_without_a_training_image_are_named(run):
@@ -167,7 +185,7 @@ def test_the_papers_protocol_decodes_files_in_as_many_threads_as_there_are_worke
     monkeypatch.setattr(sources, "read_images", lambda paths, side, threads: asked.append((paths, side, threads)))
     files = FileImages("files", ["a", "b", "c"], 8, torch.tensor([0, 1, 1]), ["x", "y"])
     for workers in (0, 2):
-        evaluation._LabelledPart(EvalLoader(files, torch.tensor([2, 0]), 2, workers)).images(torch.tensor([1, 0]))
+        evaluation.LoadedImages(EvalLoader(files, torch.tensor([2, 0]), 2, workers)).images(torch.tensor([1, 0]))
     assert asked == [(["a", "c"], 8, 1), (["a", "c"], 8, 2)]
 
 

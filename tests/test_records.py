@@ -19,7 +19,7 @@ from simclr.cli.messages import BAD_INPUT
 from simclr.cli.report import report
 from simclr.cli.train import train
 from simclr.data import ImageData
-from simclr.eval import ProbeResult, default_k, evaluation, linear_probe
+from simclr.eval import ProbeResult, default_k, evaluation, linear_probe, logreg
 from simclr.report import pictures, read_metrics
 from simclr.seeding import epoch_order
 from simclr.training.objective import LOSSES, LossName, objective_of
@@ -417,7 +417,8 @@ def test_the_default_k_is_the_size_of_the_median_class_up_to_200(sizes, k):
 
 def test_a_regularisation_at_the_end_of_its_grid_is_said_to_be(here, monkeypatch, capsys):
     # Of two lambdas either is an end.
-    monkeypatch.setattr(evaluation, "linear_probe", partial(linear_probe, regularization=(100.0, 1.0)))
+    for place in (evaluation, logreg):
+        monkeypatch.setattr(place, "linear_probe", partial(linear_probe, regularization=(100.0, 1.0)))
     capsys.readouterr()
     record = measured(here / "run")
     out = " ".join(capsys.readouterr().out.split())
@@ -425,7 +426,8 @@ def test_a_regularisation_at_the_end_of_its_grid_is_said_to_be(here, monkeypatch
     assert record["regularization_end"]["linear"] == end
     assert f"end of its grid, beyond which a better one may lie: linear classifier (the {end})" in out
     assert all(record["regularization_end"].values())
-    monkeypatch.setattr(evaluation, "linear_probe", partial(linear_probe, regularization=1.0))  # nothing to choose
+    for place in (evaluation, logreg):
+        monkeypatch.setattr(place, "linear_probe", partial(linear_probe, regularization=1.0))  # nothing to choose
     record = measured(here / "run")
     assert record["regularization_end"] == {"linear": None, "random_encoder": None, "raw_pixels": None}
     assert "end of its grid" not in capsys.readouterr().out

@@ -26,8 +26,16 @@ from torch.overrides import TorchFunctionMode
 from simclr import SimCLR, SimCLRAugmentation, load_encoder
 from simclr.callbacks import OnlineKNN
 from simclr.data import ImageData, MemoryImages, draw_shapes, loader, sources
-from simclr.eval import extract_features, knn_accuracy, knn_predict, linear_evaluation_sgd, linear_probe
+from simclr.eval import (
+    extract_features,
+    knn_accuracy,
+    knn_predict,
+    linear_evaluation_sgd,
+    linear_probe,
+    linear_probe_sgd,
+)
 from simclr.eval.evaluation import linear_evaluation
+from simclr.eval.protocol import find_protocol
 from simclr.seeding import epoch_order
 from simclr.views import compiled
 from test_eval_knn import _clusters, _dumb
@@ -531,17 +539,16 @@ class Named(TorchFunctionMode):
 HERE = torch.device("cpu", 0)  # where every tensor is, by a name that nothing else has
 
 
-def probed(protocol: str, **settings: Any) -> Any:
-    method = settings.pop("method", protocol)
+def probed(probe: Callable[..., Any], **settings: Any) -> Any:
     x, y, test_x, test_y = (part / 100 if part.is_floating_point() else part for part in _data())
     with Named() as named:
-        result = said(RuntimeError, linear_probe, x, y, test_x, test_y, **{**BASE[method], **settings}, method=method)
+        result = said(RuntimeError, probe, x, y, test_x, test_y, **{**BASE[probe], **settings})
     if isinstance(result, str):
         return result
     return SimpleNamespace(**vars(result), placed=named.placed)
 
 
-BASE = {"lbfgs": {}, "sgd": {"epochs": 3, "batch_size": 50}}
+BASE = {linear_probe: {}, linear_probe_sgd: {"epochs": 3, "batch_size": 50}}
 
 
 def stationary(regularization: float) -> Callable[[Any, Any], bool]:
@@ -563,7 +570,7 @@ def plain_is(seed: int = 0, **settings: Any) -> Callable[[Any, Any], bool]:
 
     def seen(_, b: SimpleNamespace) -> bool:
         x, y = (part / 100 if part.is_floating_point() else part for part in _data()[:2])
-        expected = plain_sgd(in_order(x, y, seed), 3, **{**BASE["sgd"], **settings})
+        expected = plain_sgd(in_order(x, y, seed), 3, **{**BASE[linear_probe_sgd], **settings})
         return same(b.weight, expected.weight, 1e-5) and same(b.bias, expected.bias, 1e-5)
 
     return seen
@@ -574,12 +581,7 @@ def another_choice(a: SimpleNamespace, b: SimpleNamespace) -> bool:
 
 
 FEATURES = ("train_features", "train_labels", "test_features", "test_labels")
-OF_LBFGS, OF_SGD = (
-    ("regularization", "selection_size", "max_iterations"),
-    ("epochs", "batch_size", "base_lr", "momentum", "weight_decay"),
-)
 LBFGS = {
-    "method": row("sgd", plain_is()),
     "regularization": row(1000.0, stationary(1000.0), regularization=1.0),
     "selection_size": row(30, another_choice),
     "max_iterations": row(1, lambda a, b: "did not converge in 1 iterations" in str(b)),
@@ -588,7 +590,6 @@ LBFGS = {
     "device": row(HERE, lambda a, b: "to" in b.placed),
 }
 SGD = {
-    "method": row("lbfgs", lambda a, b: len(b.validation_accuracy) > 1 and stationary(b.regularization)(a, b)),
     "epochs": row(5, plain_is(epochs=5)),
     "batch_size": row(30, plain_is(batch_size=30)),
     "base_lr": row(0.5, plain_is(base_lr=0.5)),
@@ -660,7 +661,9 @@ def recorded(**settings: Any) -> SimpleNamespace:
             if say is not None:
                 say(text)
 
-        record = linear_evaluation(*run(), **{"knn_k": 20, **SHORT, **settings}, say=hear)
+        of_sgd = {**SHORT, **settings.pop("settings", {})} if settings.get("protocol") == "sgd" else {}
+        votes = {"k": 20, **settings.pop("knn", {})}
+        record = linear_evaluation(*run(), settings=of_sgd, knn=votes, **settings, say=hear)
     return SimpleNamespace(record=record, stages=[*stages[1:], named.placed], heard=list(HEARD))
 
 
@@ -709,16 +712,35 @@ def everywhere(_, b: SimpleNamespace) -> bool:
 
 EVALUATION = {
     "protocol": row("sgd", record_is()),
-    "epochs": row(6, record_is(epochs=6), protocol="sgd"),
-    "batch_size": row(8, record_is(batch_size=8), protocol="sgd"),
-    "base_lr": row(30.0, record_is(base_lr=30.0), protocol="sgd"),
-    "weight_decay": row(1.0, record_is(weight_decay=1.0), protocol="sgd"),
-    "knn_k": row(3, knn_is(3, 0.1)),
-    "knn_temperature": row(10.0, knn_is(20, 10.0), knn_temperature=0.003),
+    "settings": row({"epochs": 6}, record_is(epochs=6), protocol="sgd"),
+    "knn": row({"k": 3}, knn_is(3, 0.1)),
     "device": row(HERE, everywhere),
     "command": row("a command", lambda a, b: b.record["command"] == "a command"),
     "say": row(HEARD.append, lambda a, b: any("48 test images" in line for line in b.heard)),
 }
+
+
+def recorded_by_sgd(**settings: Any) -> SimpleNamespace:
+    return recorded(protocol="sgd", settings=settings)
+
+
+def recorded_by_knn(**settings: Any) -> SimpleNamespace:
+    return recorded(knn=settings)
+
+
+def fitted_by_lbfgs(**settings: Any) -> Any:
+    path, data = run()
+    return said(RuntimeError, linear_evaluation, path, data, settings=settings, knn={"k": 20})
+
+
+BY_SGD = {
+    "epochs": row(6, record_is(epochs=6)),
+    "batch_size": row(8, record_is(batch_size=8)),
+    "base_lr": row(30.0, record_is(base_lr=30.0)),
+    "weight_decay": row(1.0, record_is(weight_decay=1.0)),
+}
+BY_KNN = {"k": row(3, knn_is(3, 0.1)), "temperature": row(10.0, knn_is(20, 10.0), temperature=0.003)}
+BY_LBFGS = {"max_iterations": row(1, lambda a, b: "did not converge in 1 iterations" in str(b))}
 
 
 def voted(call: Callable[..., Any], *test: int, **settings: Any) -> SimpleNamespace:
@@ -753,12 +775,15 @@ TABLES = {
     "SimCLRAugmentation": Table(SimCLRAugmentation, views, AUGMENTATION),
     "ImageData": Table(ImageData, read, IMAGE_DATA),
     "OnlineKNN": Table(OnlineKNN, watched, ONLINE_KNN),
-    "linear_probe lbfgs": Table(linear_probe, functools.partial(probed, "lbfgs"), LBFGS, (*FEATURES, *OF_SGD)),
-    "linear_probe sgd": Table(linear_probe, functools.partial(probed, "sgd"), SGD, (*FEATURES, *OF_LBFGS)),
+    "linear_probe": Table(linear_probe, functools.partial(probed, linear_probe), LBFGS, FEATURES),
+    "linear_probe_sgd": Table(linear_probe_sgd, functools.partial(probed, linear_probe_sgd), SGD, FEATURES),
     "linear_evaluation_sgd": Table(
         linear_evaluation_sgd, evaluated_by_sgd, EVALUATION_SGD, ("encoder", "train_set", *FEATURES[2:])
     ),
     "linear_evaluation": Table(linear_evaluation, recorded, EVALUATION, ("checkpoint", "data")),
+    "the protocol linear": Table(find_protocol("linear"), recorded_by_sgd, BY_SGD, ("frozen",)),
+    "the protocol knn": Table(find_protocol("knn"), recorded_by_knn, BY_KNN, ("frozen",)),
+    "the protocol logreg": Table(find_protocol("logreg"), fitted_by_lbfgs, BY_LBFGS, ("frozen",)),
     "knn_predict": Table(knn_predict, functools.partial(voted, knn_predict), KNN, FEATURES),
     "knn_accuracy": Table(knn_accuracy, functools.partial(voted, knn_accuracy, 1), KNN, FEATURES),
 }

@@ -3,8 +3,9 @@
 import inspect
 import shlex
 import sys
-from typing import Any
+from typing import Any, Literal
 
+import docstring_parser
 from jsonargparse import ActionConfigFile, Namespace
 from rich import box
 from rich.console import Console
@@ -17,8 +18,7 @@ from simclr.cli.parsing import Parser, device_named
 from simclr.data import ImageData
 from simclr.data.module import folders_of_run, folders_shown
 from simclr.eval.evaluation import linear_evaluation, remarks, write_result
-
-_NOT_SETTINGS = {"checkpoint", "data", "device", "command", "say"}  # what linear_evaluation takes from elsewhere
+from simclr.eval.protocol import find_protocol, settings_in
 
 
 def linear_eval(argv: list[str] | None = None) -> None:
@@ -27,8 +27,7 @@ def linear_eval(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     args = sys.argv[1:] if argv is None else argv
     config, data, checkpoint = guarded(lambda: _parse_linear_eval(args))
-    settings = {name: config[name] for name in inspect.signature(linear_evaluation).parameters if name in config}
-    settings = {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
+    settings = {name: config[name] for name in settings_in(find_protocol("linear"))} if config.protocol == "sgd" else {}
     device = guarded(lambda: device_named(config.device))
     command = shlex.join(["python", "linear_eval.py", *args])
     try:
@@ -36,7 +35,9 @@ def linear_eval(argv: list[str] | None = None) -> None:
             lambda: linear_evaluation(
                 checkpoint.path,
                 data,
-                **settings,
+                protocol=config.protocol,
+                settings=settings,
+                knn={name: config[f"knn_{name}"] for name in settings_in(find_protocol("knn"))},
                 device=device,
                 command=command,
                 say=lambda text: print(text, flush=True),
@@ -58,10 +59,28 @@ def evaluation_parser() -> Parser:
         "--checkpoint", type=str, required=True, help="A run folder or a checkpoint file; RUN, by itself."
     )
     parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
-    parser.add_function_arguments(linear_evaluation, skip=_NOT_SETTINGS)
+    _add_protocols(parser)
     # The size of an image is the encoder's; the seed orders training images only.
     parser.add_class_arguments(ImageData, "data", skip={"image_size", "seed", "batch_size"}, fail_untyped=False)
     return parser
+
+
+def _add_protocols(parser: Parser) -> None:
+    """The choice of the classifier, its settings by their names, and those of kNN behind `knn_`."""
+    group = parser.add_argument_group("The classifiers, on frozen features")
+    group.add_argument(
+        "--protocol",
+        type=Literal["lbfgs", "sgd"],
+        default="lbfgs",
+        help="`lbfgs`, fast, regularisation chosen on a split of the training data; or `sgd`, the paper's, on cropped "
+        "and flipped images, last epoch.",
+    )
+    for prefix, protocol in (("", find_protocol("linear")), ("knn_", find_protocol("knn"))):
+        described = {p.arg_name: p.description for p in docstring_parser.parse(protocol.__doc__ or "").params}
+        for name, setting in settings_in(protocol).items():
+            group.add_argument(
+                f"--{prefix}{name}", type=setting.annotation, default=setting.default, help=described[name]
+            )
 
 
 def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:

@@ -1,18 +1,15 @@
 """What an encoder is worth: kNN and linear evaluation of its frozen features, with yardsticks and intervals."""
 
+from simclr.eval.classifier import ProbeResult
 from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
 from simclr.eval.knn import default_k, knn_accuracy, knn_predict, nearest
-from simclr.eval.linear import (
-    REGULARIZATION_GRID,
-    ProbeResult,
-    linear_evaluation_sgd,
-    linear_probe,
-    train_linear_sgd,
-)
+from simclr.eval.linear import linear_evaluation_sgd, linear_probe_sgd, train_linear_sgd
+from simclr.eval.logreg import REGULARIZATION_GRID, NotConverged, linear_probe
 from simclr.eval.metrics import confusion_matrix, top_k_accuracy, wilson_interval
 
 __all__ = [
     "REGULARIZATION_GRID",
+    "NotConverged",
     "ProbeResult",
     "confusion_matrix",
     "default_k",
@@ -22,6 +19,7 @@ __all__ = [
     "knn_predict",
     "linear_evaluation_sgd",
     "linear_probe",
+    "linear_probe_sgd",
     "nearest",
     "raw_pixels",
     "top_k_accuracy",

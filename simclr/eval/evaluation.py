@@ -3,11 +3,11 @@
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import kornia
 import pytorch_lightning
@@ -17,21 +17,22 @@ from torch import Tensor
 
 from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint, write_atomically
 from simclr.data import EvalLoader, ImageData
+from simclr.eval.classifier import ProbeResult
 from simclr.eval.duplicates import HashedImages, duplicates_in_words, duplicates_record
 from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
-from simclr.eval.knn import default_k, knn_predict
-from simclr.eval.linear import NotConverged, ProbeResult, linear_evaluation_sgd, linear_probe
-from simclr.eval.metrics import confusion_matrix
+from simclr.eval.logreg import NotConverged, linear_probe
+from simclr.eval.metrics import confusion_matrix, wilson_interval
+from simclr.eval.protocol import FrozenFeatures, find_protocol, settings_of
 from simclr.paths import expanded, stored
 
-LinearProtocol = Literal["lbfgs", "sgd"]
+LINEAR = {"lbfgs": "logreg", "sgd": "linear"}  # the linear classifiers, as this record has always called them
 RESULT = "linear_eval.json"  # in the run folder
 _YARDSTICK_ITERATIONS = 2000  # twice linear_probe's: untrained features are slower to fit
 
 
 @dataclass(frozen=True)
-class _LabelledPart:
-    """The images of an evaluation loader by their place in it, as `linear_evaluation_sgd` takes them."""
+class LoadedImages:
+    """The images of an evaluation loader by their place in it, as a protocol takes them."""
 
     loader: EvalLoader
 
@@ -50,34 +51,26 @@ def linear_evaluation(
     checkpoint: str | Path,
     data: ImageData,
     *,
-    protocol: LinearProtocol = "lbfgs",
-    epochs: int = 100,
-    batch_size: int = 512,
-    base_lr: float = 0.1,
-    weight_decay: float = 0.0,
-    knn_k: int | None = None,
-    knn_temperature: float = 0.1,
+    protocol: str = "lbfgs",
+    settings: Mapping[str, Any] | None = None,
+    knn: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     command: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure a pretrained encoder, frozen: linear classifier and kNN, beside a random encoder and raw pixels.
 
-    The yardsticks go through the same L-BFGS protocol on the same images. The random encoder is the run's own encoder
+    The yardsticks go through logistic regression on the same images. The random encoder is the run's own encoder
     before its first step: same kind, same seed. (For runs from the command line, which seeds just before it builds the
     model; for others it is one of the same distribution.)
 
     Args:
         checkpoint: a run folder or a checkpoint file.
         data: labelled images; see `ImageData.eval_loader` for what serves as test where there is no test set.
-        protocol: `lbfgs`, fast, regularisation chosen on a split of the training data; or `sgd`, the paper's, on
-            cropped and flipped images, last epoch.
-        epochs: of sgd.
-        batch_size: of sgd, images a step.
-        base_lr: of sgd, per 256 images.
-        weight_decay: of sgd, L2 on the classifier's weights.
-        knn_k: neighbours that vote in kNN. If not given: 200, or the training images of the median class if fewer.
-        knn_temperature: of the kNN vote, exp(similarity / temperature).
+        protocol: of the classifier. `lbfgs`, fast, regularisation chosen on a split of the training data; `sgd`, the
+            paper's, on cropped and flipped images, last epoch; or another of `simclr.eval.protocol`.
+        settings: of the protocol, by the names of its signature.
+        knn: settings of kNN, likewise.
         device: where to compute.
         command: recorded with the result.
         say: is told what goes on, a line at a time.
@@ -91,39 +84,29 @@ def linear_evaluation(
         FileNotFoundError, ValueError: for a setting, checkpoint or data that do not serve, naming what is wrong.
         RuntimeError: if the encoder changed while it was measured, or its own classifier did not converge.
     """
-    _refuse_out_of_range(
-        at_least_one={"epochs": epochs, "batch_size": batch_size, "knn_k": 1 if knn_k is None else knn_k},
-        positive={"base_lr": base_lr, "knn_temperature": knn_temperature},
-        not_negative={"weight_decay": weight_decay},
-    )
+    classifier = LINEAR.get(protocol, protocol)
+    settings, votes = settings_of(classifier, settings or {}), settings_of("knn", knn or {})
+    _refuse_out_of_range({**settings, **{f"knn_{name}": value for name, value in votes.items()}})
     started = time.perf_counter()
     read = read_checkpoint(checkpoint)
     encoder = load_encoder(read.path)
     sha256 = encoder_sha256(encoder)
     train_loader, test_loader = data.eval_loader("train"), data.eval_loader("test")
     _refuse_unseen_classes(train_loader, test_loader)
-    _refuse_too_many_neighbours(knn_k, train_loader)
+    _refuse_too_many_neighbours(votes["k"], train_loader)
     say(f"features of {len(train_loader.index):,} training and {len(test_loader.index):,} test images")
     train_images, test_images = HashedImages(train_loader), HashedImages(test_loader)
-    train = extract_features(encoder, train_images, device=device)
-    test = extract_features(encoder, test_images, device=device)
-    classes = len(test_loader.source.classes or ()) or None
+    features = FrozenFeatures(
+        encoder,
+        extract_features(encoder, train_images, device=device),
+        extract_features(encoder, test_images, device=device),
+        LoadedImages(train_loader),
+        device,
+    )
+    labels = features.test[1]
     say(f"linear classifier ({protocol})")
-    if protocol == "sgd":
-        probe = linear_evaluation_sgd(
-            encoder,
-            _LabelledPart(train_loader),
-            *test,
-            epochs=epochs,
-            batch_size=batch_size,
-            base_lr=base_lr,
-            weight_decay=weight_decay,
-            device=device,
-        )
-    else:
-        probe = linear_probe(*train, *test, device=device)
-    knn_k = default_k(train[1]) if knn_k is None else knn_k
-    knn = knn_predict(*train, test[0], k=knn_k, temperature=knn_temperature)
+    linear = find_protocol(classifier)(features, **settings)
+    neighbours = find_protocol("knn")(features, **votes)
     say("yardstick: a random encoder of the same kind")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(read.model["seed"])  # the weights the run began with
@@ -138,14 +121,21 @@ def linear_evaluation(
     pixels_probe = _yardstick(*raw_pixels(train_loader), *raw_pixels(test_loader), device=device, say=say)
     if encoder_sha256(encoder) != sha256:
         raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
+    correct = int((linear.predictions == labels).sum())
+    about = dict(linear.about)
+    ends = {"linear": about.pop("regularization_end", None)}
+    ends |= {
+        name: found and found.regularization_end
+        for name, found in (("random_encoder", random_probe), ("raw_pixels", pixels_probe))
+    }
     return {
-        "linear_top1": probe.accuracy,
-        "linear_top5": probe.top5,
-        "ci95": list(probe.ci95),
-        "knn_top1": int((knn == test[1]).sum()) / len(knn),
+        "linear_top1": correct / len(labels),
+        "linear_top5": linear.top5,
+        "ci95": list(wilson_interval(correct, len(labels))),
+        "knn_top1": int((neighbours.predictions == labels).sum()) / len(labels),
         "random_encoder_top1": random_probe and random_probe.accuracy,
         "raw_pixels_top1": pixels_probe and pixels_probe.accuracy,
-        "duplicates": duplicates_record(train_images, test_images, probe.predictions, knn),
+        "duplicates": duplicates_record(train_images, test_images, linear.predictions, neighbours.predictions),
         "encoder_sha256": sha256,
         "checkpoint": stored(read.path),
         "encoder": read.model["encoder"],
@@ -153,15 +143,14 @@ def linear_evaluation(
         "total_steps": read.run.get("total_steps"),
         "finished": read.finished,
         "global_step": read.global_step,
-        **_protocol_record(probe, protocol, epochs, batch_size, base_lr, weight_decay),
-        "regularization_end": {
-            name: found and found.regularization_end
-            for name, found in (("linear", probe), ("random_encoder", random_probe), ("raw_pixels", pixels_probe))
-        },
-        "knn_k": knn_k,
-        "knn_temperature": knn_temperature,
+        "protocol": protocol,
+        **about,
+        "regularization_end": ends,
+        **{f"knn_{name}": value for name, value in neighbours.about.items()},
         "data": _data_record(data, train_loader, test_loader),
-        "confusion_matrix": confusion_matrix(probe.predictions, test[1], classes).tolist(),
+        "confusion_matrix": confusion_matrix(
+            linear.predictions, labels, len(test_loader.source.classes or ()) or None
+        ).tolist(),
         "command": command,
         "versions": _versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,12 +158,14 @@ def linear_evaluation(
     }
 
 
-def _refuse_out_of_range(
-    at_least_one: dict[str, int], positive: dict[str, float], not_negative: dict[str, float]
-) -> None:
-    problems = [f"{name}={value} is not 1 or more" for name, value in at_least_one.items() if value < 1]
-    problems += [f"{name}={value} is not positive" for name, value in positive.items() if not value > 0]
-    problems += [f"{name}={value} is negative" for name, value in not_negative.items() if not value >= 0]
+def _refuse_out_of_range(settings: Mapping[str, Any]) -> None:
+    """Before the features are computed; a protocol refuses its own settings too, after them."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    counts, positive = ("epochs", "batch_size", "max_iterations", "knn_k"), ("base_lr", "knn_temperature")
+    problems = [f"{name}={given[name]} is not 1 or more" for name in counts if name in given and given[name] < 1]
+    problems += [f"{name}={given[name]} is not positive" for name in positive if name in given and not given[name] > 0]
+    if not given.get("weight_decay", 0) >= 0:
+        problems.append(f"weight_decay={given['weight_decay']} is negative")
     if problems:
         raise ValueError(f"{'; '.join(problems)}.")
 
@@ -206,15 +197,6 @@ def _yardstick(*split: Tensor, device: torch.device | str, say: Callable[[str], 
     except NotConverged as error:
         say(f"no number for this yardstick: {error}")
         return None
-
-
-def _protocol_record(
-    probe: ProbeResult, protocol: str, epochs: int, batch_size: int, base_lr: float, weight_decay: float
-) -> dict[str, Any]:
-    if protocol == "lbfgs":
-        return {"protocol": protocol, "regularization": probe.regularization}
-    settings = {"epochs": epochs, "batch_size": batch_size, "base_lr": base_lr, "weight_decay": weight_decay}
-    return {"protocol": protocol, **settings}
 
 
 def grid_end_in_words(record: dict[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simclr.eval.features import check_split
+from simclr.eval.protocol import FrozenFeatures, Outcome
 
 # Votes are counted in units of 2^-40 of the nearest neighbour's: integer sums do not depend on their order, so the
 # result is the same on every device, and a tie is a tie.
@@ -114,6 +115,19 @@ def knn_accuracy(
         train_features, train_labels, test_features, k, temperature, num_classes=num_classes, chunk_size=chunk_size
     )
     return int((predictions == test_labels.cpu()).sum()) / len(test_labels)
+
+
+def knn(frozen: FrozenFeatures, *, k: int | None = None, temperature: float = 0.1) -> Outcome:
+    """The protocol: the weighted vote of the k nearest training images.
+
+    Args:
+        frozen: the encoder and its features.
+        k: neighbours that vote in kNN. If not given: 200, or the training images of the median class if fewer.
+        temperature: of the kNN vote, exp(similarity / temperature).
+    """
+    k = default_k(frozen.train[1]) if k is None else k
+    predictions = knn_predict(*frozen.train, frozen.test[0], k=k, temperature=temperature)
+    return Outcome(predictions, about={"k": k, "temperature": temperature})
 
 
 def _nearest_in_chunks(

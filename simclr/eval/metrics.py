@@ -4,12 +4,14 @@ import math
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
     """Fraction of samples whose label is among the k best scored classes.
 
-    A class beats an equally scored one when its number is lower, so that constant scores do not count as correct.
+    A class beats an equally scored one when its number is lower, so that constant scores do not count as correct:
+    torchmetrics' `multiclass_accuracy` takes of equal scores whichever `topk` puts first.
 
     Args:
         logits: (N, C) scores, any scale.
@@ -80,8 +82,8 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int | Non
         num_classes = int(max(predictions.max(), labels.max())) + 1
     _check_classes("predictions", predictions, num_classes)
     _check_classes("labels", labels, num_classes)
-    cells = labels.cpu().to(torch.int64) * num_classes + predictions.cpu().to(torch.int64)
-    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+    numbers = predictions.cpu().to(torch.int64), labels.cpu().to(torch.int64)
+    return multiclass_confusion_matrix(*numbers, num_classes, validate_args=False)
 
 
 def _check_classes(name: str, numbers: Tensor, num_classes: int) -> None:

@@ -1,0 +1,267 @@
+"""Logistic regression on frozen features by full-batch L-BFGS: what to compare encoders by.
+
+It is convex, so its answer depends on the features alone, and it takes seconds. The regularisation is chosen on a split
+of the training data.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from simclr.data.splits import stratified_split
+from simclr.eval.classifier import ProbeResult, score_classifier
+from simclr.eval.features import check_split
+from simclr.eval.protocol import FrozenFeatures, Outcome
+
+# Half decades. Standardised features make one grid serve all encoders: from almost no regularisation to so much that
+# 50 000 images barely move the weights.
+REGULARIZATION_GRID = tuple(10 ** (e / 2) for e in range(10, -3, -1))
+_VALIDATION_FRACTION, _VALIDATION_LIMIT = 0.2, 10_000  # 10 000 images tell accuracies apart to .004
+_PAST_THE_BEST = 3  # the path ends after so many lambdas in a row that are worse by more than two standard errors
+_CHUNK_NUMBERS = 2**24  # numbers a chunk of features may hold
+_GRAM_ROWS, _GRAM_WIDTH = 4096, 8192  # images that estimate the curvature; width above which it is not estimated
+
+
+class NotConverged(RuntimeError):
+    """The final fit of L-BFGS ended before its gradient was small enough: there is no number."""
+
+
+def linear_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    regularization: float | Sequence[float] = REGULARIZATION_GRID,
+    selection_size: int = 20_000,
+    max_iterations: int = 1000,
+    num_classes: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> ProbeResult:
+    """Train a linear classifier on the training features and score it once on the test features.
+
+    Multinomial logistic regression with L2 on features standardised by the training set's mean and standard deviation
+    (a constant feature is left out). Lambda is chosen by accuracy on a stratified fifth of the training data
+    (10 000 images at most), from strong to weak until accuracy has clearly fallen, the strongest of equally good ones;
+    then the classifier is fitted to all training data. Because lambda multiplies |W|^2 beside the *sum* over images, a
+    value chosen on fewer images holds for all of them.
+
+    Args:
+        train_features, test_features: (N, F) and (M, F) float.
+        train_labels, test_labels: (N,) and (M,) integer in 0 .. C - 1; a test class that training lacks is refused.
+        regularization: lambda > 0, or the lambdas to choose from.
+        selection_size: images that each lambda is fitted to during the choice, at most.
+        max_iterations: of the final fit.
+        num_classes: C; by default one more than the largest training label.
+        seed: of the split.
+        device: where to compute; by default where train_features are.
+    Returns:
+        ProbeResult.
+    Raises:
+        ValueError: if features, labels or a setting are out of range, with every problem of the data listed.
+        NotConverged: if the final fit does not converge.
+    """
+    num_classes = check_split(train_features, train_labels, test_features, test_labels, num_classes)
+    device = torch.device(device) if device is not None else train_features.device
+    features = train_features.to(device, torch.float32)
+    labels = train_labels.to(device, torch.int64)
+    grid = sorted({float(v) for v in _listed(regularization)}, reverse=True)
+    if not grid or not all(0 < v < math.inf for v in grid) or selection_size < 1 or max_iterations < 1:
+        raise ValueError(
+            f"regularization={regularization}, selection_size={selection_size}, max_iterations={max_iterations}: "
+            "needed lambdas > 0 and sizes >= 1."
+        )
+    mean, scale = _standardisation(features)
+    features = (features - mean) * scale
+    scores, start = {}, None
+    if len(grid) > 1:
+        scores, start = _validation_accuracies(features, labels, num_classes, grid, selection_size, seed)
+    # Equal scores go to the strongest regularisation, which comes first.
+    chosen = max(grid, key=lambda v: scores.get(v, 0.0))
+    fit = _fit(features, labels, num_classes, chosen, start.get(chosen) if start else None, max_iterations)
+    if not fit.converged:  # float32 products can be too coarse for the last steps
+        start = fit.weight, fit.bias
+        fit = _fit(features, labels, num_classes, chosen, start, max_iterations, product_dtype=torch.float64)
+    if not fit.converged:
+        raise NotConverged(
+            f"L-BFGS did not converge in {fit.iterations} iterations at regularization={chosen:.4g} (gradient "
+            f"{fit.gradient:.2g}): raise max_iterations={max_iterations}, or regularize more."
+        )
+    weight = fit.weight * scale.double()
+    bias = fit.bias - weight @ mean.double()
+    return score_classifier(
+        weight,
+        bias,
+        test_features,
+        test_labels,
+        method="lbfgs",
+        iterations=fit.iterations,
+        regularization=chosen,
+        validation_accuracy=scores,
+    )
+
+
+def logreg(frozen: FrozenFeatures, *, max_iterations: int = 1000) -> Outcome:
+    """The protocol: `linear_probe` on the frozen features, regularisation chosen on a split of the training data.
+
+    Args:
+        frozen: the encoder and its features.
+        max_iterations: of the final fit.
+    """
+    probe = linear_probe(*frozen.train, *frozen.test, max_iterations=max_iterations, device=frozen.device)
+    about = {"regularization": probe.regularization, "regularization_end": probe.regularization_end}
+    return Outcome(probe.predictions, probe.top5, about)
+
+
+@dataclass
+class _Fit:
+    weight: Tensor  # (C, F) float64, on standardised features
+    bias: Tensor  # (C,)
+    iterations: int
+    gradient: float  # norm in preconditioned coordinates: half its square estimates the loss still to gain
+    converged: bool
+
+
+def _fit(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    regularization: float,
+    start: tuple[Tensor, Tensor] | None = None,
+    max_iterations: int = 1000,
+    tolerance: float = 1e-4,
+    gram: Tensor | None = None,
+    product_dtype: torch.dtype = torch.float32,
+) -> _Fit:
+    """Minimise mean cross-entropy + regularization / (2 N) |W|^2 by L-BFGS from `start` or zero.
+
+    Features of a network are strongly correlated, so the plain problem is ill-conditioned and takes hundreds of
+    iterations. It is solved in coordinates V with W = V L^-1, where L L' is the Hessian to expect: h * Gram +
+    lambda / N, h the mean variance p (1 - p) of the predicted probabilities at the start.
+    """
+    size, width = features.shape
+    decay = regularization / size
+    gram = _gram(features) if gram is None else gram
+    kwargs = {"dtype": torch.float64, "device": features.device}
+    if start is None:
+        start = torch.zeros(num_classes, width, **kwargs), torch.zeros(num_classes, **kwargs)
+    variance = _loss_and_gradient(features, labels, *start, product_dtype)[3]
+    variance = max(variance, 1e-3 / num_classes)  # a perfect start has none, and the problem is not flat everywhere
+    factor = variance * gram
+    factor.diagonal().add_(decay)
+    factor = torch.linalg.cholesky(factor)  # (F, F)
+    # The explicit inverse is fine here: any linear map would be, as long as the gradient takes its transpose.
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(width, **kwargs), upper=False)
+    shift = variance**0.5
+
+    v = (start[0] @ factor).requires_grad_()
+    b = (start[1] * shift).requires_grad_()
+
+    def closure() -> Tensor:
+        weight = v.detach() @ inverse
+        loss, grad_weight, grad_bias, _ = _loss_and_gradient(
+            features, labels, weight, b.detach() / shift, product_dtype
+        )
+        loss = loss + decay / 2 * weight.square().sum()
+        grad_weight = grad_weight + decay * weight
+        v.grad = grad_weight @ inverse.T
+        b.grad = grad_bias / shift
+        return loss
+
+    optimizer = torch.optim.LBFGS(
+        [v, b],
+        max_iter=max_iterations,
+        max_eval=max_iterations * 2,
+        tolerance_grad=tolerance / v.numel() ** 0.5,  # torch compares the largest entry: this bounds the norm
+        tolerance_change=1e-14,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(closure)
+    closure()
+    gradient = float((v.grad.square().sum() + b.grad.square().sum()).sqrt())
+    iterations = optimizer.state[v]["n_iter"]
+    return _Fit(v.detach() @ inverse, b.detach() / shift, iterations, gradient, gradient <= tolerance)
+
+
+def _loss_and_gradient(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, product_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Mean cross-entropy, its gradient by weight and bias, and the mean of p (1 - p) over images and classes.
+
+    Products within a chunk are taken in product_dtype, everything summed over many images in float64: float32 sums
+    alone leave a gradient too noisy to converge on.
+    """
+    loss, variance = weight.new_zeros(()), weight.new_zeros(())
+    grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    factor = weight.to(product_dtype)
+    rows = max(256, min(8192, _CHUNK_NUMBERS // max(features.shape[1], len(weight))))
+    for x, y in zip(features.split(rows), labels.split(rows), strict=True):
+        x = x.to(product_dtype)
+        log_p = (x @ factor.T).double().add_(bias).log_softmax(1)  # (n, C)
+        loss -= log_p.gather(1, y[:, None]).sum()
+        residual = log_p.exp_()
+        variance += (residual - residual.square()).sum()
+        residual.scatter_add_(1, y[:, None], residual.new_full((len(y), 1), -1.0))
+        grad_weight += (residual.to(x.dtype).T @ x).double()
+        grad_bias += residual.sum(0)
+    size = len(features)
+    return loss / size, grad_weight / size, grad_bias / size, float(variance) / (size * len(weight))
+
+
+def _gram(features: Tensor) -> Tensor:
+    """Mean of x x' over evenly spread images, enough of them for the preconditioner; the identity when too wide."""
+    size, width = features.shape
+    if width > _GRAM_WIDTH:
+        return torch.eye(width, dtype=torch.float64, device=features.device)
+    sample = features[:: max(1, size // max(_GRAM_ROWS, 2 * width))]
+    return (sample.T @ sample).double() / len(sample)
+
+
+def _standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation of each feature, (F,) float32 each; 0 for a feature that does not vary."""
+    mean = sum(chunk.double().sum(0) for chunk in features.split(8192)) / len(features)
+    variance = sum((chunk.double() - mean).square().sum(0) for chunk in features.split(8192)) / len(features)
+    std = variance.sqrt()
+    # What float32 cannot tell from rounding is no variation.
+    constant = std <= 1e-6 * mean.abs()
+    scale = torch.where(constant, torch.zeros_like(std), 1 / torch.where(constant, torch.ones_like(std), std))
+    return mean.float(), scale.float()
+
+
+def _validation_accuracies(
+    features: Tensor, labels: Tensor, num_classes: int, grid: Sequence[float], selection_size: int, seed: int
+) -> tuple[dict[float, float], dict[float, tuple[Tensor, Tensor]]]:
+    """Accuracy on the held-back part for the lambdas tried, strongest first, and the classifiers that reached it."""
+    fraction = min(_VALIDATION_FRACTION, _VALIDATION_LIMIT / len(labels))
+    fit_index, validation_index = stratified_split(labels, fraction, seed=seed, limit=selection_size)
+    if len(validation_index) == 0:
+        raise ValueError(
+            "every class has a single training image, none can be held back to choose regularization: pass one value."
+        )
+    x, y = features[fit_index], labels[fit_index]
+    gram = _gram(x)
+    scores, classifiers, start = {}, {}, None
+    for value in grid:
+        # The choice needs accuracies, not digits, so the tolerance is loose and a slow end of the path is no error.
+        fit = _fit(x, y, num_classes, value, start, max_iterations=100, tolerance=1e-3, gram=gram)
+        start = classifiers[value] = fit.weight, fit.bias
+        correct = 0
+        for index in validation_index.split(8192):
+            logits = features[index] @ fit.weight.float().T + fit.bias.float()
+            correct += int((logits.argmax(1) == labels[index]).sum())
+        scores[value] = correct / len(validation_index)
+        # Accuracy rises to one summit and falls along the path, and its weak end is the slowest to fit.
+        best = max(scores.values())
+        margin = 2 * (best * (1 - best) / len(validation_index)) ** 0.5
+        if len(scores) > _PAST_THE_BEST and max(list(scores.values())[-_PAST_THE_BEST:]) < best - margin:
+            break
+    return scores, classifiers
+
+
+def _listed(value: float | Sequence[float]) -> Sequence[float]:
+    return [value] if isinstance(value, int | float) else list(value)

@@ -1,0 +1,91 @@
+"""What a protocol of evaluation is: a function from frozen features to a guess for each test image.
+
+A protocol is chosen by its name in `PROTOCOLS` or by the path of its function; the keyword arguments of its signature
+are its settings. One file each: knn.py is the shortest.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+PROTOCOLS = {"knn": "simclr.eval.knn.knn", "logreg": "simclr.eval.logreg.logreg", "linear": "simclr.eval.linear.linear"}
+
+
+class TrainSet(Protocol):
+    """What a protocol that looks at images needs of a data set: length, labels, and images by their numbers."""
+
+    labels: Tensor  # (N,) integer
+
+    def __len__(self) -> int: ...
+
+    def images(self, index: Tensor) -> Tensor:
+        """(n,) int64 -> (n, 3, S, S) uint8."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenFeatures:
+    """What a protocol may look at; not at the test labels, beyond checking that training has their classes.
+
+    Attributes:
+        encoder: in eval mode while it is measured; a protocol that changes it is found out.
+        train, test: features (N, F) float32 and labels (N,) int64, of all images, without augmentation.
+        train_images: the images behind `train`, in the same order.
+        device: where to compute.
+    """
+
+    encoder: nn.Module
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    train_images: TrainSet
+    device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a protocol came to.
+
+    Attributes:
+        predictions: (M,) int64 on the CPU, the class given to each test image.
+        top5: fraction of the test images whose class is among five guesses; None where a protocol makes one.
+        about: for the record, in plain types: the settings as they were resolved, and what else is to be known.
+    """
+
+    predictions: Tensor
+    top5: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_protocol(name: str) -> Callable[..., Outcome]:
+    """The function of a protocol by its name, or by its path: `package.module.function`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module, _, attribute = PROTOCOLS.get(name, name).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(PROTOCOLS)
+        raise ValueError(f"protocol={name} is none of {known}, nor the path of a function: {error}.") from error
+
+
+def settings_in(protocol: Callable[..., Outcome]) -> dict[str, inspect.Parameter]:
+    """The settings in the signature of a protocol."""
+    return {name: p for name, p in inspect.signature(protocol).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def settings_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a protocol, those not given by its defaults.
+
+    Raises:
+        ValueError: for a setting that the protocol does not have.
+    """
+    defaults = {setting: p.default for setting, p in settings_in(find_protocol(name)).items()}
+    if unknown := [setting for setting in given if setting not in defaults]:
+        raise ValueError(f"{', '.join(unknown)}: no setting of {name}, which has {', '.join(defaults) or 'none'}.")
+    return {**defaults, **given}
