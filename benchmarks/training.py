@@ -198,7 +198,7 @@ def bare(contender: Contender, connection: Connection) -> None:
     model, data = contender.build().to(device), contender.data()
     data.setup()
     if isinstance(data.train, MemoryImages):
-        data.train.hold_on(device)
+        data.train.hold_pixels_on(device)
     sampler = GlobalBatchSampler(len(data.train), contender.batch_size)
     loader = TrainLoader(data.train, sampler, contender.workers)
     model.run.settle(contender.batch_size)

@@ -124,14 +124,14 @@ def check_memory(
             f"a step of {model.hparams.get('micro_batch_size') or images} images takes about {_size(need.total)} on a "
         )
         takes += f"device that has {_size(have)}"
-        advice = _smaller_step(model, have, images, world_size, precision)
+        advice = _advise_a_smaller_step(model, have, images, world_size, precision)
         if refuse and need.total > _CERTAIN * have:
             raise ValueError(f"{takes}. {advice} To try it all the same: --check_memory false.")
         rank_zero_warn(f"{takes} and may not fit, as far as can be estimated. {advice}")
     return f"{line}; of {_size(have)}"
 
 
-def _smaller_step(model: Method, have: int, images: int, world_size: int, precision: str) -> str:
+def _advise_a_smaller_step(model: Method, have: int, images: int, world_size: int, precision: str) -> str:
     """The largest micro-batch that fits well, as advice."""
     for size in range(images - 1, 0, -1):
         if images % size == 0:

@@ -309,10 +309,10 @@ def test_images_for_which_a_gpu_has_no_room_are_gathered_ahead_for_it_and_others
     images = MemoryImages("images", torch.zeros(COUNT, 3, 4, 4, dtype=torch.uint8))
     asked = []
     monkeypatch.setattr(loader_module, "_ahead", lambda pixels, pairs, pin: asked.append(pin) or iter(()))
-    images.hold_on(torch.device("cpu"))
+    images.hold_pixels_on(torch.device("cpu"))
     assert len(list(Batches(images)([torch.arange(4).view(2, 2)]))) == 2
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * images.pixels.nbytes - 1, 0))
-    images.hold_on(torch.device("cuda"))
+    images.hold_pixels_on(torch.device("cuda"))
     assert images.pixels.device.type == "cpu"
     list(Batches(images)([torch.arange(4).view(2, 2)]))
     assert asked == [True]

@@ -402,7 +402,7 @@ def test_the_notebook_draws_neighbours_from_images_that_training_moved_to_the_de
     (cell,) = (source for source in cells if source.count("neighbour_picture(") and "import" not in source)
     data, model = tiny_data(), tiny_model()
     data.setup()
-    data.train.hold_on(CUDA)
+    data.train.hold_pixels_on(CUDA)
     assert data.train.pixels.device == CUDA
     scope = {"torch": torch, "data": data, "model": model, "nearest": nearest, "neighbour_picture": neighbour_picture}
     loaders = {f"{split}_loader": data.eval_loader(split) for split in ("train", "test")}

@@ -44,7 +44,7 @@ class GlobalBatchSampler:
         reshuffle: bool = True,
     ):
         if batch_size % world_size:
-            raise ValueError(undivided(batch_size, world_size))
+            raise ValueError(uneven_batch(batch_size, world_size))
         if not 1 <= batch_size <= size:
             raise ValueError(f"data.batch_size={batch_size} is not between 1 and the {size} images there are.")
         self.size, self.batch_size, self.seed, self.rank, self.world_size = size, batch_size, seed, rank, world_size
@@ -78,7 +78,7 @@ class GlobalBatchSampler:
             yield epoch_order(self.seed, epoch, self.size, places).view(-1, share)
 
 
-def undivided(batch_size: int, world_size: int) -> str:
+def uneven_batch(batch_size: int, world_size: int) -> str:
     """The error line for a batch that does not divide over the ranks."""
     below = batch_size // world_size * world_size
     near = " or ".join(str(n) for n in (below, below + world_size) if n)

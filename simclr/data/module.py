@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simclr.data.decode import to_square
 from simclr.data.fingerprint import compare_files, fingerprint_files
-from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, undivided
+from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, uneven_batch
 from simclr.data.shapes import CLASSES, draw_shapes
 from simclr.data.sources import FileImages, Folder, ImageSet, MemoryImages, list_folder, match_classes, refuse_shared
 from simclr.data.splits import stratified_split
@@ -138,7 +138,7 @@ class ImageData(LightningDataModule):
         if self.batch_size < 2:
             found.append(f"data.batch_size={self.batch_size} leaves no image to tell another from. Use 2 at least.")
         elif self.batch_size % world_size:
-            found.append(undivided(self.batch_size, world_size))
+            found.append(uneven_batch(self.batch_size, world_size))
         if size is not None and self.batch_size > size:
             found.append(
                 f"data.batch_size={self.batch_size} is more than the {size} training images in {self._where()}. "
@@ -386,7 +386,7 @@ class ImageData(LightningDataModule):
         if trainer.is_global_zero:  # which writes the checkpoints
             self.fingerprint()
         if isinstance(self.train, MemoryImages):
-            self.train.hold_on(trainer.strategy.root_device)
+            self.train.hold_pixels_on(trainer.strategy.root_device)
         # `ready` counts the batches the loop has begun; when the next one is asked for, those are the ones trained on.
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return TrainLoader(self.train, sampler, self._processes(), lambda: progress.current.ready)

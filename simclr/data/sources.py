@@ -79,7 +79,7 @@ class MemoryImages:
         index = torch.as_tensor(index, dtype=torch.int64)
         return self.pixels.index_select(0, index.to(self.pixels.device))
 
-    def hold_on(self, device: torch.device, share: float = 0.25) -> None:
+    def hold_pixels_on(self, device: torch.device, share: float = 0.25) -> None:
         """Move the pixels to a CUDA device if they take at most this share of its free memory; else see `pin`."""
         if device.type != "cuda" or self.pixels.device == device:
             return
