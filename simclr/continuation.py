@@ -60,7 +60,7 @@ RULES: dict[str, dict[Rule, str]] = {
     "knn": {Rule.FREE: "every_n_epochs images k temperature"},
     "": {
         Rule.FIXED: "seed_everything method",
-        Rule.FREE: "config run_dir ckpt_path wandb wandb_project check_memory minutes",
+        Rule.FREE: "config run_dir ckpt_path resume wandb wandb_project check_memory minutes",
     },
 }
 

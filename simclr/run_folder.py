@@ -17,6 +17,7 @@ from simclr.paths import expanded
 
 CONFIG = "config.yaml"  # the settings that a run began with
 CONTINUATIONS = "continuations.json"  # a record of each time that it was continued, in their order
+_BEGINNINGS = {CONFIG, CONTINUATIONS, LAST.parent.name, "metrics.csv", "views.png", "tensorboard", "wandb"}
 _DECIDE = ("torch", "torchvision", "kornia", "pytorch-lightning")  # packages whose versions decide a run's bits
 _CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches
 
@@ -38,12 +39,13 @@ class RunFolder:
         self._made: list[Path] = []
         self._empty = False  # whether it was, before this run
 
-    def choose(self, config: Namespace, resumed: Path | None) -> Path:
+    def choose(self, config: Namespace, resumed: Path | None, again: bool = False) -> Path:
         """The folder asked for, the one continued, or a free name below runs/. On the first process it is made.
 
         Args:
             config: the settings of the run.
             resumed: the folder of the run to continue.
+            again: whether the run starts anew where it was killed before its first checkpoint.
         Raises:
             ValueError: if the folder asked for is a file or taken by another run.
         """
@@ -56,7 +58,7 @@ class RunFolder:
         elif job and job != "none":  # ranks launched from outside must agree on a name without talking
             self.path = Path("runs") / f"{run_name(config)}-{job}"
         if self.first and self.path is not None:
-            self._refuse_taken(resumed)
+            self._refuse_taken(resumed, again)
             self._make(self.path)
         elif self.first:
             name, number = run_name(config), 1
@@ -73,15 +75,28 @@ class RunFolder:
             os.environ[_CHOSEN] = f"{os.getpid()}:{self.path}"
         return self.path
 
-    def _refuse_taken(self, resumed: Path | None) -> None:
+    def _refuse_taken(self, resumed: Path | None, again: bool) -> None:
         if self.path.is_file():
             raise ValueError(f"run_dir={self.path} is a file. Choose a new folder.")
         if resumed is not None and self.path.resolve() == resumed.resolve():
             return
         self._empty = True
-        if self.path.exists() and any(self.path.iterdir()):
-            hint = f" or continue it with --ckpt_path {self.path / LAST}" if (self.path / LAST).exists() else ""
-            raise ValueError(f"run_dir={self.path} is taken. Choose another{hint}.")
+        if not (self.path.exists() and any(self.path.iterdir())):
+            return
+        if _ended_before_its_first_checkpoint(self.path):
+            if not again:
+                raise ValueError(
+                    f"run_dir={self.path} is taken by a run that ended before its first checkpoint. Choose another, or "
+                    "start it anew with --resume auto."
+                )
+            _empty(self.path)
+            return
+        hint = (
+            f" or continue it with --ckpt_path {self.path / LAST}, or with the same command and --resume auto"
+            if (self.path / LAST).exists()
+            else ""
+        )
+        raise ValueError(f"run_dir={self.path} is taken. Choose another{hint}.")
 
     def _make(self, path: Path) -> None:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -97,8 +112,7 @@ class RunFolder:
         """Take back the folders that were made and all that is in the run's own: it ended before its first step."""
         if not (self.first and self._empty and self.path is not None and self.path.is_dir()):
             return
-        for entry in self.path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        _empty(self.path)
         self.release()
 
     def release(self) -> None:
@@ -108,6 +122,18 @@ class RunFolder:
                 folder.rmdir()
             except OSError:  # something is in it
                 return
+
+
+def _ended_before_its_first_checkpoint(folder: Path) -> bool:
+    """Whether all that a folder holds are the beginnings of a run, of which there is nothing to lose."""
+    if not (folder / CONFIG).is_file() or any(entry.name not in _BEGINNINGS for entry in folder.iterdir()):
+        return False
+    return not any((folder / LAST.parent).glob("*.ckpt"))
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def run_name(config: Namespace) -> str:

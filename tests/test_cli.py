@@ -269,13 +269,14 @@ def test_linear_eval_writes_the_record_leaves_the_checkpoint_and_keeps_an_earlie
 
 
 def test_the_settings_of_linear_eval_reach_the_evaluation(here):
-    settings = {"protocol": "sgd", "epochs": 3, "batch_size": 8, "base_lr": 0.5, "weight_decay": 0.2}
-    settings |= {"knn_k": 3, "knn_temperature": 0.7}
+    of_sgd = {"epochs": 3, "batch_size": 8, "base_lr": 0.5, "weight_decay": 0.2}
+    settings = {"protocol": "sgd", **of_sgd, "knn_k": 3, "knn_temperature": 0.7}
     linear_eval(["--checkpoint=runs/train_resnet8-2", *(f"--{name}={value}" for name, value in settings.items())])
     record = json.loads((here / "runs" / "train_resnet8-2" / "linear_eval.json").read_text())
     checkpoint = read_checkpoint("runs/train_resnet8-2")
     data = ImageData(**{**checkpoint.data, "seed": 0})
-    expected = linear_evaluation("runs/train_resnet8-2", data, **settings)
+    of_knn = {"k": 3, "temperature": 0.7}
+    expected = linear_evaluation("runs/train_resnet8-2", data, protocol="sgd", settings=of_sgd, knn=of_knn)
     for key in (*settings, "linear_top1", "linear_top5", "knn_top1", "confusion_matrix"):
         assert record[key] == expected[key], key
 

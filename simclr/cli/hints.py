@@ -69,7 +69,7 @@ _TRAIN = {
     "val_split test_split validation_split": "--data.holdout {0.2}",
     "dataset data_set dataset_name ds source": "--data.source {cifar10} --data.data_dir datasets",
     "cache cache_images": "--data.cache_dir cache",
-    "ckpt checkpoint checkpoint_path resume resume_path resume_from resume_from_checkpoint continue load load_from "
+    "ckpt checkpoint checkpoint_path resume_path resume_from resume_from_checkpoint continue load load_from "
     "restore r": "--ckpt_path {runs/NAME/checkpoints/last.ckpt}",
     _OUT: "--run_dir {runs/first}",
     "name exp_name experiment experiment_name run_name": "--run_dir runs/{first}",
@@ -160,7 +160,12 @@ EXAMPLES = {
     "data.test_dir": "photos/test",
     "run_dir": "runs/first",
 }
-EXAMPLES |= {"ckpt_path": "runs/NAME/checkpoints/last.ckpt", "checkpoint": "runs/NAME", "data.data_dir": "datasets"}
+EXAMPLES |= {
+    "resume": "auto",
+    "ckpt_path": "runs/NAME/checkpoints/last.ckpt",
+    "checkpoint": "runs/NAME",
+    "data.data_dir": "datasets",
+}
 EXAMPLES |= {"data.cache_dir": "cache", "trainer.precision": "32-true", "trainer.max_steps": "1000"}
 COMMANDS = {
     "train": "pretrain fit training learn run ssl_train",

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -91,6 +91,13 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
         parser.add_argument(
+            "--resume",
+            type=Literal["auto", "never"] | None,
+            default=None,
+            help="auto: the same command, given again, starts the run of --run_dir, continues it, or says that it is "
+            "finished. By itself where a scheduler has restarted the job (SLURM, torchrun).",
+        )
+        parser.add_argument(
             "--wandb",
             type=WandbMode,
             default="disabled",
@@ -114,7 +121,10 @@ class TrainCLI(LightningCLI):
                 f"trainer.default_root_dir is not used. Use --run_dir {self.config.trainer.default_root_dir}."
             )
         self.resumed = read_checkpoint(self.config.ckpt_path) if self.config.ckpt_path else None
-        self.run_dir = self.folder.choose(self.config, self.resumed.run_dir if self.resumed else None)
+        again = resumes(self.config.resume)
+        if self.config.resume == "auto" and not (self.config.run_dir or self.resumed):
+            raise ValueError("resume=auto needs --run_dir, the folder in which the same command finds its run again.")
+        self.run_dir = self.folder.choose(self.config, self.resumed.run_dir if self.resumed else None, again)
 
     @property
     def length(self) -> RunLength:
@@ -351,7 +361,7 @@ def parse_and_build(
 ) -> TrainCLI:
     """Settings read and objects built; the run folder is reserved, and empty."""
     arguments = sys.argv
-    args = _with_config_of_run(args)
+    args = _with_config_of_run(_with_own_checkpoint(args))
     try:
         sys.argv = arguments[:1]  # LightningCLI warns where both are given
         return kind(
@@ -386,6 +396,29 @@ def _method_in(args: list[str]) -> str:
             continue
         named += [str(content["method"])] if isinstance(content, dict) and content.get("method") else []
     return (values_of(args, "--method") or named)[-1]
+
+
+def resumes(asked: str | None) -> bool:
+    """Whether the run found in `--run_dir` goes on: asked for, or the job was restarted by what had launched it."""
+    if asked is not None:
+        return asked == "auto"
+    counts = (os.environ.get(name, "") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(count.isdigit() and int(count) > 0 for count in counts)
+
+
+def _with_own_checkpoint(args: list[str]) -> list[str]:
+    """Given again, the command of a run that has a checkpoint continues it, with all that was settled as it began."""
+    run_dir, asked = values_of(args, "--run_dir"), values_of(args, "--resume")
+    if asked and asked[-1] not in ("auto", "never", "null"):
+        raise ValueError(f"resume={asked[-1]} is neither auto nor never. To continue a run: --ckpt_path {asked[-1]}.")
+    if not run_dir or values_of(args, "--ckpt_path") or not resumes(asked[-1] if asked else None):
+        return args
+    run = expanded(run_dir[-1])
+    if not (run / LAST).exists():
+        return args
+    own = latest_config(run)
+    # Its length is settled too.
+    return [*([] if own is None else ["--config", str(own)]), *args, "--ckpt_path", str(run), "--minutes=null"]
 
 
 def _with_config_of_run(args: list[str]) -> list[str]:
