@@ -120,7 +120,7 @@ def test_a_job_that_was_restarted_goes_on_by_itself(monkeypatch, asked, environm
 @pytest.mark.parametrize("where", ["memory", "files"])
 def test_kills_at_random_moments_end_in_the_same_bits(tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
-    settings = {**RUN, "resume": "auto", "trainer.max_epochs": 30, "data.workers": 0 if where == "memory" else 2}
+    settings = {**RUN, "resume": "auto", "trainer.max_epochs": 150, "data.workers": 0 if where == "memory" else 2}
     settings |= {"data.memory_limit_gb": 1.0 if where == "memory" else 0.0}
     train(flags({**settings, "run_dir": "whole"}))
     command = [sys.executable, "-c", "import sys; from simclr.cli.train import train; train(sys.argv[1:])"]
@@ -129,7 +129,7 @@ def test_kills_at_random_moments_end_in_the_same_bits(tmp_path, monkeypatch, whe
     while True:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
-            process.communicate(timeout=draw.uniform(3, 9) if kills < 10 else None)
+            process.communicate(timeout=draw.uniform(3, 8) if kills < 10 else None)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
