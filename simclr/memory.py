@@ -1,13 +1,13 @@
 """What a training step needs of a device's memory, before it runs: by a forward pass on shapes alone."""
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from simclr import container
 from simclr.image_sizes import on_meta
 from simclr.torch_internals import storage_id
 from simclr.training.method import Method
@@ -155,40 +155,7 @@ def available(device: torch.device) -> int | None:
         return torch.cuda.get_device_properties(device).total_memory
     if device.type != "cpu":
         return None
-    limits = container_limits()
+    limits = container.memory_limits()
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)
-
-
-def container_limits(root: Path = Path("/")) -> list[int]:
-    """The limits on memory, in bytes, of the control groups that this process is in, nested ones each; Linux only.
-
-    Both versions of control groups say "no limit" too, the first by a number beyond all memory.
-
-    Args:
-        root: below it lie `proc` and `sys`.
-    """
-    try:
-        memberships = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    limits = []
-    for line in memberships:
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":  # version 2
-            top, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):  # version 1
-            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        folder = Path(group.lstrip("/"))
-        # Inside a container the group may be named from outside of it, and its own files lie at the top.
-        for path in (top, *(top / part for part in (folder, *folder.parents))):
-            try:
-                limit = (path / name).read_text().strip()
-            except OSError:
-                continue
-            if limit.isdigit():
-                limits.append(int(limit))
-    return limits

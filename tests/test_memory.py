@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simclr import memory
+from simclr import container, memory
 from tiny import tiny_model
 
 PEAK = """
@@ -122,37 +122,9 @@ def test_what_the_estimate_cannot_tell_is_a_warning_and_only_what_is_certain_ref
         assert check().startswith("about ")
 
 
-MACHINE = "9223372036854771712\n"  # what version 1 says where there is no limit
-
-
-@pytest.mark.parametrize(
-    ("membership", "files", "limits"),
-    [
-        ("0::/", {"memory.max": "1000\n"}, [1000]),
-        ("0::/", {}, []),  # the machine's own group has no such file
-        ("0::/a/b", {"memory.max": "max\n", "a/memory.max": "3000\n", "a/b/memory.max": "max\n"}, [3000]),
-        ("0::/a/b", {"a/memory.max": "3000\n", "a/b/memory.max": "5000\n"}, [3000]),
-        # In a container whose group is named from outside.
-        ("0::/docker/7f", {"memory.max": "2000\n"}, [2000]),
-        ("12:cpu:/x\n4:memory:/x", {"memory/memory.limit_in_bytes": MACHINE}, [int(MACHINE)]),
-        (
-            "12:cpu:/x\n4:hugetlb,memory:/x/y\n0::/",
-            {"memory/x/memory.limit_in_bytes": "4000\n", "memory/x/y/memory.limit_in_bytes": MACHINE},
-            [4000],
-        ),
-    ],
-    ids=["v2", "v2 without", "v2 above", "v2 nested", "v2 inside", "v1 without", "v1 above, hybrid"],
-)
-def test_the_limits_of_a_container_are_read(tmp_path, membership, files, limits):
-    for name, text in {"proc/self/cgroup": membership, **{f"sys/fs/cgroup/{n}": t for n, t in files.items()}}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert min(memory.container_limits(tmp_path), default=None) == min(limits, default=None)
-
-
 def test_a_cpu_has_the_memory_of_the_container_or_of_the_machine_whichever_is_less(monkeypatch, tmp_path):
-    assert memory.container_limits(tmp_path) == []  # another system than Linux
+    assert container.memory_limits(tmp_path) == []  # another system than Linux
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limits, expected in (([], machine), ([5000, 4000], 4000), ([int(MACHINE)], machine)):
-        monkeypatch.setattr(memory, "container_limits", lambda limits=limits: list(limits))
+    for limits, expected in (([], machine), ([5000, 4000], 4000), ([2**63 - 4096], machine)):
+        monkeypatch.setattr(container, "memory_limits", lambda limits=limits: list(limits))
         assert memory.available(torch.device("cpu")) == expected

@@ -13,6 +13,7 @@ import torchvision
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from simclr.container import cores
 from simclr.data.decode import to_square
 from simclr.data.fingerprint import compare_files, fingerprint_files
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, uneven_batch
@@ -270,7 +271,7 @@ class ImageData(LightningDataModule):
         files = FileImages(folder.root, folder.paths, self.load_size, labels, classes, folder.fingerprint)
         if self.cache_dir:
             # One process builds for all of this machine, so it may use what the others will.
-            return files.cached(self.cache_dir, max(1, self.workers if self.workers is not None else min(16, _cores())))
+            return files.cached(self.cache_dir, max(1, self.workers if self.workers is not None else min(16, cores())))
         return files.in_memory(max(1, self._processes())) if files.nbytes <= self.memory_limit_gb * 1e9 else files
 
     def _find_named(self) -> Path:
@@ -363,7 +364,7 @@ class ImageData(LightningDataModule):
     def _processes(self) -> int:
         """Worker processes or threads for this rank."""
         ranks_here = self.trainer.num_devices if self.trainer is not None else 1
-        return self.workers if self.workers is not None else max(1, min(16, _cores() // ranks_here))
+        return self.workers if self.workers is not None else max(1, min(16, cores() // ranks_here))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -465,11 +466,6 @@ def default_batch_size(images: int, world_size: int = 1) -> int:
     size = 2 ** max(5, min(8, math.floor(math.log2(max(1, images) / _STEPS_OF_AN_EPOCH))))
     size = min(size, max(2, images))
     return max(size // world_size, 1) * world_size
-
-
-def _cores() -> int:
-    """Cores this process may use, as far as the platform tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def images_of_run(settings: Mapping[str, Any], **changed: Any) -> ImageData:

@@ -1,6 +1,5 @@
 """Some of the images, and how the encoder sees them: their features, their neighbours, their places on a map."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simclr.container import cores
 from simclr.data import FileImages, ImageData, ImageSet
 from simclr.data.decode import read_images
 from simclr.eval import extract_features
@@ -78,7 +78,7 @@ def take_samples(
 def _sample(encoder: nn.Module, source: ImageSet, pool: Tensor, limit: int, device: torch.device | str) -> Sample:
     index = pool[epoch_order(_CHOICE, 0, len(pool))[:limit].sort().values]
     if isinstance(source, FileImages):
-        pixels = read_images([source.paths[i] for i in index.tolist()], source.side, threads=os.cpu_count() or 1)
+        pixels = read_images([source.paths[i] for i in index.tolist()], source.side, threads=cores())
     else:
         pixels = source.images(index).cpu()
     # extract_features hands back each image's label; their numbers do where there are no labels.
