@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,13 +21,14 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.transforms.v2 import functional as F
 
+from simclr.data import png
 from simclr.torch_internals import has_image_decoders, shared_storage
 
 # The operator itself: torchvision 0.29 deprecates its Python wrapper (a warning per call), not what stands behind it.
 # A torchvision without it leaves Pillow, which is slower and gives the same images.
 _DECODE = torch.ops.image.decode_image if has_image_decoders() else None
 _RGB = torchvision.io.ImageReadMode.RGB.value
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
+_JPEG = b"\xff\xd8\xff"  # the first bytes of a file
 
 _VERSION = 2  # of this file: to be raised with every change that gives other pixels
 
@@ -52,7 +54,7 @@ def decode(content: bytes) -> Tensor:
     """
     if not content:
         raise ValueError("the file is empty")
-    if _DECODE is not None and content.startswith((_JPEG, _PNG)):
+    if _DECODE is not None and content.startswith((_JPEG, png.SIGNATURE)) and _decoder_survives(content):
         try:
             image = _DECODE(torch.frombuffer(bytearray(content), dtype=torch.uint8), _RGB, True)
         except RuntimeError:
@@ -66,6 +68,63 @@ def decode(content: bytes) -> Tensor:
         # Pillow's text for unknown content names a memory buffer, which tells the reader nothing.
         unknown = isinstance(error, Image.UnidentifiedImageError)
         raise ValueError("not an image in a known format" if unknown else str(error)) from error
+
+
+def _decoder_survives(content: bytes) -> bool:
+    """Whether torchvision's decoder may have a file's content; where it may not, Pillow reads it or says what is wrong.
+
+    Raises:
+        ValueError: for a damaged PNG, and for more pixels than Pillow opens.
+    """
+    if content.startswith(_JPEG):
+        _refuse_too_many(*_size_of_jpeg(content))
+        return True
+    header = png.check_checksums(content)
+    _refuse_too_many(header.width, header.height)
+    # Only what was damaged on purpose, or by the program that wrote it, has right checksums. A worker process may die
+    # of it: the run does not, and says which file it was.
+    return get_worker_info() is not None or png.has_sound_pixels(content, header)
+
+
+def kills_its_reader(path: str | os.PathLike) -> bool:
+    """Whether a file is a PNG with right checksums and damaged pixels, of which a worker process dies."""
+    try:
+        content = Path(path).read_bytes()
+        png.check_checksums(content)
+    except (OSError, ValueError):
+        return False
+    try:
+        decode(content)
+    except ValueError:
+        return True
+    return False
+
+
+def _refuse_too_many(width: int, height: int) -> None:
+    """By the rule, and up to the limit, of Pillow: a picture of a few kB may ask for all memory."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > 2 * limit:
+        raise ValueError(
+            f"{width} x {height} pixels are more than {2 * limit:,}, which may be meant to exhaust the memory; "
+            "twice PIL.Image.MAX_IMAGE_PIXELS is the limit"
+        )
+
+
+def _size_of_jpeg(content: bytes) -> tuple[int, int]:
+    """Width and height in the frame's header; 0 and 0 if there is none to be found."""
+    start = 2
+    while start + 9 < len(content):
+        if content[start] != 0xFF:
+            break
+        kind = content[start + 1]
+        if kind == 0xFF:  # fill
+            start += 1
+        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # frames; tables and a reserved one are not
+            height, width = (int.from_bytes(content[start + at : start + at + 2], "big") for at in (5, 7))
+            return width, height
+        else:
+            start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return 0, 0
 
 
 def pixels_of(picture: Image.Image) -> Tensor:

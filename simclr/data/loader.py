@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from simclr.data.decode import kills_its_reader
 from simclr.data.sources import ImageSet, MemoryImages
 from simclr.seeding import epoch_order
 
@@ -168,7 +169,7 @@ class Batches:
 
     def __init__(self, source: ImageSet, workers: int = 0):
         self.source = source
-        self._order = _Order()
+        self._order = _Order(ahead=2 * workers + 1)  # torch's loader has two batches in hand for each worker
         self._loader = None
         if not isinstance(source, MemoryImages):
             self._loader = DataLoader(
@@ -190,7 +191,7 @@ class Batches:
         """
         if self._loader is not None:
             self._order.batches = itertools.chain.from_iterable(parts)
-            yield from self._loader
+            yield from self._decoded()
             return
         # A part goes to the images in one transfer, and the numbers are handed out as they are.
         device = self.source.pixels.device
@@ -200,6 +201,26 @@ class Batches:
             return
         for index, placed in pairs:
             yield self.source.images(placed), index
+
+    def _decoded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            for images, index in self._loader:
+                if isinstance(images, str):
+                    raise ValueError(images)
+                yield images, index
+        except RuntimeError as error:  # torch's word for workers that died
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(self._what_happened(str(error))) from error
+
+    def _what_happened(self, reason: str) -> str:
+        """What became of a worker, and of which image, as far as that can be told."""
+        lines = reason.strip().splitlines()
+        what = f"a process that reads images died: {lines[-1] if lines else reason}."
+        paths = [self.source.paths[i] for batch in self._order.handed_out for i in batch]
+        if deadly := [path for path in dict.fromkeys(paths) if kills_its_reader(path)]:
+            return f"{what} The pixels of {', '.join(deadly[:3])} are damaged. Repair or remove them."
+        return f"{what} None of the {len(paths)} images that were being read is damaged: is there too little memory?"
 
 
 def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -238,10 +259,14 @@ def _start_method() -> multiprocessing.context.BaseContext:
 class _Order:
     """The batch sampler of a DataLoader that outlives an epoch: iterates whatever batches it was given last."""
 
-    batches: Iterable[Tensor] = ()
+    def __init__(self, ahead: int):
+        self.batches: Iterable[Tensor] = ()
+        self.handed_out: deque[list[int]] = deque(maxlen=ahead)  # the last of them
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (index.tolist() for index in self.batches)
+        for index in self.batches:
+            self.handed_out.append(index.tolist())
+            yield self.handed_out[-1]
 
 
 class _Decode:
@@ -253,11 +278,14 @@ class _Decode:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor | str, Tensor]:
         return self.__getitems__([index])
 
-    def __getitems__(self, index: list[int]) -> tuple[Tensor, Tensor]:
-        return self.source.images(index), torch.tensor(index)
+    def __getitems__(self, index: list[int]) -> tuple[Tensor | str, Tensor]:
+        try:
+            return self.source.images(index), torch.tensor(index)
+        except ValueError as error:  # its words alone: torch would put a traceback of the worker into them
+            return str(error), torch.tensor(index)
 
 
 def _as_it_is(batch):
