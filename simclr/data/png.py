@@ -4,10 +4,14 @@ libpng's errors inside the pixel data end the process there (`decode_png` crosse
 torchvision 0.26 to 0.29), so a single flipped bit would kill a run without a word.
 """
 
+import struct
 import zlib
 from typing import NamedTuple
+from zlib import crc32
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BEFORE, _CHECKSUM = struct.Struct(">I4s").unpack_from, struct.Struct(">I").unpack_from  # of a chunk: length and kind
+_HEADER = struct.Struct(">IIBB2xB").unpack
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type (PNG specification, table 11.1)
 
 
@@ -31,20 +35,18 @@ def check_checksums(content: bytes) -> Header:
     """
     if not content.startswith(SIGNATURE):
         raise ValueError("not a PNG")
-    start, size = len(SIGNATURE), len(content)
-    view = memoryview(content)
-    header = None
+    start, size, view, header = len(SIGNATURE), len(content), memoryview(content), None
     while start + 12 <= size:
-        length = int.from_bytes(view[start : start + 4], "big")
-        kind, end = content[start + 4 : start + 8], start + 12 + length
+        length, kind = _BEFORE(content, start)
+        end = start + 12 + length
         if end > size:
             break
-        critical = not kind[0] & 0x20  # a capital letter; others libpng and Pillow leave out if they are damaged
-        if critical and zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+        # A capital letter makes a chunk critical; others libpng and Pillow leave out if they are damaged.
+        if kind[0] < 0x60 and crc32(view[start + 4 : end - 4]) != _CHECKSUM(content, end - 4)[0]:
             raise ValueError(f"damaged PNG: the checksum of its {kind.decode('latin-1')} at byte {start} is wrong")
         if header is None:
             header = _header(kind, content[start + 8 : end - 4])
-        if kind == b"IEND":
+        elif kind == b"IEND":
             return header
         start = end
     if header is None or start < size:
@@ -55,7 +57,8 @@ def check_checksums(content: bytes) -> Header:
 def _header(kind: bytes, data: bytes) -> Header:
     if kind != b"IHDR" or len(data) != 13:
         raise ValueError("damaged PNG: it has no header")
-    return Header(int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big"), data[8], data[9], bool(data[12]))
+    width, height, depth, colour, interlaced = _HEADER(data)
+    return Header(width, height, depth, colour, bool(interlaced))
 
 
 def has_sound_pixels(content: bytes, header: Header) -> bool:
