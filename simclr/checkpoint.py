@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from simclr import __version__
 from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
+from simclr.files import write_atomically
 from simclr.inputs import InputTransform, attach_transform
 from simclr.paths import expanded
 from simclr.training.internals import count_last_batch
@@ -320,11 +321,11 @@ def end_epoch(fit_loop: dict[str, Any]) -> None:
     batch["current"] = dict.fromkeys(batch["current"], 0)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _as_file(content: Any) -> memoryview:
+    """The bytes of a file that `torch.load` reads."""
+    buffer = io.BytesIO()  # not the file itself: what fails in the middle of torch's writer is no OSError
+    torch.save(content, buffer)
+    return buffer.getbuffer()
 
 
 def save_encoder(module: LightningModule, path: Path) -> None:
@@ -344,7 +345,5 @@ def save_encoder(module: LightningModule, path: Path) -> None:
     settings = _encoder_settings(module.hparams, module.encoder.transform.load_size)
     settings |= {"feature_dim": module.encoder.feature_dim, "simclr_version": __version__}
     settings |= {"epochs": module.current_epoch, "global_step": module.global_step}
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, _as_file(weights))
     write_atomically(path.with_suffix(".safetensors"), save(weights, {"format": "pt", _SETTINGS: json.dumps(settings)}))

@@ -11,8 +11,9 @@ import yaml
 from jsonargparse import Namespace
 
 from simclr import __version__
-from simclr.checkpoint import LAST, write_atomically
+from simclr.checkpoint import LAST
 from simclr.distributed import launched_rank
+from simclr.files import remove_abandoned, write_atomically
 from simclr.paths import expanded
 
 CONFIG = "config.yaml"  # the settings that a run began with
@@ -77,6 +78,8 @@ class RunFolder:
         if self.path.is_file():
             raise ValueError(f"run_dir={self.path} is a file. Choose a new folder.")
         if resumed is not None and self.path.resolve() == resumed.resolve():
+            for folder in (self.path, self.path / LAST.parent):
+                remove_abandoned(folder)
             return
         self._empty = True
         if self.path.exists() and any(self.path.iterdir()):
@@ -147,9 +150,10 @@ def record_continuation(run_dir: Path, begun: Path, settings: str, record: dict[
     records = _continuations(run_dir)
     if not (run_dir / CONFIG).exists():
         if before is None:
-            (run_dir / CONFIG).write_text(settings)
+            write_atomically(run_dir / CONFIG, settings.encode())
         else:
-            shutil.copyfile(begun / CONFIG if (begun / CONFIG).is_file() else before, run_dir / CONFIG)
+            first = begun / CONFIG if (begun / CONFIG).is_file() else before
+            write_atomically(run_dir / CONFIG, first.read_bytes())
     if changed:
         write_atomically(run_dir / f"config.continued-{len(records) + 1}.yaml", settings.encode())
     versions = {"simclr": __version__, **{name: version(name) for name in _DECIDE}}

@@ -32,6 +32,7 @@ from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.continuation import check_resume
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, folders_of_run
+from simclr.files import write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
 from simclr.pace import Pace
@@ -324,8 +325,9 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
     for name in FOLDERS:
         config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
     config.data.allow_changed_images = False
+    settings = _writable(lambda: cli.parser.dump(config, skip_none=False))
     if cli.continuation is None:
-        _writable(lambda: cli.parser.save(config, str(cli.run_dir / CONFIG), skip_none=False, overwrite=True))
+        write_atomically(cli.run_dir / CONFIG, settings.encode())
         return
     found = cli.continuation
     entry = {
@@ -338,7 +340,6 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         "images": found.images,
         "said": found.said,
     }
-    settings = _writable(lambda: cli.parser.dump(config, skip_none=False))
     record_continuation(cli.run_dir, cli.resumed.run_dir, settings, entry)
 
 

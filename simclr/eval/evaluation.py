@@ -15,13 +15,14 @@ import torch
 import torchvision
 from torch import Tensor
 
-from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint, write_atomically
+from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint
 from simclr.data import EvalLoader, ImageData
 from simclr.eval.duplicates import HashedImages, duplicates_in_words, duplicates_record
 from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
 from simclr.eval.knn import default_k, knn_predict
 from simclr.eval.linear import NotConverged, ProbeResult, linear_evaluation_sgd, linear_probe
 from simclr.eval.metrics import confusion_matrix
+from simclr.files import write_atomically
 from simclr.paths import expanded, stored
 
 LinearProtocol = Literal["lbfgs", "sgd"]
@@ -269,6 +270,6 @@ def write_result(record: dict[str, Any], run_dir: Path) -> Path:
         number = 1
         while (kept := path.with_suffix(f".{number}.json")).exists():
             number += 1
-        path.rename(kept)
+        write_atomically(kept, path.read_bytes())  # a copy: a result is there at every moment
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
     return path
