@@ -328,6 +328,19 @@ def _as_file(content: Any) -> memoryview:
     return buffer.getbuffer()
 
 
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that it is there whole or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        content: plain types and tensors.
+    Raises:
+        OSError: if it cannot be written; the one that stood there stands there still.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _as_file(content))
+
+
 def save_encoder(module: LightningModule, path: Path) -> None:
     """Write the encoder of a run, without the head, as two files that `load_encoder` opens.
 
@@ -338,12 +351,25 @@ def save_encoder(module: LightningModule, path: Path) -> None:
         module: the `SimCLR` that was trained.
         path: the file of the state dict.
     """
-    # Clones, because safetensors refuses two names for one memory.
-    weights = {
-        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in module.encoder.state_dict().items()
-    }
     settings = _encoder_settings(module.hparams, module.encoder.transform.load_size)
     settings |= {"feature_dim": module.encoder.feature_dim, "simclr_version": __version__}
     settings |= {"epochs": module.current_epoch, "global_step": module.global_step}
+    _write_encoder(module.encoder, settings, path)
+
+
+def save_encoder_of(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the encoder of a run that has ended, as `save_encoder` does, out of its last checkpoint."""
+    encoder = load_encoder(checkpoint.path)
+    settings = _settings_of_checkpoint(checkpoint)
+    settings |= {"feature_dim": encoder.feature_dim, "simclr_version": __version__}
+    settings |= {"epochs": checkpoint.epochs, "global_step": checkpoint.global_step}
+    _write_encoder(encoder, settings, path)
+
+
+def _write_encoder(encoder: nn.Module, settings: dict[str, Any], path: Path) -> None:
+    # Clones, because safetensors refuses two names for one memory.
+    weights = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in encoder.state_dict().items()
+    }
     write_atomically(path, _as_file(weights))
     write_atomically(path.with_suffix(".safetensors"), save(weights, {"format": "pt", _SETTINGS: json.dumps(settings)}))

@@ -8,6 +8,7 @@ can be told from what is being written.
 import glob
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,6 +72,22 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
         with suppress(OSError), open(partial, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
             partial.unlink()
+
+
+def say_unwritten(path: str | os.PathLike, error: OSError, consequence: str) -> None:
+    """Tell people of a file that could not be written and is not needed to go on, once, on standard error.
+
+    Args:
+        path: the file.
+        error: what its writer raised.
+        consequence: what that means, and what happens instead.
+    """
+    print(f"warning: {path} could not be written ({reason_of(error)}): {consequence}", file=sys.stderr, flush=True)
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file could not be written, for people: "No space left on device"."""
+    return error.strerror or str(error)
 
 
 def _sync_folder(folder: Path) -> None:

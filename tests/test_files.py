@@ -138,6 +138,6 @@ def test_no_other_file_of_the_package_writes_a_whole_file():
                 last in ("write_text", "write_bytes", "save_file", "mkstemp")
             )
             mode = ast.unparse(node.args[1]) if last == "open" and len(node.args) > 1 else ""
-            if of_files or (last == "open" and any(c in mode for c in "wax")):
+            if of_files or (last == "open" and any(c in mode for c in "wx")):
                 found.append(f"{path.relative_to(PACKAGE)}: {name}")
     assert found == ["files.py: open", "files.py: os.replace"]
