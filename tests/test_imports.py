@@ -16,7 +16,7 @@ LAYERS = [
     ["views"],
     ["augment", "losses", "heads", "resnet", "image_sizes", "encoders", "optim", "run_length"],
     ["data"],
-    ["inputs"],
+    ["inputs", "intact"],
     ["module", "checkpoint", "continuation", "training"],
     ["memory"],
     ["eval"],

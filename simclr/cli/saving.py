@@ -14,6 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from simclr import distributed
 from simclr.checkpoint import LAST, write_checkpoint
 from simclr.files import reason_of, say_unwritten
+from simclr.intact import refuse_flipped_bits
 from simclr.paths import expanded
 from simclr.training.internals import leave_signals_to_us, may_stop_early
 
@@ -60,6 +61,15 @@ class WholeCheckpoints(TorchCheckpointIO):
             say_unwritten(path, error, f"{kept}, and the run goes on")
         else:
             self.failed = None
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What a checkpoint holds, its checksums compared, which torch does not."""
+        if "://" not in str(path):
+            try:
+                refuse_flipped_bits(Path(path))
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}.") from error
+        return super().load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove one that another has replaced: not if that one could not be written."""

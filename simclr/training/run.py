@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from simclr.checkpoint import settle_progress
+from simclr.checkpoint import refuse_unfit, settle_progress
 from simclr.continuation import (
     end_shorter_epoch,
     model_changes,
@@ -24,6 +24,7 @@ from simclr.continuation import (
     trainer_settings,
 )
 from simclr.inputs import attach_transform
+from simclr.intact import count_tensors, unfit_to_continue
 from simclr.optim import build_optimizer, default_rates, default_warmup, scale_lr, warmup_cosine
 from simclr.seeding import ORDER_VERSION
 from simclr.torch_internals import BatchNorm
@@ -190,6 +191,7 @@ class PretrainingRun:
         checkpoint["method"] = record_of(module, self.settings)
         checkpoint["epoch_loss"] = [float(log.epoch_loss), float(log.epoch_steps)]
         epochs, batches = settle_progress(checkpoint["loops"]["fit_loop"], trainer.num_training_batches)
+        checkpoint["run"] = {}
         if self.total_steps is None:  # not the schedule of `configure_optimizers`
             return
         checkpoint["run"] = {
@@ -198,6 +200,7 @@ class PretrainingRun:
             "total_steps": self.total_steps,
             "steps_per_epoch": _steps_per_epoch(trainer),
             "order": ORDER_VERSION,
+            "optimizer_tensors": count_tensors(checkpoint.get("optimizer_states", [])),
             **trainer_settings(trainer, module),
         }
 
@@ -206,10 +209,11 @@ class PretrainingRun:
 
         A checkpoint that another tool wrote need not have what `save` adds.
         """
-        log = module.step_log
+        log, trainer = module.step_log, trainer_of(module)
+        if trainer is not None and trainer.training:
+            refuse_unfit(unfit_to_continue(checkpoint), trainer.ckpt_path)
         log.epoch_loss, steps = checkpoint.get("epoch_loss", (0.0, 0.0))
         log.epoch_steps = int(steps)
-        trainer = trainer_of(module)
         if trainer is None or not trainer.training:  # only its weights are wanted
             return
         end_shorter_epoch(checkpoint, trainer)
