@@ -21,7 +21,7 @@ from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
 from simclr.files import write_atomically
 from simclr.inputs import InputTransform, attach_transform
-from simclr.intact import load, unfit_to_continue, wrong_parts
+from simclr.intact import load, not_finite, refuse_ruined, unfit_to_continue, wrong_parts
 from simclr.paths import expanded
 from simclr.training.internals import count_last_batch
 from simclr.training.objective import Objective, objective_of
@@ -395,6 +395,8 @@ def save_encoder(module: LightningModule, path: Path) -> None:
     Args:
         module: the `SimCLR` that was trained.
         path: the file of the state dict.
+    Raises:
+        FloatingPointError: if weights are not finite; what stood there stands there still.
     """
     settings = _encoder_settings(module.hparams, module.encoder.transform.load_size)
     settings |= {"feature_dim": module.encoder.feature_dim, "simclr_version": __version__}
@@ -412,6 +414,7 @@ def save_encoder_of(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _write_encoder(encoder: nn.Module, settings: dict[str, Any], path: Path) -> None:
+    refuse_ruined(not_finite(encoder), settings["global_step"])
     # Clones, because safetensors refuses two names for one memory.
     weights = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in encoder.state_dict().items()

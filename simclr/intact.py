@@ -5,14 +5,15 @@ torch stores a checksum of every part of its files and never looks at them: a fl
 
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+DIVERGED = "Lower base_lr, lengthen warmup_epochs, or use bf16 in place of fp16."
 _ZIP = b"PK\x03\x04"  # how one begins, by which torch tells them too
 _PROGRESS = {"total": {"ready": int, "completed": int}, "current": {"ready": int, "completed": int}}
 _OF_BATCHES = {name: {**keys, "started": int, "processed": int} for name, keys in _PROGRESS.items()}
@@ -122,17 +123,33 @@ def count_tensors(states: list[dict[str, Any]]) -> int:
     )
 
 
-def not_finite(content: Mapping[str, Any]) -> list[str]:
-    """The names of a checkpoint's weights, and of its optimiser's tensors, that hold NaN or infinity."""
-    found = [name for name, value in content["state_dict"].items() if not _finite(value)]
-    for state in content.get("optimizer_states", []):
-        of = {f"{key} of parameter {number}": v for number, kept in state["state"].items() for key, v in kept.items()}
-        found += [name for name, value in of.items() if not _finite(value)]
-    return found
+def not_finite(module: nn.Module, states: Iterable[dict[str, Any]] = ()) -> list[str]:
+    """The names of weights that hold NaN or infinity: ruined, and not to take the place of good ones.
+
+    Args:
+        module: whose parameters and running statistics are looked at. Other buffers may hold infinities on purpose.
+        states: of optimisers, whose tensors are looked at too.
+    """
+    kept = dict(module.named_parameters())
+    kept |= {name: value for name, value in module.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    for state in states:
+        of_one = state["state"].items()
+        kept |= {f"{key} of parameter {number}": v for number, found in of_one for key, v in found.items()}
+    return [name for name, value in kept.items() if isinstance(value, Tensor) and not value.isfinite().all()]
 
 
-def _finite(value: Any) -> bool:
-    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
+def refuse_ruined(names: list[str], step: int) -> None:
+    """Refuse to save weights that are not finite.
+
+    Args:
+        names: of those that are not; "" for those of another rank.
+        step: after which they were found.
+    Raises:
+        FloatingPointError: naming the first.
+    """
+    if names:
+        which = f" ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})" if names[0] else ""
+        raise FloatingPointError(f"weights are not finite after step {step}{which}: they are not saved. {DIVERGED}")
 
 
 def _of_optimizer(state: Any, shapes: Counter, where: str) -> list[str]:

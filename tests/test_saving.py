@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Callback
+from safetensors import safe_open
 
 from simclr.checkpoint import LAST, load_encoder, read_checkpoint
 from simclr.cli.messages import FAILED
 from simclr.cli.train import train
+from simclr.intact import not_finite
 from strict import sitecustomize as strict
 from tiny import STEPS, flags
 
@@ -103,9 +106,13 @@ def test_an_encoder_that_found_no_room_is_left_by_the_same_command_later(tmp_pat
     assert not Path("run", lost).exists()
     train(["--ckpt_path", "run"])
     assert "already finished" in capsys.readouterr().out
-    for name in ("encoder.pt", "encoder.safetensors"):
-        assert Path("run", name).read_bytes() == (whole / name).read_bytes()
-    load_encoder("run/encoder.safetensors")
+    assert Path("run", "encoder.pt").read_bytes() == (whole / "encoder.pt").read_bytes()
+    metadata = []
+    for run in (Path("run"), whole):
+        load_encoder(run / "encoder.safetensors")
+        with safe_open(run / "encoder.safetensors", framework="pt") as file:
+            metadata.append(file.metadata())
+    assert metadata[0] == metadata[1]  # a hash of the weights among them
 
 
 @needs_proc
@@ -139,6 +146,56 @@ def test_pictures_and_metrics_that_find_no_room_do_not_end_a_run(tmp_path, monke
     train(flags({**RUN, "run_dir": "run"}))
     assert capsys.readouterr().err.count("its rows wait for room") == 1
     assert_same(Path("run"), whole)
+
+
+class Ruin(Callback):
+    """Weights of the encoder become NaN after the last step of an epoch: no loss has seen them."""
+
+    def __init__(self, epoch: int, name: str = "encoder.conv1.weight"):
+        self.epoch, self.name = epoch, name
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.is_last_batch and trainer.current_epoch == self.epoch:
+            module.state_dict()[self.name].fill_(float("nan"))
+
+
+RUIN = {"trainer.callbacks": "test_saving.Ruin"}
+
+
+@pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.bn1.running_var"])
+def test_weights_that_are_ruined_never_replace_good_ones(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    ruin = {**RUIN, "trainer.callbacks.epoch": 2, "trainer.callbacks.name": name}
+    assert run_and_code(flags({**RUN, **ruin, "run_dir": "run"})) == FAILED
+    said = f"error: weights are not finite after step {3 * STEPS} ({name}): they are not saved. Lower base_lr"
+    err = capsys.readouterr().err
+    assert said in err
+    assert "run/checkpoints/last.ckpt holds the last good ones." in err
+    assert read_checkpoint("run").global_step == 2 * STEPS
+    assert all(value.isfinite().all() for value in read_checkpoint("run").state_dict.values())
+    assert not Path("run/encoder.pt").exists()
+
+
+def test_a_run_without_checkpoints_that_ends_ruined_leaves_no_encoder_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    off = {**RUN, **RUIN, "trainer.callbacks.epoch": 2, "trainer.enable_checkpointing": False}
+    assert run_and_code(flags({**off, "run_dir": "run"})) == FAILED
+    captured = capsys.readouterr()
+    assert f"error: weights are not finite after step {3 * STEPS} (conv1.weight)" in captured.err
+    assert "trained" not in captured.out
+    assert not list(Path("run").glob("encoder*"))
+
+
+def test_a_buffer_may_hold_infinities_on_purpose():
+    class Masked(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+    network = Masked()
+    assert not_finite(network) == []
+    state = {"state": {0: {"velocity": torch.tensor([1.0, torch.inf]), "step": 3}}}
+    assert not_finite(network, [state]) == ["velocity of parameter 0"]
 
 
 SMALL = """

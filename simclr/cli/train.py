@@ -259,7 +259,7 @@ def _train(args: list[str], folder: RunFolder) -> None:
     try:
         _fit(cli, folder)
     except FloatingPointError as error:
-        fail(str(error), FAILED)
+        fail(f"{error}{_last_good(cli)}", FAILED)
     except ValueError as error:  # an image that cannot be read, found while training
         if os.environ.get("SIMCLR_TRACEBACK"):
             raise
@@ -277,6 +277,8 @@ def _end(cli: TrainCLI, minutes: float) -> None:
     path = cli.run_dir / ENCODER
     try:
         save_encoder(cli.model, path)
+    except FloatingPointError as error:  # of a run that keeps no checkpoint
+        fail(str(error), FAILED)
     except OSError as error:
         fail(f"{_ended(cli, minutes)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
     if unsaved := _unsaved(cli):
@@ -290,6 +292,11 @@ def _leave_encoder(cli: TrainCLI) -> None:
     here = cli.run_dir.resolve() == cli.resumed.run_dir.resolve()
     if here and not (path.is_file() and path.with_suffix(".safetensors").is_file()):
         save_encoder_of(cli.resumed, path)
+
+
+def _last_good(cli: TrainCLI) -> str:
+    path = cli.run_dir / LAST
+    return f" {path} holds the last good ones." if path.exists() else ""
 
 
 def _unsaved(cli: TrainCLI) -> str | None:

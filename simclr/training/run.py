@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from simclr import distributed
 from simclr.checkpoint import refuse_unfit, settle_progress
 from simclr.continuation import (
     end_shorter_epoch,
@@ -24,7 +25,7 @@ from simclr.continuation import (
     trainer_settings,
 )
 from simclr.inputs import attach_transform
-from simclr.intact import count_tensors, unfit_to_continue
+from simclr.intact import count_tensors, not_finite, refuse_ruined, unfit_to_continue
 from simclr.optim import build_optimizer, default_rates, default_warmup, scale_lr, warmup_cosine
 from simclr.seeding import ORDER_VERSION
 from simclr.torch_internals import BatchNorm
@@ -186,8 +187,14 @@ class PretrainingRun:
         """In `on_save_checkpoint`: adds where the run stands, how long it is, and what of its Trainer decides its bits.
 
         And the loss so far: a run continued in the middle of an epoch reports the mean of the whole epoch.
+
+        Raises:
+            FloatingPointError: on every rank, if weights are not finite: they would take the place of good ones.
         """
         log, trainer = module.step_log, module.trainer
+        ruined = not_finite(module, checkpoint.get("optimizer_states", ()))
+        if any(on_rank for [on_rank] in distributed.exchange([bool(ruined)])):
+            refuse_ruined(ruined or [""], trainer.global_step)
         checkpoint["method"] = record_of(module, self.settings)
         checkpoint["epoch_loss"] = [float(log.epoch_loss), float(log.epoch_steps)]
         epochs, batches = settle_progress(checkpoint["loops"]["fit_loop"], trainer.num_training_batches)
