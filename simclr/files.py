@@ -9,8 +9,9 @@ import glob
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,9 +43,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     path = Path(os.path.realpath(path))
     remove_abandoned(path.parent, path.name)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with open(partial, "xb") as file:
+        with open(unfinished, "xb") as file:
             if fcntl is not None:
                 with suppress(OSError):  # a file system without locks
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,9 +54,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # or a power cut could leave the name on disk without all of the bytes
             if fcntl is None:  # Windows renames no file that is open
                 file.close()
-            os.replace(partial, path)
+            os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
@@ -66,12 +67,37 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
         folder: where to look, not below; it need not be there.
         name: of the file that was being written; of any if not given.
     """
-    for partial in folder.glob(".*.partial" if name is None else f".{glob.escape(name)}.*.partial"):
+    for unfinished in folder.glob(".*.partial" if name is None else f".{glob.escape(name)}.*.partial"):
         if fcntl is None:
             continue
-        with suppress(OSError), open(partial, "rb") as file:
+        with suppress(OSError), open(unfinished, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
-            partial.unlink()
+            unfinished.unlink()
+
+
+def hold(folder: Path) -> Callable[[], object]:
+    """Hold a folder as its one writer, until told to let go or this process dies; nothing is left in it.
+
+    Where the file system has no locks for folders, as some networks', nobody is refused.
+
+    Args:
+        folder: that is there.
+    Returns:
+        What lets go of it.
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    if fcntl is None:
+        return tuple
+    descriptor = os.open(folder, os.O_RDONLY)  # not inherited by programs that are started
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        pass
+    return partial(os.close, descriptor)
 
 
 def say_unwritten(path: str | os.PathLike, error: OSError, consequence: str) -> None:
