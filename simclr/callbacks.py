@@ -13,6 +13,7 @@ from torch import Tensor
 from simclr import distributed
 from simclr.data import GlobalBatchSampler, ImageData, TrainLoader
 from simclr.eval import extract_features, knn_predict
+from simclr.files import say_unwritten, written_whole
 from simclr.paths import expanded
 from simclr.run_length import RunLength, run_length
 from simclr.seeding import epoch_order
@@ -174,7 +175,12 @@ class ViewGrid(Callback):
         if not trainer.is_global_zero or not isinstance(loader, TrainLoader) or path.exists():
             return
         index, epochs = self._choose(loader.sampler, run_length(len(loader), trainer))
-        view_grid(pl_module, loader.source.images(index), index, epochs=epochs).save(path)
+        picture = view_grid(pl_module, loader.source.images(index), index, epochs=epochs)
+        try:
+            with written_whole(path) as file:
+                picture.save(file, "PNG")
+        except OSError as error:
+            say_unwritten(path, error, "the run goes on without the picture")
 
     def _choose(self, sampler: GlobalBatchSampler, length: RunLength) -> tuple[Tensor, int]:
         """Numbers of images, and for how many epochs to show them: fewer where none are trained on in all."""

@@ -1,5 +1,6 @@
-"""What stands in a checkpoint, read strictly. The only file that knows a checkpoint's inside."""
+"""What stands in a checkpoint, read strictly. Beside `intact.py` the only file that knows a checkpoint's inside."""
 
+import hashlib
 import inspect
 import io
 import json
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from simclr import __version__
 from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
+from simclr.files import write_atomically
 from simclr.inputs import InputTransform, attach_transform
+from simclr.intact import load, not_finite, refuse_ruined, unfit_to_continue, wrong_parts
 from simclr.paths import expanded
 from simclr.training.internals import count_last_batch
 from simclr.training.objective import Objective, objective_of
@@ -28,6 +31,7 @@ _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encod
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
 ENCODER = "encoder.pt"  # in a run folder: the weights alone, and beside them, as .safetensors, with their settings
 _SETTINGS = "simclr"  # the key of a safetensors file's metadata that holds them, as JSON
+_SHA256 = "simclr_sha256"  # and the one of a hash of both
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Checkpoint:
             `simclr.training.run.PretrainingRun.save`), plain types; empty if another tool wrote the checkpoint.
         images: what `ImageData.fingerprint` gave; empty for images that are not in files.
         about: of the method, see `simclr.training.method.record_of`; empty if an earlier version wrote the checkpoint.
+        unfit: why no run can go on from it, a few words each; empty if one can.
     """
 
     path: Path
@@ -56,6 +61,7 @@ class Checkpoint:
     run: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    unfit: list[str] = field(default_factory=list)
 
     @property
     def method(self) -> str:
@@ -141,11 +147,25 @@ def _weights_alone(content: Any) -> bool:
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load(path)
     except Exception as error:  # whatever torch makes of a damaged or foreign file
+        known = f" ({error})" if type(error) is ValueError else ""
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, of another program, or holds more than weights."
+            f"{path} cannot be read as a checkpoint: it is damaged{known}, of another program, or holds more than "
+            f"weights.{_another(path)}"
         ) from error
+
+
+def _another(path: Path) -> str:
+    """Which sound checkpoint lies beside a damaged one, for people; empty if none does."""
+    others = [other for other in path.parent.glob("*.ckpt") if other != path and path.suffix == ".ckpt"]
+    for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
+        try:
+            step = load(other)["global_step"]
+        except Exception:  # damaged too
+            continue
+        return f" An earlier one beside it is sound: {other}, of step {step}."
+    return ""
 
 
 def _checkpoint(path: Path, content: Any) -> Checkpoint:
@@ -155,6 +175,8 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
     lacking = [name for name in _NEEDED if name not in content["hyper_parameters"]]
     if lacking:
         raise ValueError(f"{path} is a checkpoint of another program: its hyper_parameters lack {', '.join(lacking)}.")
+    if wrong := wrong_parts(content):
+        raise ValueError(f"{path} is damaged: {_some(wrong)}.{_another(path)}")
     return Checkpoint(
         path=path,
         model=dict(content["hyper_parameters"]),
@@ -165,12 +187,31 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
         run=dict(content.get("run", {})),
         images=dict(content.get("ImageData", {})),
         about=dict(content.get("method", {})),
+        unfit=unfit_to_continue(content),
     )
+
+
+def _some(problems: list[str]) -> str:
+    more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+    return "; ".join(problems[:4]) + more
+
+
+def refuse_unfit(unfit: list[str], path: Path) -> None:
+    """Refuse to continue from a checkpoint that would not come to where its run would have.
+
+    Args:
+        unfit: why not, see `Checkpoint.unfit`.
+        path: the file.
+    Raises:
+        ValueError: naming what is missing or wrong, and an earlier checkpoint that is sound.
+    """
+    if unfit:
+        raise ValueError(f"{path} cannot be continued from, it is damaged: {_some(unfit)}.{_another(path)}")
 
 
 def new_encoder(checkpoint: Checkpoint) -> nn.Module:
     """A freshly initialised encoder of a checkpoint's kind, in eval mode, with its attributes (see `load_encoder`)."""
-    return _build(_settings_of_checkpoint(checkpoint))
+    return _build(_settings_of_checkpoint(checkpoint), checkpoint.path)
 
 
 def load_encoder(path: str | os.PathLike) -> nn.Module:
@@ -192,7 +233,7 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
         ValueError: if the file is none of the above, if settings are missing, or if the weights do not match, by name.
     """
     path, weights, settings = _read_encoder(Path(path).expanduser())
-    encoder = _build(settings)
+    encoder = _build(settings, path)
     kind = ", ".join(f"{name}={settings[name]}" for name in ("encoder", *_OPTIONS) if name in settings)
     refuse_mismatch(weights, encoder.state_dict(), f"{path} does not fit its own {kind}")
     encoder.load_state_dict(weights)
@@ -216,8 +257,11 @@ def _read_encoder(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            settings = json.loads((file.metadata() or {}).get(_SETTINGS, "null"))
+            metadata = file.metadata() or {}
+            settings = json.loads(metadata.get(_SETTINGS, "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        if metadata.get(_SHA256, (digest := _sha256(weights, metadata.get(_SETTINGS, "")))) != digest:
+            raise ValueError("its weights or settings are not those that were written")
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: it is damaged, or no safetensors file ({error}).") from error
     lacking = [name for name in _NEEDED if name != "seed" and name not in (settings or {})]
@@ -256,8 +300,11 @@ def _encoder_settings(model: Mapping[str, Any], load_size: int) -> dict[str, Any
     return settings | {"load_size": load_size, "mean": list(model["mean"]), "std": list(model["std"])}
 
 
-def _build(settings: Mapping[str, Any]) -> nn.Module:
-    encoder = build_encoder(settings["encoder"], **{name: settings[name] for name in _OPTIONS if name in settings})
+def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
+    try:
+        encoder = build_encoder(settings["encoder"], **{name: settings[name] for name in _OPTIONS if name in settings})
+    except TypeError as error:
+        raise ValueError(f"the settings in {path} build no encoder: {error}.") from error
     held = settings.get("load_size")
     attach_transform(encoder, InputTransform(settings["image_size"], settings["mean"], settings["std"], held))
     return encoder.eval().requires_grad_(False)
@@ -273,8 +320,7 @@ def refuse_mismatch(weights: dict[str, Tensor], expected: dict[str, Tensor], wha
         if key in weights and weights[key].shape != value.shape
     ]
     if problems:
-        shown = "; ".join(problems[:4])
-        raise ValueError(f"{what}: {shown}{f'; and {len(problems) - 4} more' if len(problems) > 4 else ''}.")
+        raise ValueError(f"{what}: {_some(problems)}.")
 
 
 def settle_progress(fit_loop: dict[str, Any], batches: int) -> tuple[int, int]:
@@ -320,11 +366,24 @@ def end_epoch(fit_loop: dict[str, Any]) -> None:
     batch["current"] = dict.fromkeys(batch["current"], 0)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _as_file(content: Any) -> memoryview:
+    """The bytes of a file that `torch.load` reads."""
+    buffer = io.BytesIO()  # not the file itself: what fails in the middle of torch's writer is no OSError
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that it is there whole or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        content: plain types and tensors.
+    Raises:
+        OSError: if it cannot be written; the one that stood there stands there still.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _as_file(content))
 
 
 def save_encoder(module: LightningModule, path: Path) -> None:
@@ -336,15 +395,40 @@ def save_encoder(module: LightningModule, path: Path) -> None:
     Args:
         module: the `SimCLR` that was trained.
         path: the file of the state dict.
+    Raises:
+        FloatingPointError: if weights are not finite; what stood there stands there still.
     """
-    # Clones, because safetensors refuses two names for one memory.
-    weights = {
-        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in module.encoder.state_dict().items()
-    }
     settings = _encoder_settings(module.hparams, module.encoder.transform.load_size)
     settings |= {"feature_dim": module.encoder.feature_dim, "simclr_version": __version__}
     settings |= {"epochs": module.current_epoch, "global_step": module.global_step}
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    write_atomically(path, buffer.getvalue())
-    write_atomically(path.with_suffix(".safetensors"), save(weights, {"format": "pt", _SETTINGS: json.dumps(settings)}))
+    _write_encoder(module.encoder, settings, path)
+
+
+def save_encoder_of(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the encoder of a run that has ended, as `save_encoder` does, out of its last checkpoint."""
+    encoder = load_encoder(checkpoint.path)
+    settings = _settings_of_checkpoint(checkpoint)
+    settings |= {"feature_dim": encoder.feature_dim, "simclr_version": __version__}
+    settings |= {"epochs": checkpoint.epochs, "global_step": checkpoint.global_step}
+    _write_encoder(encoder, settings, path)
+
+
+def _write_encoder(encoder: nn.Module, settings: dict[str, Any], path: Path) -> None:
+    refuse_ruined(not_finite(encoder), settings["global_step"])
+    # Clones, because safetensors refuses two names for one memory.
+    weights = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in encoder.state_dict().items()
+    }
+    write_atomically(path, _as_file(weights))
+    text = json.dumps(settings)
+    metadata = {"format": "pt", _SETTINGS: text, _SHA256: _sha256(weights, text)}
+    write_atomically(path.with_suffix(".safetensors"), save(weights, metadata))
+
+
+def _sha256(weights: dict[str, Tensor], settings: str) -> str:
+    """Of what an encoder's file holds: the format itself has no checksum. Files of earlier versions have none."""
+    whole = hashlib.sha256(settings.encode())
+    for name, value in sorted(weights.items()):
+        whole.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        whole.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()

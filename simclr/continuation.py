@@ -12,7 +12,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.utilities import GradClipAlgorithmType
 
-from simclr.checkpoint import Checkpoint, end_epoch, refuse_mismatch
+from simclr.checkpoint import Checkpoint, end_epoch, refuse_mismatch, refuse_unfit
 from simclr.data import ImageData
 from simclr.data.module import images_of_run
 from simclr.seeding import ORDER_VERSION
@@ -211,6 +211,7 @@ def check_resume(
         raise ValueError(
             f"{checkpoint.path} is a run of method={checkpoint.method}, which cannot be continued as {name_of(module)}."
         )
+    refuse_unfit(checkpoint.unfit, checkpoint.path)
     module.run.adopt(checkpoint.model)
     changes = model_changes(module.hparams, checkpoint.model)
     architecture = {name: pair for name, pair in changes.items() if name.removeprefix("model.") in module.architecture}

@@ -1,23 +1,31 @@
 """Where a run's metrics go: metrics.csv and TensorBoard always, Weights & Biases on request."""
 
 import csv
+import io
 import netrc
 import os
 import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from simclr.checkpoint import Checkpoint
+from simclr.files import say_unwritten, write_atomically
 from simclr.paths import expanded
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
-class MetricsCSV(CSVLogger):
-    """Lightning's CSV logger, writing `metrics.csv` into the run folder; a continued run keeps its earlier rows.
+class MetricsCSV(Logger):
+    """`metrics.csv` in the run folder: a row for each step that is logged, and one for each epoch.
+
+    A row is in the file as soon as it is logged. A kill leaves whole rows, and the file of a run that is continued is
+    replaced in one step. Rows that find no room wait, and are said to.
 
     Args:
         run_dir: the run folder.
@@ -25,25 +33,118 @@ class MetricsCSV(CSVLogger):
             stands for an epoch that was not whole.
     """
 
-    def __init__(self, run_dir: Path, resumed: Checkpoint | None = None):
-        super().__init__(str(expanded(run_dir)), name="", version="", flush_logs_every_n_steps=50)
-        self._earlier: list[dict[str, Any]] = []
-        path = expanded(run_dir) / "metrics.csv"
-        if resumed is not None and path.exists():
-            with path.open(newline="") as file:
-                rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
-            self._earlier = [row for row in rows if _is_before(row, resumed)]
+    name, version = "", ""
 
+    def __init__(self, run_dir: Path, resumed: Checkpoint | None = None):
+        super().__init__()
+        self.path = expanded(run_dir) / "metrics.csv"
+        self._waiting = _whole_rows(self.path) if resumed is not None else []
+        self._waiting = [row for row in self._waiting if _is_before(row, resumed)]
+        self._columns: list[str] = []  # of the file; none until this run has written it
+        self._last: dict[str, Any] = {}
+        self._full = False  # whether the last write found no room
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @rank_zero_only
     def log_hyperparams(self, params: Any = None) -> None:
         """Nothing: they stand in config.yaml beside the metrics."""
 
-    @property
-    def experiment(self) -> Any:
-        """Lightning's writer, given the earlier rows when it is first asked for."""
-        writer = super().experiment
-        if self._earlier and hasattr(writer, "metrics"):
-            writer.metrics, self._earlier = self._earlier, []
-        return writer
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row; the one that was added last is not added again."""
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row |= {"step": step}
+        if row != self._last:
+            self._waiting.append(row)
+            self._last = row
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows that wait."""
+        if not self._waiting:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            if not self._full:
+                say_unwritten(self.path, error, "its rows wait for room, and the run goes on")
+            self._full = True
+        else:
+            self._full, self._waiting = False, []
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        columns = sorted(set(self._columns).union(*self._waiting))
+        if columns != self._columns:
+            rows = [*(_whole_rows(self.path) if self._columns else []), *self._waiting]
+            write_atomically(self.path, _as_csv(columns, rows, header=True))
+            self._columns = columns
+            return
+        before = self.path.stat().st_size
+        try:
+            with self.path.open("ab") as file:
+                file.write(_as_csv(columns, self._waiting))
+        except OSError:
+            os.truncate(self.path, before)  # no part of a row
+            raise
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """The run has ended."""
+        self.save()
+
+
+def _as_csv(columns: list[str], rows: list[dict[str, Any]], header: bool = False) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=columns)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file, without empty cells; a row that was not written to its end is none."""
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode(errors="replace")
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    return [{key: value for key, value in row.items() if value} for row in rows if None not in row.values()]
+
+
+class EventFiles(TensorBoardLogger):
+    """Lightning's TensorBoard logger, without which a run goes on where there is no room for its files."""
+
+    broken = False
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add numbers."""
+        self._try(super().log_metrics, metrics, step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Add settings."""
+        self._try(super().log_hyperparams, *args, **kwargs)
+
+    def save(self) -> None:
+        """Write what waits."""
+        self._try(super().save)
+
+    def finalize(self, status: str) -> None:
+        """The run has ended."""
+        self._try(super().finalize, status)
+
+    def _try(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if self.broken:
+            return
+        try:
+            work(*args, **kwargs)
+        except OSError as error:
+            self.broken = True
+            say_unwritten(self.log_dir, error, "the run goes on without TensorBoard")
 
 
 def _is_before(row: dict[str, str], resumed: Checkpoint) -> bool:
@@ -63,7 +164,7 @@ def build_loggers(run_dir: Path, wandb: WandbMode, project: str, resumed: Checkp
     run_dir = expanded(run_dir)
     loggers: list[Logger] = [
         MetricsCSV(run_dir, resumed),
-        TensorBoardLogger(str(run_dir), name="tensorboard", version=""),
+        EventFiles(str(run_dir), name="tensorboard", version=""),
     ]
     mode = wandb_mode(wandb)
     if mode != "disabled":

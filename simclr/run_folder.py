@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import yaml
 from jsonargparse import Namespace
 
 from simclr import __version__
-from simclr.checkpoint import LAST, write_atomically
+from simclr.checkpoint import LAST
 from simclr.distributed import launched_rank
+from simclr.files import hold, remove_abandoned, write_atomically
 from simclr.paths import expanded
 
 CONFIG = "config.yaml"  # the settings that a run began with
@@ -27,7 +29,7 @@ class RunFolder:
 
     Attributes:
         path: the folder; None before `choose`.
-        first: whether this is the run's first process, the one that writes.
+        first: whether this is the run's first process, the one that writes. It holds the folder while it lives.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,7 @@ class RunFolder:
         self.first = self._chosen is None and launched_rank() == 0
         self._made: list[Path] = []
         self._empty = False  # whether it was, before this run
+        self._let_go: Callable[[], object] = tuple
 
     def choose(self, config: Namespace, resumed: Path | None, again: bool = False) -> Path:
         """The folder asked for, the one continued, or a free name below runs/. On the first process it is made.
@@ -58,15 +61,17 @@ class RunFolder:
         elif job and job != "none":  # ranks launched from outside must agree on a name without talking
             self.path = Path("runs") / f"{run_name(config)}-{job}"
         if self.first and self.path is not None:
-            self._refuse_taken(resumed, again)
+            if self.path.is_file():
+                raise ValueError(f"run_dir={self.path} is a file. Choose a new folder.")
             self._make(self.path)
+            self._refuse_taken(resumed, again)
         elif self.first:
             name, number = run_name(config), 1
             while self.path is None:
                 free = Path("runs") / (name if number == 1 else f"{name}-{number}")
                 try:  # making it is what reserves it: runs started side by side choose different names
                     self._make(free)
-                    self.path, self._empty = free, True
+                    self.path, self._empty, self._let_go = free, True, hold(free)
                 except FileExistsError:
                     number += 1
         if self.path is None:
@@ -76,12 +81,21 @@ class RunFolder:
         return self.path
 
     def _refuse_taken(self, resumed: Path | None, again: bool) -> None:
-        if self.path.is_file():
-            raise ValueError(f"run_dir={self.path} is a file. Choose a new folder.")
+        """Hold the folder for this process, unless another does or has filled it."""
+        try:
+            self._let_go = hold(self.path)
+        except BlockingIOError:
+            raise ValueError(
+                f"run_dir={self.path} belongs to a run that still goes on, in another process. Wait for its end, or "
+                "choose another --run_dir."
+            ) from None
         if resumed is not None and self.path.resolve() == resumed.resolve():
+            for folder in (self.path, self.path / LAST.parent):
+                remove_abandoned(folder)
             return
-        self._empty = True
-        if not (self.path.exists() and any(self.path.iterdir())):
+        remove_abandoned(self.path)
+        if not any(self.path.iterdir()):
+            self._empty = True
             return
         if _ended_before_its_first_checkpoint(self.path):
             if not again:
@@ -90,6 +104,7 @@ class RunFolder:
                     "start it anew with --resume auto."
                 )
             _empty(self.path)
+            self._empty = True
             return
         hint = (
             f" or continue it with --ckpt_path {self.path / LAST}, or with the same command and --resume auto"
@@ -107,6 +122,8 @@ class RunFolder:
     def forget(self) -> None:
         """The run has ended: what this process launches from here on does not belong to it."""
         os.environ.pop(_CHOSEN, None)
+        self._let_go()
+        self._let_go = tuple
 
     def discard(self) -> None:
         """Take back the folders that were made and all that is in the run's own: it ended before its first step."""
@@ -173,9 +190,10 @@ def record_continuation(run_dir: Path, begun: Path, settings: str, record: dict[
     records = _continuations(run_dir)
     if not (run_dir / CONFIG).exists():
         if before is None:
-            (run_dir / CONFIG).write_text(settings)
+            write_atomically(run_dir / CONFIG, settings.encode())
         else:
-            shutil.copyfile(begun / CONFIG if (begun / CONFIG).is_file() else before, run_dir / CONFIG)
+            first = begun / CONFIG if (begun / CONFIG).is_file() else before
+            write_atomically(run_dir / CONFIG, first.read_bytes())
     if changed:
         write_atomically(run_dir / f"config.continued-{len(records) + 1}.yaml", settings.encode())
     versions = {"simclr": __version__, **{name: version(name) for name in _DECIDE}}

@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from simclr import SimCLR, build_encoder, load_encoder
-from simclr.checkpoint import LAST, new_encoder, read_checkpoint, save_encoder, write_atomically
+from simclr.checkpoint import LAST, new_encoder, read_checkpoint, save_encoder
 from simclr.continuation import check_resume
 from simclr.eval import encoder_sha256
 from simclr.inputs import InputTransform
@@ -354,22 +354,3 @@ def test_a_saved_encoder_fits_build_encoder_strictly(saved):
     encoder = build_encoder("resnet8", image_size=16, width=0.25)
     encoder.load_state_dict(torch.load(saved[0] / "encoder.pt", weights_only=True))
     assert torch.equal(encoder.eval()(images()), saved[1].encoder.eval()(images()))
-
-
-def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    write_atomically(path, b"old")
-
-    def half(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[: len(content) // 2])
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", half)
-        with pytest.raises(OSError, match="disk full"):
-            write_atomically(path, b"new content")
-    assert path.read_bytes() == b"old"
-    write_atomically(path, b"new content")
-    assert path.read_bytes() == b"new content"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -1,6 +1,7 @@
 """The cache of decoded images: the same bytes, decoded once, never half-written, whoever else builds or dies."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -186,7 +187,8 @@ def test_what_a_dead_build_of_other_images_left_is_removed_and_a_live_one_is_lef
     dead, live = cache / ".gone-8px-0.npy.partial", cache / ".busy-8px-1.npy.partial"
     for partial in (dead, live):
         partial.write_bytes(b"half")
-    with cache_module._lock(cache / "busy-8px-1.npy"):
+    with live.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as its writer does
         mapped(photos, cache)
     assert not dead.exists()
     assert live.exists()
@@ -243,7 +245,7 @@ def test_a_disk_that_fills_up_or_fails_is_one_line_and_leaves_nothing(photos, tm
     def fail(descriptor):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(cache_module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(ValueError, match=line):
         image_data(photos, tmp_path / "cache")
     assert kept(tmp_path / "cache") == []

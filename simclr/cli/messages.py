@@ -4,18 +4,20 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-BAD_INPUT = 2  # exit code
+FAILED = 1  # exit code of a run that could not do what was asked
+BAD_INPUT = 2
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 
-def fail(message: str) -> NoReturn:
-    """One line on standard error, exit code 2."""
+def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    """One line on standard error, and the exit code."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(BAD_INPUT)
+    sys.exit(code)
 
 
 def guarded(work: Callable[[], Any]) -> Any:
@@ -43,7 +45,6 @@ def quiet() -> None:
     # That there is no GPU, whenever something is compiled.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     for message in (
-        r"Experiment logs directory .* exists and is not empty",  # our run folder, and its rows are kept
         r"Checkpoint directory .* exists and is not empty",  # likewise when a run is continued
         r"The number of training batches .* is smaller than the logging interval",
         r"You have overridden `\w+` in `LightningModule`",  # on purpose
@@ -53,3 +54,11 @@ def quiet() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch >= 2.11 about Lightning 2.6
     ):
         warnings.filterwarnings("ignore", message=message)
+    threading.excepthook = _except_of_tensorboard
+
+
+def _except_of_tensorboard(failure: threading.ExceptHookArgs) -> None:
+    """A thread's traceback, but not of TensorBoard's writer on a full disk: `EventFiles` says that in a line."""
+    of_tensorboard = type(failure.thread).__module__.startswith("tensorboard.")
+    if not (of_tensorboard and issubclass(failure.exc_type, OSError)):
+        threading.__excepthook__(failure)

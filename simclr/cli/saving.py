@@ -9,9 +9,12 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from simclr import distributed
-from simclr.checkpoint import LAST
+from simclr.checkpoint import LAST, write_checkpoint
+from simclr.files import reason_of, say_unwritten
+from simclr.intact import refuse_flipped_bits
 from simclr.paths import expanded
 from simclr.training.internals import leave_signals_to_us, may_stop_early
 
@@ -31,6 +34,55 @@ def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
     return NewestCheckpoint(
         dirpath=run_dir / LAST.parent, filename=LAST.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all; one that cannot be written is said, and the run goes on with the last.
+
+    Lightning itself writes into the folder for temporary files, and then copies over the checkpoint that is there.
+
+    Attributes:
+        failed: of the last save, the file and why it could not be written; None if it was.
+    """
+
+    def __init__(self) -> None:
+        self.failed: tuple[Path, str] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint to a file, or as Lightning does to an address (s3:// ...)."""
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        path = Path(path)
+        try:
+            write_checkpoint(path, checkpoint)
+        except OSError as error:
+            self.failed = path, reason_of(error)
+            kept = "the one before is kept" if path.exists() else "there is none before it"
+            say_unwritten(path, error, f"{kept}, and the run goes on")
+        else:
+            self.failed = None
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What a checkpoint holds, its checksums compared, which torch does not."""
+        if "://" not in str(path):
+            try:
+                refuse_flipped_bits(Path(path))
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}.") from error
+        return super().load_checkpoint(path, *args, **kwargs)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove one that another has replaced: not if that one could not be written."""
+        if self.failed is None:
+            super().remove_checkpoint(path)
+
+
+def take_over_checkpoints(trainer: Trainer) -> WholeCheckpoints | None:
+    """Have a Trainer save by `WholeCheckpoints`; None if it was given another way."""
+    if type(trainer.strategy.checkpoint_io) is not TorchCheckpointIO:
+        return None
+    trainer.strategy.checkpoint_io = WholeCheckpoints()
+    return trainer.strategy.checkpoint_io
 
 
 class SaveOnInterrupt(Checkpoint):

@@ -21,17 +21,18 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
-from simclr.checkpoint import LAST, read_checkpoint, save_encoder
+from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of
 from simclr.cli.hints import refuse_file_as_encoder
-from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
+from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, quiet
 from simclr.cli.parsing import Parser, recipes_of, values_of
 from simclr.cli.recipes import with_config_files
 from simclr.cli.refusals import check_trainer
-from simclr.cli.saving import SaveOnInterrupt, cause_of_stop, newest_checkpoint
+from simclr.cli.saving import SaveOnInterrupt, cause_of_stop, newest_checkpoint, take_over_checkpoints
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.continuation import check_resume
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, folders_of_run
+from simclr.files import reason_of, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
 from simclr.pace import Pace
@@ -159,6 +160,7 @@ class TrainCLI(LightningCLI):
             trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
         except (TypeError, RuntimeError) as error:  # Lightning's answer to some options
             raise ValueError(f"trainer: {error}") from error
+        self.checkpoints = take_over_checkpoints(trainer)
         # kNN before the line that shows it.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN))
         return trainer
@@ -250,6 +252,7 @@ def _train(args: list[str], folder: RunFolder) -> None:
         raise
     if finished:
         if folder.first:
+            guarded(lambda: _leave_encoder(cli))
             print(f"already finished, {cli.continuation.length}; --trainer.max_epochs lengthens it", flush=True)
         return
     if folder.first:
@@ -266,8 +269,7 @@ def _train(args: list[str], folder: RunFolder) -> None:
     try:
         _fit(cli, folder)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        fail(f"{error}{_last_good(cli)}", FAILED)
     except ValueError as error:  # an image that cannot be read, found while training
         if os.environ.get("SIMCLR_TRACEBACK"):
             raise
@@ -277,9 +279,45 @@ def _train(args: list[str], folder: RunFolder) -> None:
             _say_how_to_continue(cli)
             sys.exit(INTERRUPTED)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
-        save_encoder(cli.model, cli.run_dir / "encoder.pt")
-        minutes = (time.perf_counter() - started) / 60
-        print(f"{_ended(cli, minutes)}; encoder in {cli.run_dir / 'encoder.pt'}; {_next_step(cli)}", flush=True)
+        _end(cli, (time.perf_counter() - started) / 60)
+
+
+def _end(cli: TrainCLI, minutes: float) -> None:
+    """The encoder of a run that has ended by itself; what could not be saved is an error, and how to go on."""
+    path = cli.run_dir / ENCODER
+    try:
+        save_encoder(cli.model, path)
+    except FloatingPointError as error:  # of a run that keeps no checkpoint
+        fail(str(error), FAILED)
+    except OSError as error:
+        fail(f"{_ended(cli, minutes)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
+    if unsaved := _unsaved(cli):
+        fail(f"{_ended(cli, minutes)}; encoder in {path}; but {unsaved}. {_repeat(cli)}", FAILED)
+    print(f"{_ended(cli, minutes)}; encoder in {path}; {_next_step(cli)}", flush=True)
+
+
+def _leave_encoder(cli: TrainCLI) -> None:
+    """The encoder of a finished run that was killed, or found no room, before it had written one."""
+    path = cli.resumed.run_dir / ENCODER
+    here = cli.run_dir.resolve() == cli.resumed.run_dir.resolve()
+    if here and not (path.is_file() and path.with_suffix(".safetensors").is_file()):
+        save_encoder_of(cli.resumed, path)
+
+
+def _last_good(cli: TrainCLI) -> str:
+    path = cli.run_dir / LAST
+    return f" {path} holds the last good ones." if path.exists() else ""
+
+
+def _unsaved(cli: TrainCLI) -> str | None:
+    """What of the newest checkpoint could not be written; None if it was."""
+    failed = cli.checkpoints and cli.checkpoints.failed
+    return failed and f"{failed[0]} could not be written ({failed[1]})"
+
+
+def _repeat(cli: TrainCLI) -> str:
+    """What to do once there is room."""
+    return f"Make room, then {_how_to_continue(cli)}."
 
 
 def _stopped_early(cli: TrainCLI) -> bool:
@@ -334,8 +372,9 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
     for name in FOLDERS:
         config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
     config.data.allow_changed_images = False
+    settings = _writable(lambda: cli.parser.dump(config, skip_none=False))
     if cli.continuation is None:
-        _writable(lambda: cli.parser.save(config, str(cli.run_dir / CONFIG), skip_none=False, overwrite=True))
+        write_atomically(cli.run_dir / CONFIG, settings.encode())
         return
     found = cli.continuation
     entry = {
@@ -348,7 +387,6 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         "images": found.images,
         "said": found.said,
     }
-    settings = _writable(lambda: cli.parser.dump(config, skip_none=False))
     record_continuation(cli.run_dir, cli.resumed.run_dir, settings, entry)
 
 
@@ -472,4 +510,6 @@ def _say_how_to_continue(cli: TrainCLI) -> None:
         return
     # Not if a second signal has cut the step short.
     where = f" at step {cli.trainer.global_step} of {cli.model.run.total_steps}" if cli.stop.signalled else ""
-    print(f"stopped{where}; {_how_to_continue(cli)}", file=sys.stderr, flush=True)
+    unsaved = _unsaved(cli)
+    after = f" but {unsaved}; make room, then" if unsaved else ""
+    print(f"stopped{where};{after} {_how_to_continue(cli)}", file=sys.stderr, flush=True)

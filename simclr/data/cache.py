@@ -13,15 +13,17 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
 from simclr.data.decode import decoder, refuse_unreadable, try_images
+from simclr.files import remove_abandoned, written_whole
 from simclr.paths import expanded, shown
 
 _BLOCK = 256e6  # bytes decoded at a time: enough files to keep every thread busy, little beside a model
@@ -59,15 +61,11 @@ def map_decoded(
             pixels = _map(file, shape)  # another process may have built it by the time it is our turn
             if pixels is not None:
                 return pixels
-            partial = file.with_name(f".{file.name}.partial")
-            _remove_abandoned(partial)
-            try:
-                _decode_into(partial, paths, side, threads)
+            remove_abandoned(folder)  # the disk may be full of them
+            with written_whole(file) as out:
+                _decode_into(out, folder, paths, side, threads)
                 if _key(paths, fingerprint, side) != key:
                     raise ValueError(f"images of {name} changed while they were being read. Start again.")
-                os.replace(partial, file)
-            finally:
-                partial.unlink(missing_ok=True)
             return _map(file, shape)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -96,26 +94,15 @@ def _map(file: Path, shape: tuple[int, ...]) -> Tensor | None:
     return torch.from_numpy(pixels) if whole else None
 
 
-def _lock(file: Path, **options) -> FileLock:
+def _lock(file: Path) -> FileLock:
     """Held by who builds this file. The operating system takes it back from a process that dies."""
-    return FileLock(file.with_name(f".{file.name}.lock"), **options)
+    return FileLock(file.with_name(f".{file.name}.lock"))
 
 
-def _remove_abandoned(partial: Path) -> None:
-    """Remove what interrupted builds have left beside this partial file, and itself: its lock is ours."""
-    partial.unlink(missing_ok=True)
-    for other in partial.parent.glob(".*.npy.partial"):
-        try:
-            with _lock(other.with_name(other.name.removeprefix(".").removesuffix(".partial")), timeout=0):
-                other.unlink(missing_ok=True)
-        except Timeout:
-            continue  # it is being built
-
-
-def _decode_into(partial: Path, paths: Sequence[str], side: int, threads: int) -> None:
+def _decode_into(out: BinaryIO, folder: Path, paths: Sequence[str], side: int, threads: int) -> None:
     shape = (len(paths), 3, side, side)
-    if shutil.disk_usage(partial.parent).free < np.prod(shape, dtype=np.int64):
-        raise _no_room(partial.parent, shape)
+    if shutil.disk_usage(folder).free < np.prod(shape, dtype=np.int64):
+        raise _no_room(folder, shape)
     some = max(1, int(_BLOCK / (3 * side**2)))
     block = torch.empty(min(some, len(paths)), 3, side, side, dtype=torch.uint8)
     unreadable = []
@@ -123,8 +110,8 @@ def _decode_into(partial: Path, paths: Sequence[str], side: int, threads: int) -
     console = Console(stderr=True)
     # A line that comes and goes on a terminal; nothing in a log.
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with progress, open(partial, "wb") as out:
-        shown = progress.add_task(f"decoding into {partial.parent}", total=len(paths))
+    with progress:
+        shown = progress.add_task(f"decoding into {folder}", total=len(paths))
         np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for first in range(0, len(paths), some):
             part = paths[first : first + some]
@@ -132,8 +119,6 @@ def _decode_into(partial: Path, paths: Sequence[str], side: int, threads: int) -
             if not unreadable:  # else the others are only tried, to name all that cannot be read
                 out.write(block[: len(part)].numpy())
             progress.advance(shown, len(part))
-        out.flush()
-        os.fsync(out.fileno())  # or a power cut could leave the name on disk without all of the bytes
     refuse_unreadable(unreadable)
 
 

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint, write_atomically
+from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint
 from simclr.data import EvalLoader, ImageData
 from simclr.eval.classifier import ProbeResult
 from simclr.eval.duplicates import HashedImages, duplicates_in_words, duplicates_record
@@ -23,6 +23,7 @@ from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
 from simclr.eval.logreg import NotConverged, linear_probe
 from simclr.eval.metrics import confusion_matrix, wilson_interval
 from simclr.eval.protocol import FrozenFeatures, find_protocol, settings_of
+from simclr.files import write_atomically
 from simclr.paths import expanded, stored
 
 LINEAR = {"lbfgs": "logreg", "sgd": "linear"}  # the linear classifiers, as this record has always called them
@@ -251,6 +252,6 @@ def write_result(record: dict[str, Any], run_dir: Path) -> Path:
         number = 1
         while (kept := path.with_suffix(f".{number}.json")).exists():
             number += 1
-        path.rename(kept)
+        write_atomically(kept, path.read_bytes())  # a copy: a result is there at every moment
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
     return path

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from simclr.checkpoint import load_encoder, read_checkpoint, write_atomically
+from simclr.checkpoint import load_encoder, read_checkpoint
 from simclr.data import ImageData
 from simclr.data.module import folders_of_run
 from simclr.eval import encoder_sha256
+from simclr.files import write_atomically
 from simclr.report import sections
 from simclr.report.run import data_of, read_config, read_metrics, read_results
 from simclr.report.sample import take_samples

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from simclr.checkpoint import write_atomically
+from simclr.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

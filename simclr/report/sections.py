@@ -8,10 +8,11 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from simclr.checkpoint import Checkpoint, write_atomically
+from simclr.checkpoint import Checkpoint
 from simclr.eval import nearest
 from simclr.eval.duplicates import duplicates_in_words
 from simclr.eval.evaluation import grid_end_in_words
+from simclr.files import write_atomically
 from simclr.report.pictures import (
     MOST_NAMES,
     confusion_picture,

@@ -14,7 +14,8 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from simclr.checkpoint import settle_progress
+from simclr import distributed
+from simclr.checkpoint import refuse_unfit, settle_progress
 from simclr.continuation import (
     end_shorter_epoch,
     model_changes,
@@ -24,6 +25,7 @@ from simclr.continuation import (
     trainer_settings,
 )
 from simclr.inputs import attach_transform
+from simclr.intact import count_tensors, not_finite, refuse_ruined, unfit_to_continue
 from simclr.optim import build_optimizer, default_rates, default_warmup, scale_lr, warmup_cosine
 from simclr.seeding import ORDER_VERSION
 from simclr.torch_internals import BatchNorm
@@ -185,11 +187,18 @@ class PretrainingRun:
         """In `on_save_checkpoint`: adds where the run stands, how long it is, and what of its Trainer decides its bits.
 
         And the loss so far: a run continued in the middle of an epoch reports the mean of the whole epoch.
+
+        Raises:
+            FloatingPointError: on every rank, if weights are not finite: they would take the place of good ones.
         """
         log, trainer = module.step_log, module.trainer
+        ruined = not_finite(module, checkpoint.get("optimizer_states", ()))
+        if any(on_rank for [on_rank] in distributed.exchange([bool(ruined)])):
+            refuse_ruined(ruined or [""], trainer.global_step)
         checkpoint["method"] = record_of(module, self.settings)
         checkpoint["epoch_loss"] = [float(log.epoch_loss), float(log.epoch_steps)]
         epochs, batches = settle_progress(checkpoint["loops"]["fit_loop"], trainer.num_training_batches)
+        checkpoint["run"] = {}
         if self.total_steps is None:  # not the schedule of `configure_optimizers`
             return
         checkpoint["run"] = {
@@ -198,6 +207,7 @@ class PretrainingRun:
             "total_steps": self.total_steps,
             "steps_per_epoch": _steps_per_epoch(trainer),
             "order": ORDER_VERSION,
+            "optimizer_tensors": count_tensors(checkpoint.get("optimizer_states", [])),
             **trainer_settings(trainer, module),
         }
 
@@ -206,10 +216,11 @@ class PretrainingRun:
 
         A checkpoint that another tool wrote need not have what `save` adds.
         """
-        log = module.step_log
+        log, trainer = module.step_log, trainer_of(module)
+        if trainer is not None and trainer.training:
+            refuse_unfit(unfit_to_continue(checkpoint), trainer.ckpt_path)
         log.epoch_loss, steps = checkpoint.get("epoch_loss", (0.0, 0.0))
         log.epoch_steps = int(steps)
-        trainer = trainer_of(module)
         if trainer is None or not trainer.training:  # only its weights are wanted
             return
         end_shorter_epoch(checkpoint, trainer)

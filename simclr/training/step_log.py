@@ -5,9 +5,8 @@ from torch import Tensor
 
 from simclr import distributed
 from simclr.contrast.engine import ContrastStats
+from simclr.intact import DIVERGED
 from simclr.training.internals import optimizer_batches
-
-DIVERGED = "Lower base_lr, lengthen warmup_epochs, or use bf16 in place of fp16."
 
 
 class StepLog:
