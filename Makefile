@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BENCHMARKS := nt_xent augmentation gradient_cache training
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-oldest test-slow lint install clean bench bench-gpu
+.PHONY: demo test test-oldest test-slow lint install docs clean bench bench-gpu
 
 demo: install  ## pretrain on the built-in images, evaluate, draw: about three minutes on two CPU cores
 	$(BIN)/python train.py --config configs/pretrain/shapes_resnet8.yaml --run_dir $(DEMO_RUN)
@@ -39,6 +39,10 @@ $(OLDEST)/installed: pyproject.toml tests/oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --editable '.[dev]' --constraint tests/oldest.txt
 	touch $@
 
+docs: install  ## guide and reference as pages in site/; a broken link is an error
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 bench: install  ## every benchmark on the CPU, about an hour; tables in benchmarks/results
 	$(BIN)/python -m pip install --quiet --editable '.[benchmarks]'
 	for name in $(BENCHMARKS); do \
@@ -55,4 +59,4 @@ bench-gpu: install  ## the tests that need a GPU, and every benchmark on it; CIF
 		--markdown benchmarks/results/time_to_accuracy_cuda.md
 
 clean:
-	rm -rf $(VENV) $(OLDEST)
+	rm -rf $(VENV) $(OLDEST) site
