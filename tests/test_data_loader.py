@@ -1,5 +1,11 @@
 """Order, ranks, workers and resuming: the indices that a run trains on are the ones the pure function names."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -193,6 +199,52 @@ def test_files_and_memory_and_worker_processes_give_the_same_batches(tmp_path):
         for got, want in zip(batches[name], batches["memory"], strict=True):
             assert torch.equal(got[0], want[0])
             assert torch.equal(got[1], want[1])
+
+
+READER = """
+import sys, time
+from simclr.data import FileImages
+from simclr.data.loader import Batches
+import torch
+if __name__ == "__main__":
+    read = Batches(FileImages("files", sys.argv[2:], 6), workers=1)
+    for images, index in read([torch.arange(8).view(4, 2)] * int(sys.argv[1])):
+        print(len(images), flush=True)
+        time.sleep(0.01)
+"""
+
+
+def session(leader: int) -> list[int]:
+    """The living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, of = path.read_text().rpartition(")")[2].split()[:4]
+            found += [int(path.parent.name)] if int(of) == leader and state != "Z" else []
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_no_process_outlives_the_one_that_reads(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(8)]
+    for path in paths:
+        Image.new("RGB", (8, 8)).save(path)
+    script = tmp_path / "read.py"
+    script.write_text(READER)
+    command = [sys.executable, str(script), "100000", *map(str, paths)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        assert process.stdout.readline() == "2\n"
+        assert len(session(process.pid)) >= 4  # itself, worker, fork server, what clears up
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 5
+        while session(process.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+        left = session(process.pid)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def test_the_numbers_stay_on_the_cpu_wherever_the_images_are():

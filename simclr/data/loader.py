@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -181,6 +183,7 @@ class Batches:
                 pin_memory=torch.cuda.is_available(),
                 # Forking a process that runs threads (decoding, OpenMP, loggers) can deadlock; these start clean.
                 multiprocessing_context=_start_method() if workers else None,
+                worker_init_fn=_die_with_parent if workers else None,
             )
 
     def __call__(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -254,6 +257,20 @@ def _start_method() -> multiprocessing.context.BaseContext:
     # Imported once for all workers, which share it in memory: else each imports torch for itself, in seconds.
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _die_with_parent(worker: int) -> None:
+    """In a worker: end when the process that wants its images has died, however it did.
+
+    torch's own watchdog watches the worker's parent, which is the fork server: that one waits for its last worker. With
+    the workers gone it ends too, and after it the process that clears up what all of them shared.
+    """
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def _end_after_parent() -> None:
+    multiprocessing.parent_process().join()  # of who asked for the worker, not of the fork server
+    os._exit(1)
 
 
 class _Order:
