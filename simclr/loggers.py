@@ -41,7 +41,7 @@ class MetricsCSV(Logger):
         self._waiting = _whole_rows(self.path) if resumed is not None else []
         self._waiting = [row for row in self._waiting if _is_before(row, resumed)]
         self._columns: list[str] = []  # of the file; none until this run has written it
-        self._last: dict[str, Any] = {}
+        self._last = b""
         self._full = False  # whether the last write found no room
 
     @property
@@ -58,9 +58,10 @@ class MetricsCSV(Logger):
         """Add a row; the one that was added last is not added again."""
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         row |= {"step": step}
-        if row != self._last:
+        line = _as_csv(sorted(row), [row])
+        if line != self._last:
             self._waiting.append(row)
-            self._last = row
+            self._last = line
 
     @rank_zero_only
     def save(self) -> None:

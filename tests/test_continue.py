@@ -21,7 +21,7 @@ from simclr.augment import SimCLRAugmentation
 from simclr.callbacks import OnlineKNN
 from simclr.checkpoint import read_checkpoint
 from simclr.cli.linear_eval import linear_eval
-from simclr.cli.messages import BAD_INPUT, INTERRUPTED
+from simclr.cli.messages import BAD_INPUT, INTERRUPTED, TERMINATED
 from simclr.cli.report import report
 from simclr.cli.train import TrainCLI, parse_and_build, train
 from simclr.continuation import RULES, Continuation, Rule, describe, refuse_changes, rule_of, trainer_changes
@@ -99,8 +99,8 @@ HALT = {"trainer.callbacks": "test_continue.Halt", "trainer.callbacks.epoch": 1,
 # Way of ending: settings, what happens, what is said, exit code, settings of the command that goes on.
 WAYS = {
     "ctrl-c": ({}, signal_at(6, signal.SIGINT), "stopped at step 6 of 12", INTERRUPTED, []),
-    "sigterm": ({}, signal_at(6, signal.SIGTERM), "stopped at step 6 of 12", INTERRUPTED, []),
-    "sigterm at an epoch's end": ({}, signal_at(8, signal.SIGTERM), "stopped at step 8 of 12", INTERRUPTED, []),
+    "sigterm": ({}, signal_at(6, signal.SIGTERM), "stopped at step 6 of 12", TERMINATED, []),
+    "sigterm at an epoch's end": ({}, signal_at(8, signal.SIGTERM), "stopped at step 8 of 12", TERMINATED, []),
     "max_time": (LIMIT, time_is_up_at(6), "stopped by max_time at step 6 of 12", 0, []),
     "max_time at an epoch's end": (LIMIT, time_is_up_at(8), "stopped by max_time at step 8 of 12", 0, []),
     "max_time in the last epoch, then none": (

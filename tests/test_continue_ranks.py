@@ -36,7 +36,7 @@ HALT = {"trainer.callbacks": "test_continue_ranks.HaltOnOneRank"}
 
 # Way of ending: settings, what happens on which ranks, what is said, exit code, settings of the command that goes on.
 WAYS = {
-    "sigterm": ({}, (1, signal_at(15, signal.SIGTERM)), "stopped at step 19 of 30", 130, []),
+    "sigterm": ({}, (1, signal_at(15, signal.SIGTERM)), "stopped at step 19 of 30", 143, []),
     "max_time": (LIMIT, (0, time_is_up_at(15)), "stopped by max_time at step 19 of 30", 0, []),
     "max_time in the last epoch": (LIMIT, (0, time_is_up_at(28)), "stopped by max_time at step 29 of 30", 0, []),
     "max_steps": ({"trainer.max_steps": 16}, None, "trained", 0, ["--trainer.max_steps", "-1"]),

@@ -11,6 +11,8 @@ import pytest
 import pytorch_lightning
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from simclr import torch_internals
@@ -46,8 +48,8 @@ def defined_here() -> set[str]:
 
 
 OWN = defined_here()
-# Of NamedTuple: public by their documentation.
-OWN |= {"_asdict", "_replace", "_fields"}
+# Of NamedTuple, and of os: public by their documentation.
+OWN |= {"_asdict", "_replace", "_fields", "_exit"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -78,6 +80,35 @@ def test_optimizer_batches_are_those_that_stepped_before(tmp_path, accumulate):
     seen = Steps()
     fit(tmp_path, callbacks=[seen], max_epochs=2, accumulate_grad_batches=accumulate)
     assert seen.counted == [batch // accumulate for batch in range(2 * STEPS)]
+
+
+class Rows(Logger):
+    name = version = ""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, *args):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((dict(metrics), step))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_an_epochs_row_is_known_before_lightning_logs_it(tmp_path, accumulate):
+    expected, logger = [], Rows()
+
+    class Ask(ModelCheckpoint):  # called last
+        def on_train_epoch_end(self, trainer, *args):
+            metrics, step = internals.epoch_row(trainer)
+            expected.append(({name: float(value) for name, value in metrics.items()}, step))
+
+    options = {"logger": logger, "enable_checkpointing": True, "log_every_n_steps": 100}
+    fit(tmp_path, callbacks=[Ask(tmp_path)], max_epochs=2, accumulate_grad_batches=accumulate, **options)
+    assert [step for _, step in expected] == [-(-STEPS // accumulate) * epoch - 1 for epoch in (1, 2)]
+    assert logger.rows == expected
 
 
 @pytest.mark.parametrize("wanted", [False, True])

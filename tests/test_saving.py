@@ -2,8 +2,10 @@
 
 import errno
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors import safe_open
 
 from simclr.checkpoint import LAST, load_encoder, read_checkpoint
 from simclr.cli.messages import FAILED
+from simclr.cli.saving import WholeCheckpoints
 from simclr.cli.train import train
 from simclr.intact import not_finite
 from strict import sitecustomize as strict
@@ -146,6 +149,50 @@ def test_pictures_and_metrics_that_find_no_room_do_not_end_a_run(tmp_path, monke
     train(flags({**RUN, "run_dir": "run"}))
     assert capsys.readouterr().err.count("its rows wait for room") == 1
     assert_same(Path("run"), whole)
+
+
+def test_an_epochs_row_is_in_the_file_before_its_checkpoint_is(tmp_path, monkeypatch, whole):
+    rows, save = [], WholeCheckpoints.save_checkpoint
+
+    def saving(self, *args, **kwargs):
+        rows.append(Path("run/metrics.csv").read_bytes().count(b"\n") - 1)
+        save(self, *args, **kwargs)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", saving)
+    train(flags({**RUN, "run_dir": "run"}))
+    assert rows == [epoch * (STEPS + 1) for epoch in (1, 2, 3)]
+    assert_same(Path("run"), whole)  # and not twice
+
+
+TRAIN = "import sys; from simclr.cli.train import train; train(sys.argv[1:])"
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(tmp_path):
+    """SIGKILL at random moments of a run from memory, some epochs after each start."""
+    settings = {**RUN, "trainer.max_epochs": 60, "model.warmup_epochs": 2}
+    train(flags({**settings, "run_dir": tmp_path / "whole"}))
+    run, draw, kills = tmp_path / "run", random.Random(0), 0
+    arguments = flags({**settings, "run_dir": run})
+    while kills < 12:
+        command = [sys.executable, "-c", TRAIN, *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=strict.environment()) as process:
+            for line in process.stdout:
+                if line.startswith("epoch"):
+                    break
+            time.sleep(draw.uniform(0, 0.4))
+            process.kill()
+        kills += 1
+        read = read_checkpoint(run)
+        assert not read.unfit
+        if read.finished:
+            break
+        arguments = ["--ckpt_path", str(run)]
+    assert kills > 3
+    train(["--ckpt_path", str(run)])
+    assert_same(run, tmp_path / "whole")
+    assert not list(run.rglob("*.partial"))
 
 
 class Ruin(Callback):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 FAILED = 1  # exit code of a run that could not do what was asked
 BAD_INPUT = 2
-INTERRUPTED = 130  # as a shell reports Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # as a shell reports Ctrl-C and SIGTERM
 
 
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:

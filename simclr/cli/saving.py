@@ -13,16 +13,27 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from simclr import distributed
 from simclr.checkpoint import LAST, write_checkpoint
+from simclr.cli.messages import INTERRUPTED, TERMINATED
 from simclr.files import reason_of, say_unwritten
 from simclr.intact import refuse_flipped_bits
+from simclr.loggers import MetricsCSV
 from simclr.paths import expanded
-from simclr.training.internals import leave_signals_to_us, may_stop_early
+from simclr.training.internals import epoch_row, leave_signals_to_us, may_stop_early
 
 _AGREE_EVERY = 8  # steps after which several ranks ask each other whether to stop
 
 
 class NewestCheckpoint(ModelCheckpoint):
     """Lightning's checkpointing under a name of its own, so that it goes beside one that the user adds."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, once the epoch's row is in metrics.csv: Lightning logs it later, and a kill between would lose it."""
+        row = epoch_row(trainer)  # on every rank: some may agree on a number
+        for logger in trainer.loggers:
+            if row is not None and isinstance(logger, MetricsCSV):
+                logger.log_metrics(*row)
+                logger.save()
+        super().on_train_epoch_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to remember: there is one file, and Lightning warns of a state from another folder."""
@@ -101,12 +112,14 @@ class SaveOnInterrupt(Checkpoint):
     Attributes:
         cause: what has set `should_stop`, by name; None if nothing has.
         signalled: whether a signal stops the run, on all ranks alike.
+        exit_code: of a run that a signal stops, the same on all ranks unless it was cut short.
     """
 
     def __init__(self, run_dir: Path):
         self.path = expanded(run_dir) / LAST
         self.asked = self.signalled = self.agreed = self.saved = False
         self.cause: str | None = None
+        self.exit_code = INTERRUPTED
         self.previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,6 +130,7 @@ class SaveOnInterrupt(Checkpoint):
         leave_signals_to_us(trainer)
 
     def _ask(self, number: int, frame: Any) -> None:
+        self.exit_code = TERMINATED if number == signal.SIGTERM else self.exit_code
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
@@ -124,9 +138,10 @@ class SaveOnInterrupt(Checkpoint):
             print("\nfinishing this step, then saving; again to stop at once", file=sys.stderr, flush=True)
 
     def _agree(self) -> None:
-        told = distributed.exchange([self.asked, self.cause is not None])
-        self.signalled |= any(signalled for signalled, _ in told)
-        self.agreed |= self.signalled or any(planned for _, planned in told)
+        told = distributed.exchange([self.asked, self.cause is not None, self.exit_code])
+        self.signalled |= any(signalled for signalled, _, _ in told)
+        self.agreed |= self.signalled or any(planned for _, planned, _ in told)
+        self.exit_code = int(max(code for _, _, code in told))
         if self.agreed and not self.signalled and self.cause is None:
             self.cause = "a callback on another rank"
 

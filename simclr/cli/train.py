@@ -277,7 +277,7 @@ def _train(args: list[str], folder: RunFolder) -> None:
     except SystemExit:  # Lightning's answer to a KeyboardInterrupt
         if cli.stop.signalled or not cli.stop.saved:
             _say_how_to_continue(cli)
-            sys.exit(INTERRUPTED)
+            sys.exit(cli.stop.exit_code)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
         _end(cli, (time.perf_counter() - started) / 60)
 

@@ -15,6 +15,20 @@ def optimizer_batches(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def epoch_row(trainer: Trainer) -> tuple[dict[str, Any], int] | None:
+    """What Lightning will log of an epoch that ends, after the last of its callbacks, and its step; None for nothing.
+
+    `logged_metrics`, the public name, holds what was logged ever before too.
+    """
+    metrics = dict(trainer._logger_connector.metrics["log"])
+    if not metrics:
+        return None
+    step = metrics.pop("step", None)
+    if step is None:
+        metrics.setdefault("epoch", trainer.current_epoch)
+    return metrics, optimizer_batches(trainer) - 1 if step is None else int(step)
+
+
 def synchronises_batch_norm(trainer: Trainer) -> bool:
     """Whether BatchNorm's statistics are those of all devices. The strategy keeps `sync_batchnorm` nowhere else."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
