@@ -119,7 +119,7 @@ class RunFolder:
         path.mkdir(exist_ok=self.path is not None)
         self._made = missing
 
-    def forget(self) -> None:
+    def let_go(self) -> None:
         """The run has ended: what this process launches from here on does not belong to it."""
         os.environ.pop(_CHOSEN, None)
         self._let_go()
@@ -130,9 +130,9 @@ class RunFolder:
         if not (self.first and self._empty and self.path is not None and self.path.is_dir()):
             return
         _empty(self.path)
-        self.release()
+        self.remove_empty()
 
-    def release(self) -> None:
+    def remove_empty(self) -> None:
         """Take back the folders that were made, as far as they are empty: the run did not begin."""
         for folder in self._made:
             try:

@@ -133,7 +133,7 @@ def test_runs_side_by_side_choose_different_folders(tmp_path, monkeypatch):
         f"runs/photos_f{end}" for end in ("", "-2", "-3")
     ]
     for folder in reversed(folders):
-        folder.release()
+        folder.remove_empty()
     assert not (tmp_path / "runs").exists()
 
 
@@ -145,7 +145,7 @@ def test_a_second_run_of_one_slurm_job_is_refused(tmp_path, monkeypatch):
     path = first.choose(config, None)
     assert str(path) == "runs/photos_f-7"
     (path / "config.yaml").write_text("")
-    first.forget()  # it has ended
+    first.let_go()  # it has ended
     with pytest.raises(ValueError, match="is taken"):
         RunFolder().choose(config, None)
 

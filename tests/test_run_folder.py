@@ -55,7 +55,7 @@ def another(tmp_path, monkeypatch):
     folder.choose(config_of(tmp_path / "run"), None)
     monkeypatch.delenv("SIMCLR_RUN_DIR")
     yield tmp_path / "run"
-    folder.forget()
+    folder.let_go()
 
 
 def test_a_second_run_in_a_folder_is_refused_before_the_first_has_written(another, monkeypatch, capsys):

@@ -237,7 +237,7 @@ def train(argv: list[str] | None = None) -> None:
         print("stopped before training began", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     finally:
-        folder.forget()
+        folder.let_go()
 
 
 def _train(args: list[str], folder: RunFolder) -> None:
@@ -246,9 +246,9 @@ def _train(args: list[str], folder: RunFolder) -> None:
         guarded(lambda: check(cli))
         finished = cli.continuation is not None and cli.continuation.finished
         if cli.trainer.fast_dev_run or finished:
-            folder.release()
+            folder.remove_empty()
     except BaseException:
-        folder.release()
+        folder.remove_empty()
         raise
     if finished:
         if folder.first:
