@@ -3,6 +3,7 @@ think."""
 
 import argparse
 import ast
+import copy
 import inspect
 import multiprocessing
 from pathlib import Path
@@ -163,6 +164,23 @@ def test_a_checkpoint_saved_within_a_batch_lacks_that_batch(tmp_path):
     before = loop["epoch_loop.state_dict"]["_batches_that_stepped"]
     internals.count_last_batch(loop)
     assert (before, loop["epoch_loop.state_dict"]["_batches_that_stepped"]) == (1, 2)
+
+
+def test_a_checkpoint_saved_before_a_batch_is_told_as_one_saved_within_the_last(tmp_path):
+    within, before = [], []
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            within.append(copy.deepcopy(trainer.fit_loop.state_dict()))
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            before.append(copy.deepcopy(trainer.fit_loop.state_dict()))
+
+    fit(tmp_path, callbacks=[Save()], max_epochs=1)
+    for earlier, later in zip(within, before[1:], strict=False):
+        assert later != earlier
+        internals.as_saved_within_last_batch(later)
+        assert later == earlier
 
 
 def test_compiling_is_known_to_fail_and_to_end_at_its_limit():

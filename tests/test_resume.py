@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from simclr.checkpoint import read_checkpoint
+from simclr.cli import saving
 from simclr.cli.messages import BAD_INPUT
 from simclr.cli.train import resumes, train
 from test_continue import RUN, assert_same_run, run_and_code, whole  # noqa: F401
@@ -47,6 +49,47 @@ def test_the_same_command_starts_goes_on_after_kills_and_says_when_it_is_done(tm
     train(AGAIN)
     assert "already finished, 3 of 3 epochs" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("accumulate", "inside"), [(1, 1), (1, 3), (2, 1)])
+def test_a_run_saved_inside_epochs_goes_on_from_there_after_a_kill(tmp_path, monkeypatch, capsys, accumulate, inside):
+    monkeypatch.chdir(tmp_path)
+    run = {**RUN, "trainer.accumulate_grad_batches": accumulate, "resume": "auto"}
+    train(flags({**run, "run_dir": "whole"}))
+    again = flags({**run, "run_dir": "run", "checkpoint.every_n_steps": 1, "checkpoint.keep": 2})
+    steps = STEPS // accumulate
+    killed_at(steps + inside + 1, again)  # in the batch after, which may be the epoch's last
+    names = ["last.ckpt", *(f"step-{steps + before}.ckpt" for before in (inside - 1, inside))]
+    assert sorted(path.name for path in Path("run").rglob("*.ckpt")) == sorted(names)
+    capsys.readouterr()
+    train(again)
+    assert f"from step {steps + inside} of {3 * steps}" in capsys.readouterr().out
+    assert_same_run(Path("run"), Path("whole"))
+    assert read_checkpoint(f"run/checkpoints/step-{3 * steps}.ckpt").global_step == 3 * steps
+
+
+def test_a_run_is_saved_by_the_clock_too(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(saving, "write_checkpoint", lambda path, content: saved.append(content["global_step"]))
+    clock = iter(range(0, 10_000, 25))  # seconds that pass between two looks at it
+    monkeypatch.setattr(saving.time, "monotonic", lambda: next(clock))
+    arguments = flags({**RUN, "run_dir": "run", "checkpoint.every_minutes": 1.0})
+    run_and_code(arguments)
+    assert saved == sorted(saved)
+    assert len([step for step in saved if step % STEPS]) > 1  # inside epochs
+    assert {STEPS, 2 * STEPS, 3 * STEPS} <= set(saved)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("every_n_steps=0", "is less than 1"), ("keep=-1", "is less than 0"), ("every_minutes=0", "is not positive")],
+)
+def test_a_schedule_that_is_none_is_refused(tmp_path, monkeypatch, capsys, option, message):
+    monkeypatch.chdir(tmp_path)
+    assert run_and_code([*flags(RUN), f"--checkpoint.{option}"]) == BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_being_asked_a_taken_folder_is_refused_with_what_helps(tmp_path, monkeypatch, capsys, whole):  # noqa: F811

@@ -69,7 +69,7 @@ _TRAIN = {
     "val_split test_split validation_split": "--data.holdout {0.2}",
     "dataset data_set dataset_name ds source": "--data.source {cifar10} --data.data_dir datasets",
     "cache cache_images": "--data.cache_dir cache",
-    "ckpt checkpoint checkpoint_path resume_path resume_from resume_from_checkpoint continue load load_from "
+    "ckpt checkpoint_path resume_path resume_from resume_from_checkpoint continue load load_from "
     "restore r": "--ckpt_path {runs/NAME/checkpoints/last.ckpt}",
     _OUT: "--run_dir {runs/first}",
     "name exp_name experiment experiment_name run_name": "--run_dir runs/{first}",
@@ -148,7 +148,7 @@ VALUES = {
     "protocol": {"linear": "lbfgs", "logistic": "lbfgs", "lbgfs": "lbfgs", "SGD": "sgd"},
 }
 GROUPS = {"data": "--data.train_dir {photos}", "model": "--model.encoder {resnet18}", "knn": "--knn.k {20}"}
-GROUPS |= {"trainer": "--trainer.max_epochs {100}"}
+GROUPS |= {"trainer": "--trainer.max_epochs {100}", "checkpoint": "--ckpt_path {runs/NAME/checkpoints/last.ckpt}"}
 REQUIRED = {
     "monitor": "--trainer.callbacks.monitor train_loss_epoch",
     "checkpoint": "simclr linear-eval runs/NAME",

@@ -1,8 +1,13 @@
 """The newest checkpoint of a run, after every epoch and wherever it is told to stop."""
 
+import math
+import os
+import shutil
 import signal
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,7 @@ from simclr.files import reason_of, say_unwritten
 from simclr.intact import refuse_flipped_bits
 from simclr.loggers import MetricsCSV
 from simclr.paths import expanded
-from simclr.training.internals import epoch_row, leave_signals_to_us, may_stop_early
+from simclr.training.internals import as_saved_within_last_batch, epoch_row, leave_signals_to_us, may_stop_early
 
 _AGREE_EVERY = 8  # steps after which several ranks ask each other whether to stop
 
@@ -47,16 +52,91 @@ def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
     )
 
 
+@dataclass
+class Schedule:
+    """How often a run is saved beside the end of every epoch, and what is kept.
+
+    Args:
+        every_n_steps: optimiser steps after which the newest checkpoint is replaced inside an epoch too.
+        every_minutes: likewise, minutes; with several devices agreed on every eighth batch.
+        keep: how many checkpoints to keep as `checkpoints/step-N.ckpt`, the newest included. last.ckpt is always kept.
+    """
+
+    every_n_steps: int | None = None
+    every_minutes: float | None = None
+    keep: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("every_n_steps", 1), ("keep", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"checkpoint.{name}={value} is less than {least}.")
+        if self.every_minutes is not None and not self.every_minutes > 0:
+            raise ValueError(f"checkpoint.every_minutes={self.every_minutes:g} is not positive.")
+
+
+class InsideEpochs(Checkpoint):
+    """Saves the newest checkpoint inside epochs, as a `Schedule` says.
+
+    Before a step rather than after one: by then the loggers have the row of the step before, which a kill would lose.
+    """
+
+    def __init__(self, run_dir: Path, schedule: Schedule):
+        self.path, self.schedule = expanded(run_dir) / LAST, schedule
+        self.saved_at, self.saving = -1, False  # optimiser steps
+        self.next = 0.0  # by time.monotonic
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here the steps and the minutes count."""
+        self.saved_at = trainer.global_step
+        self._wait()
+
+    def _wait(self) -> None:
+        self.next = time.monotonic() + 60 * (self.schedule.every_minutes or math.inf)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Save, if it is time: after an optimiser step, because accumulated gradients are not in a checkpoint."""
+        if batch_idx == 0:
+            self.saved_at = trainer.global_step  # at the epoch's end
+        if batch_idx % trainer.accumulate_grad_batches or trainer.global_step == self.saved_at:
+            return
+        if self._is_due(trainer, batch_idx):
+            self.saving = True
+            trainer.save_checkpoint(self.path)
+            self.saving, self.saved_at = False, trainer.global_step
+            self._wait()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What is saved here continues as what is saved at the end of a step does."""
+        if self.saving:
+            as_saved_within_last_batch(checkpoint["loops"]["fit_loop"])
+
+    def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
+        steps = self.schedule.every_n_steps
+        if steps and trainer.global_step % steps == 0:
+            return True
+        if self.schedule.every_minutes is None:
+            return False
+        if trainer.world_size == 1:
+            return time.monotonic() >= self.next
+        if batch_idx % _AGREE_EVERY:
+            return False
+        return any(late for (late,) in distributed.exchange([time.monotonic() >= self.next]))
+
+
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints whole or not at all; one that cannot be written is said, and the run goes on with the last.
 
     Lightning itself writes into the folder for temporary files, and then copies over the checkpoint that is there.
 
+    Args:
+        keep: how many of those written to last.ckpt to keep beside it, by their step.
+
     Attributes:
         failed: of the last save, the file and why it could not be written; None if it was.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int = 0) -> None:
+        self.keep = keep
         self.failed: tuple[Path, str] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -72,6 +152,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             say_unwritten(path, error, f"{kept}, and the run goes on")
         else:
             self.failed = None
+            if self.keep and path.name == LAST.name:
+                _keep(path, checkpoint["global_step"], self.keep)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What a checkpoint holds, its checksums compared, which torch does not."""
@@ -88,11 +170,29 @@ class WholeCheckpoints(TorchCheckpointIO):
             super().remove_checkpoint(path)
 
 
-def take_over_checkpoints(trainer: Trainer) -> WholeCheckpoints | None:
+def _keep(path: Path, step: int, count: int) -> None:
+    """Let a checkpoint stand under the name of its step too, and remove the oldest of more than `count` such."""
+    own = path.with_name(f"step-{step}.ckpt")
+    try:
+        own.unlink(missing_ok=True)
+        try:
+            os.link(path, own)  # the same file, until the next one replaces last.ckpt
+        except OSError:  # a file system without links
+            shutil.copyfile(path, own)
+        numbers = {
+            int(p.stem.removeprefix("step-")): p for p in path.parent.glob("step-*.ckpt") if p.stem[5:].isdigit()
+        }
+        for number in sorted(numbers)[:-count]:
+            numbers[number].unlink()
+    except OSError as error:
+        say_unwritten(own, error, "it is not kept, and the run goes on")
+
+
+def take_over_checkpoints(trainer: Trainer, keep: int = 0) -> WholeCheckpoints | None:
     """Have a Trainer save by `WholeCheckpoints`; None if it was given another way."""
     if type(trainer.strategy.checkpoint_io) is not TorchCheckpointIO:
         return None
-    trainer.strategy.checkpoint_io = WholeCheckpoints()
+    trainer.strategy.checkpoint_io = WholeCheckpoints(keep)
     return trainer.strategy.checkpoint_io
 
 

@@ -27,7 +27,14 @@ from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, quiet
 from simclr.cli.parsing import Parser, recipes_of, values_of
 from simclr.cli.recipes import with_config_files
 from simclr.cli.refusals import check_trainer
-from simclr.cli.saving import SaveOnInterrupt, cause_of_stop, newest_checkpoint, take_over_checkpoints
+from simclr.cli.saving import (
+    InsideEpochs,
+    SaveOnInterrupt,
+    Schedule,
+    cause_of_stop,
+    newest_checkpoint,
+    take_over_checkpoints,
+)
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.continuation import check_resume
 from simclr.data import ImageData
@@ -57,6 +64,7 @@ class TrainCLI(LightningCLI):
         self.began = time.monotonic()
         self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
         self.pace: Pace | None = None
+        self.schedule = Schedule()
         self.loggers: list[Logger] | None = None  # made once, also where the Trainer is built anew
         super().__init__(method, ImageData, **kwargs)
 
@@ -106,6 +114,7 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument("--wandb_project", type=str, default="simclr", help="Project on Weights & Biases.")
         parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
+        parser.add_class_arguments(Schedule, "checkpoint")
         parser.add_lightning_class_args(OnlineKNN, "knn")
         # int: jsonargparse's own kind of number could not be read from a checkpoint.
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -116,6 +125,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder. It stays empty until all is checked."""
         settle_names(self)
+        self.schedule = Schedule(**self.config.checkpoint.as_dict())
         refuse_file_as_encoder(self.config.model.encoder)
         if self.config.trainer.default_root_dir is not None:  # this project's folder of a run takes its place
             raise ValueError(
@@ -156,11 +166,13 @@ class TrainCLI(LightningCLI):
         self.stop = SaveOnInterrupt(self.run_dir)
         if self.keeps_checkpoint:
             kwargs["callbacks"] += [newest_checkpoint(self.run_dir), self.stop]
+            if self.schedule.every_n_steps or self.schedule.every_minutes:
+                kwargs["callbacks"].append(InsideEpochs(self.run_dir, self.schedule))
         try:
             trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
         except (TypeError, RuntimeError) as error:  # Lightning's answer to some options
             raise ValueError(f"trainer: {error}") from error
-        self.checkpoints = take_over_checkpoints(trainer)
+        self.checkpoints = take_over_checkpoints(trainer, self.schedule.keep)
         # kNN before the line that shows it.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN))
         return trainer
@@ -358,9 +370,9 @@ def _writable(write: Callable[[], Any]) -> Any:
     """What `write` gives; a setting that YAML has no text for is refused."""
     try:
         return write()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(
-            f"a setting cannot be written to config.yaml, by which the run is repeated: {error}."
+            f"a setting cannot be written to config.yaml, by which the run is repeated: {' '.join(str(error).split())}."
         ) from error
 
 

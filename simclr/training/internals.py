@@ -60,3 +60,18 @@ def count_last_batch(fit_loop: dict[str, Any]) -> None:
         fit_loop: the state of Lightning's fit loop, as in a checkpoint; changed in place.
     """
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+
+
+def as_saved_within_last_batch(fit_loop: dict[str, Any]) -> None:
+    """Let a checkpoint saved before a batch tell what one tells that was saved at the end of the batch before.
+
+    Lightning goes on from that one; of the other it counts the batch before twice.
+
+    Args:
+        fit_loop: the state of Lightning's fit loop, as in a checkpoint; changed in place.
+    """
+    for counter in (fit_loop["epoch_loop.batch_progress"][part] for part in ("total", "current")):
+        counter["ready"] -= 1
+        counter["completed"] -= 1
+    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
