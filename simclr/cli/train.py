@@ -1,6 +1,7 @@
 """`simclr train`, `python train.py`: pretrain an encoder."""
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -371,8 +372,10 @@ def _writable(write: Callable[[], Any]) -> Any:
     try:
         return write()
     except (yaml.YAMLError, ValueError) as error:
+        unknown = re.search(r"'(cannot represent an object)', (.+?)\)", str(error))  # jsonargparse lists much more
+        reason = " ".join(unknown.groups() if unknown else str(error).split())
         raise ValueError(
-            f"a setting cannot be written to config.yaml, by which the run is repeated: {' '.join(str(error).split())}."
+            f"a setting cannot be written to config.yaml, by which the run is repeated: {reason}."
         ) from error
 
 
