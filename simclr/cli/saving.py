@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from simclr import distributed
 from simclr.checkpoint import LAST, write_checkpoint
 from simclr.cli.messages import INTERRUPTED, TERMINATED
-from simclr.files import reason_of, say_unwritten
+from simclr.files import reason_of, say_unwritten, write_atomically
 from simclr.intact import refuse_flipped_bits
 from simclr.loggers import MetricsCSV
 from simclr.paths import expanded
@@ -178,7 +177,7 @@ def _keep(path: Path, step: int, count: int) -> None:
         try:
             os.link(path, own)  # the same file, until the next one replaces last.ckpt
         except OSError:  # a file system without links
-            shutil.copyfile(path, own)
+            write_atomically(own, path.read_bytes())
         numbers = {
             int(p.stem.removeprefix("step-")): p for p in path.parent.glob("step-*.ckpt") if p.stem[5:].isdigit()
         }
