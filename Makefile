@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
+# One process of tests for each core, of one thread; one that has done its share takes over from the others.
+TEST := -m pytest --numprocesses auto --dist worksteal
 BENCHMARKS := nt_xent augmentation gradient_cache training
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
@@ -15,10 +17,10 @@ demo: install  ## pretrain on the built-in images, evaluate, draw: about three m
 	$(BIN)/simclr report --run_dir $(DEMO_RUN)
 
 test: install lint  ## the tests that need neither a GPU nor patience
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
 
 test-oldest: $(OLDEST)/installed  ## the same, with the lowest versions of what pyproject.toml asks for
-	$(OLDEST)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(TEST)
 
 test-slow: install  ## the slow ones: minutes each on two cores
 	$(BIN)/python -m pytest -m slow

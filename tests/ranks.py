@@ -1,7 +1,10 @@
 """Several CPU ranks (gloo) for a test: each runs a function of a test module in its own process."""
 
+import json
+import os
 import socket
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from queue import Empty
@@ -11,9 +14,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from strict import sitecustomize as strict
 
-def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, args: tuple) -> None:
+
+def _rank(
+    function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, args: tuple, environment: dict
+) -> None:
     try:
+        os.environ.clear()
+        os.environ.update(environment)
+        warnings.resetwarnings()
+        for line in json.loads(environment[strict.FILTERS]):
+            warnings.filterwarnings(*strict.parse(line))
         torch.set_num_threads(1)
         dist.init_process_group(
             "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
@@ -35,10 +47,13 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    # The server is the one of worker processes too. It imports this once for all, in place of seconds in every rank,
+    # and has the environment of the test that came first: the ranks are given the one of theirs.
+    context.set_forkserver_preload(["simclr.cli.train", "simclr.data.loader"])
     queue = context.Queue()
     processes = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, queue, args))
+        context.Process(target=_rank, args=(function, rank, world_size, port, queue, args, dict(os.environ)))
         for rank in range(world_size)
     ]
     for process in processes:

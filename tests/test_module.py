@@ -520,7 +520,7 @@ BN_FREE = flags(
     {"model.norm": "none", "model.head_batch_norm": "false", "model.optimizer": "sgd", "model.warmup_epochs": 0}
     # Gentle enough not to collapse: among projections that are nearly one, rounding is all that tells them apart.
     | {"model.base_lr": 0.2, "model.image_size": 32, "model.width": 0.5, "data.shapes_train": 512}
-    | {"data.batch_size": 48, "trainer.max_epochs": 1, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
+    | {"data.batch_size": 48, "trainer.max_epochs": 2, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
 )
 
 
@@ -536,29 +536,48 @@ def run_of_one(tmp_path_factory):
     return root / "one"
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(2, None), (3, 4)])
-def test_more_ranks_and_micro_batches_train_the_run_of_one(tmp_path, run_of_one, ranks, micro_batch_size):
-    more = ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp", "--run_dir", "more"]
-    more += ["--model.micro_batch_size", str(micro_batch_size)] if micro_batch_size else []
-    command = [sys.executable, str(ROOT / "train.py"), *BN_FREE, *more]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def launched(folder: Path, *settings: str) -> subprocess.CompletedProcess:
+    """The command on several ranks, which it starts itself."""
+    command = [sys.executable, str(ROOT / "train.py"), *settings]
+    return subprocess.run(command, cwd=folder, env=environment(ROOT / "tests"), capture_output=True, text=True)
+
+
+def on_ranks(number: int) -> list[str]:
+    return [*BN_FREE, "--trainer.devices", str(number), "--trainer.strategy", "ddp"]
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ranks")
+    done = launched(root, *on_ranks(2), "--run_dir", "more")
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["more"]
-    one, found = curve(run_of_one), curve(tmp_path / "more")
-    assert len(one) == 10
-    apart = max(abs(a - b) for a, b in zip(one, found, strict=True))
-    a, b = (torch.load(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (run_of_one, tmp_path / "more"))
+    return root / "more"
+
+
+def is_the_run_of(one: Path, more: Path) -> None:
+    assert [path.name for path in more.parent.iterdir()] == ["more"]
+    losses, found = curve(one), curve(more)
+    assert len(losses) == 20
+    apart = max(abs(a - b) for a, b in zip(losses, found, strict=True))
+    a, b = (torch.load(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (one, more))
     weights = max((a[name] - b[name]).abs().max().item() for name in a)
     torch.manual_seed(0)
-    start = SimCLR(**torch.load(run_of_one / "checkpoints" / "last.ckpt")["hyper_parameters"]).state_dict()
+    start = SimCLR(**torch.load(one / "checkpoints" / "last.ckpt")["hyper_parameters"]).state_dict()
     moved = max((a[name] - start[name]).abs().max().item() for name in a)
-    print(
-        f"largest difference between 1 and {ranks} ranks: loss {apart:.1e}, weight {weights:.1e}; "
-        f"training moved {moved:.1e}"
-    )
+    print(f"largest difference: loss {apart:.1e}, weight {weights:.1e}; training moved {moved:.1e}")
     assert apart < 1e-4
     assert weights < 1e-4
     assert moved > 1e-2  # so that an error in the gradient would show
+
+
+def test_two_ranks_train_the_run_of_one(run_of_one, run_of_two):
+    is_the_run_of(run_of_one, run_of_two)
+
+
+def test_three_ranks_of_micro_batches_train_the_run_of_one(tmp_path, run_of_one):
+    done = launched(tmp_path, *on_ranks(3), "--model.micro_batch_size", "4", "--run_dir", "more")
+    assert done.returncode == 0, done.stderr
+    is_the_run_of(run_of_one, tmp_path / "more")
 
 
 class Interrupt(Callback):
@@ -569,24 +588,17 @@ class Interrupt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_two_ranks_stopped_by_one_signal_continue_to_the_same_bits(tmp_path):
+def test_two_ranks_stopped_by_one_signal_continue_to_the_same_bits(tmp_path, run_of_two):
     """Only one rank is told to stop, in the middle of an epoch; both save after the same step."""
-    command = [sys.executable, str(ROOT / "train.py")]
-    settings = [*BN_FREE, "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "3"]
-    whole = subprocess.run([*command, *settings, "--run_dir", "whole"], cwd=tmp_path, capture_output=True)
-    assert whole.returncode == 0, whole.stderr
-    there = {"cwd": tmp_path, "env": environment(ROOT / "tests"), "capture_output": True, "text": True}
-    cut = subprocess.run(
-        [*command, *settings, "--trainer.callbacks", "test_module.Interrupt", "--run_dir", "cut"], **there
-    )
+    cut = launched(tmp_path, *on_ranks(2), "--trainer.callbacks", "test_module.Interrupt", "--run_dir", "cut")
     assert cut.returncode == 130, cut.stderr
     assert cut.stderr.count("finishing this step, then saving") == 1
     assert "continue with: python train.py --ckpt_path cut/checkpoints/last.ckpt" in cut.stderr
     assert 12 <= torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt")["global_step"] < 20
-    done = subprocess.run([*command, "--ckpt_path", "cut/checkpoints/last.ckpt"], **there)
+    done = launched(tmp_path, "--ckpt_path", "cut/checkpoints/last.ckpt")
     assert done.returncode == 0, done.stderr
     expected, found = (
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt")["state_dict"] for run in ("whole", "cut")
+        torch.load(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (run_of_two, tmp_path / "cut")
     )
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert curve(tmp_path / "cut") == curve(run_of_two)
