@@ -21,13 +21,22 @@ REFERENCE = {
     "data": ("Images", ["data.ImageData", "data.module.default_batch_size", "data.decode", "data.splits", "inputs"]),
     "eval": (
         "Evaluation",
-        ["eval.features", "eval.protocol", "eval.knn", "eval.logreg", "eval.linear", "eval.metrics", "eval.evaluation"],
+        [
+            "eval.features",
+            "eval.protocol",
+            "eval.knn",
+            "eval.logreg",
+            "eval.linear",
+            "eval.metrics",
+            "eval.quality",
+            "eval.evaluation",
+        ],
     ),
     "training": (
         "Training",
         ["training.method", "training.objective", "training.gradient_cache", "seeding", "distributed", "precision"],
     ),
-    "run": ("A run", ["checkpoint", "callbacks.OnlineKNN", "report", "profile"]),
+    "run": ("A run", ["checkpoint", "callbacks.OnlineKNN", "online_quality", "report", "profile"]),
 }
 
 

@@ -14,8 +14,9 @@ from simclr import distributed
 from simclr.data import GlobalBatchSampler, ImageData, TrainLoader
 from simclr.eval import extract_features, knn_predict
 from simclr.files import say_unwritten, written_whole
+from simclr.online_quality import RETRIEVAL, OnlineQuality
 from simclr.paths import expanded
-from simclr.run_length import RunLength, run_length
+from simclr.run_length import RunLength, is_due, run_length
 from simclr.seeding import epoch_order
 
 METRIC = "knn_top1"
@@ -107,7 +108,7 @@ class OnlineKNN(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on rank 0 and log on all, which wait for as long as it takes."""
-        if not self._measures or not self._is_due(trainer):
+        if not self._measures or not is_due(trainer, self.every_n_epochs):
             return
 
         def measure() -> float:
@@ -118,12 +119,6 @@ class OnlineKNN(Callback):
         # The ranks agree already; without sync_dist Lightning would warn that they might not.
         pl_module.log(METRIC, accuracy, rank_zero_only=True, sync_dist=True)
         self.measured_epoch = trainer.current_epoch
-
-    def _is_due(self, trainer: Trainer) -> bool:
-        epoch = trainer.current_epoch + 1
-        out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
-        last = epoch == trainer.max_epochs or out_of_steps or trainer.should_stop
-        return last or epoch % self.every_n_epochs == 0
 
     def _where_measured(self, hook: object, callback: Callback, trainer: Trainer, pl_module: LightningModule) -> None:
         """A watching callback's end of an epoch: nothing where the metrics hold an earlier epoch's number, or none."""
@@ -241,7 +236,7 @@ def _draw_rows(groups: list[list[tuple[str, Tensor]]], cell: int) -> Image.Image
 
 
 class EpochLines(Callback):
-    """Prints one line per epoch: loss, online kNN where measured, seconds. Stands after OnlineKNN in the list."""
+    """Prints one line per epoch: loss, seconds, and what was measured by those that stand before it in the list."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock: a run continued in the middle of an epoch does not start that epoch."""
@@ -256,13 +251,14 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         seconds = time.perf_counter() - self._started
-        metrics = trainer.callback_metrics
-        # callback_metrics keeps the kNN of earlier epochs.
-        measured = any(c.measured_epoch == trainer.current_epoch for c in trainer.callbacks if isinstance(c, OnlineKNN))
-        knn = f"  kNN {100 * metrics[METRIC].item():5.1f} %" if measured else ""
+        found = ""
+        for kind, name, metric in ((OnlineKNN, "kNN", METRIC), (OnlineQuality, "retrieval", RETRIEVAL)):
+            # callback_metrics keeps what earlier epochs have measured.
+            if any(c.measured_epoch == trainer.current_epoch for c in trainer.callbacks if isinstance(c, kind)):
+                found += f"  {name} {100 * trainer.callback_metrics[metric].item():5.1f} %"
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         epoch = f"{trainer.current_epoch + 1:>{max(1, len(last) - 1)}}{last}"
-        line = f"epoch {epoch}  loss {pl_module.step_log.mean():.4f}  {seconds:5.1f} s{knn}"
+        line = f"epoch {epoch}  loss {pl_module.step_log.mean():.4f}  {seconds:5.1f} s{found}"
         _print(trainer, line)
 
 

@@ -58,6 +58,7 @@ RULES: dict[str, dict[Rule, str]] = {
             default_root_dir enable_autolog_hparams model_registry""",
     },
     "knn": {Rule.FREE: "every_n_epochs images k temperature"},
+    "quality": {Rule.FREE: "every_n_epochs images"},
     "checkpoint": {Rule.FREE: "every_n_steps every_minutes keep"},
     "": {
         Rule.FIXED: "seed_everything method",

@@ -61,3 +61,11 @@ def run_length(available: int, trainer: Trainer) -> RunLength:
 
 def _counted(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
+
+
+def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
+    """Whether the epoch that ends is one of every n, or the last, also one that a limit of steps ends early."""
+    epoch = trainer.current_epoch + 1
+    out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
+    last = epoch == trainer.max_epochs or out_of_steps or trainer.should_stop
+    return last or epoch % every_n_epochs == 0

@@ -211,7 +211,12 @@ def test_a_run_named_by_its_config_file(here, tmp_path, monkeypatch):
 
 def test_ctrl_c_then_the_command_it_prints_gives_the_whole_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    settings = {"trainer.log_every_n_steps": 1, "trainer.max_epochs": 3, "knn.every_n_epochs": 0}
+    settings = {
+        "trainer.log_every_n_steps": 1,
+        "trainer.max_epochs": 3,
+        "knn.every_n_epochs": 0,
+        "quality.every_n_epochs": 0,
+    }
     train(flags({**settings, "run_dir": "whole"}))
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     step, original = [0], SimCLR.training_step
@@ -451,7 +456,17 @@ def test_a_barebones_run_trains_and_watches_nothing(tmp_path, monkeypatch):
 
 def test_batch_seed_and_image_size_reach_model_and_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train(flags({"seed_everything": 3, "run_dir": "run", "trainer.max_epochs": 1, "knn.every_n_epochs": 0}))
+    train(
+        flags(
+            {
+                "seed_everything": 3,
+                "run_dir": "run",
+                "trainer.max_epochs": 1,
+                "knn.every_n_epochs": 0,
+                "quality.every_n_epochs": 0,
+            }
+        )
+    )
     checkpoint = content("run/checkpoints/last.ckpt")
     for part in ("hyper_parameters", "datamodule_hyper_parameters"):
         settings = checkpoint[part]

@@ -27,6 +27,7 @@ from simclr.cli.train import TrainCLI, parse_and_build, train
 from simclr.continuation import RULES, Continuation, Rule, describe, refuse_changes, rule_of, trainer_changes
 from simclr.data import ImageData
 from simclr.module import SimCLR
+from simclr.online_quality import OnlineQuality
 from simclr.optim import warmup_cosine
 from simclr.run_folder import RunFolder
 from tiny import BATCH, STEPS, Record, fit, flags, tiny_data, tiny_model
@@ -34,7 +35,13 @@ from tiny import BATCH, STEPS, Record, fit, flags, tiny_data, tiny_model
 EPOCHS = 3
 TOTAL = EPOCHS * STEPS
 # The warm-up lasts longer than max_steps: until there the learning rate is that of the whole run.
-RUN = {"trainer.max_epochs": EPOCHS, "model.warmup_epochs": 2, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
+RUN = {
+    "trainer.max_epochs": EPOCHS,
+    "model.warmup_epochs": 2,
+    "trainer.log_every_n_steps": 1,
+    "knn.every_n_epochs": 0,
+    "quality.every_n_epochs": 0,
+}
 RUN["model.base_lr"] = 1.0
 
 
@@ -209,6 +216,7 @@ def test_every_setting_has_one_place_in_the_rules(monkeypatch):
         "data": (ImageData,),
         "trainer": (Trainer,),
         "knn": (OnlineKNN,),
+        "quality": (OnlineQuality,),
     }
     for group, classes in signatures.items():  # what is not on the command line too
         groups[group] |= {name for kind in classes for name in inspect.signature(kind).parameters}

@@ -21,7 +21,13 @@ from tiny import BATCH, flags
 ROOT = Path(__file__).parents[1]
 # Ten steps an epoch: ranks ask each other after the first of them, the ninth and the last. The warm-up lasts longer
 # than max_steps, so that until there the learning rate is that of the whole run.
-RUN = {"trainer.max_epochs": 3, "model.warmup_epochs": 2, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
+RUN = {
+    "trainer.max_epochs": 3,
+    "model.warmup_epochs": 2,
+    "trainer.log_every_n_steps": 1,
+    "knn.every_n_epochs": 0,
+    "quality.every_n_epochs": 0,
+}
 RUN |= {"data.shapes_train": 10 * BATCH, "trainer.devices": 2, "trainer.strategy": "ddp"}
 
 

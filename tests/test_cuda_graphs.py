@@ -115,7 +115,12 @@ def test_the_setting_is_the_mode_of_torch_compile(tmp_path, monkeypatch, setting
 @pytest.mark.parametrize(("given", "kept"), [("reduce-overhead", "reduce-overhead"), ("true", True), ("false", False)])
 def test_it_is_a_plain_setting_from_the_command_line_to_the_checkpoint(tmp_path, monkeypatch, graphs, given, kept):
     monkeypatch.chdir(tmp_path)
-    settings = {"model.compile_encoder": given, "trainer.max_epochs": 1, "knn.every_n_epochs": 0}
+    settings = {
+        "model.compile_encoder": given,
+        "trainer.max_epochs": 1,
+        "knn.every_n_epochs": 0,
+        "quality.every_n_epochs": 0,
+    }
     main(["train", *flags(settings), "--run_dir", "run"])
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["compile_encoder"] == kept

@@ -242,7 +242,7 @@ def test_a_key_that_follows_another_is_never_suggested(parsers):
 def test_a_folder_by_itself_is_the_one_a_command_is_for(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos")
-    small = flags({"trainer.max_epochs": 1, "knn.every_n_epochs": 0})
+    small = flags({"trainer.max_epochs": 1, "knn.every_n_epochs": 0, "quality.every_n_epochs": 0})
     main(["train", "photos", *small])
     assert read_checkpoint("runs/photos_resnet8").data["train_dir"] == str(tmp_path / "photos")
     main(["train", *small, "--run_dir", "last", "photos"])  # after the options too

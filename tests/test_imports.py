@@ -20,6 +20,7 @@ LAYERS = [
     ["module", "checkpoint", "continuation", "training"],
     ["memory"],
     ["eval"],
+    ["online_quality"],
     ["callbacks", "loggers", "export", "run_folder", "profile", "progress"],
     ["report", "pace"],
     ["cli"],

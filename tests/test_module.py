@@ -520,7 +520,13 @@ BN_FREE = flags(
     {"model.norm": "none", "model.head_batch_norm": "false", "model.optimizer": "sgd", "model.warmup_epochs": 0}
     # Gentle enough not to collapse: among projections that are nearly one, rounding is all that tells them apart.
     | {"model.base_lr": 0.2, "model.image_size": 32, "model.width": 0.5, "data.shapes_train": 512}
-    | {"data.batch_size": 48, "trainer.max_epochs": 2, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
+    | {
+        "data.batch_size": 48,
+        "trainer.max_epochs": 2,
+        "trainer.log_every_n_steps": 1,
+        "knn.every_n_epochs": 0,
+        "quality.every_n_epochs": 0,
+    }
 )
 
 

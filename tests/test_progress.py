@@ -93,7 +93,19 @@ def test_a_short_run_has_no_such_lines(tmp_path, capsys):
 
 def test_the_bar_counts_from_1_and_shows_the_speed_and_the_rest(tmp_path, monkeypatch, capsys, clock):
     monkeypatch.chdir(tmp_path)
-    main(["train", *flags({"trainer.enable_progress_bar": "true", "run_dir": "run", "knn.every_n_epochs": 0})])
+    main(
+        [
+            "train",
+            *flags(
+                {
+                    "trainer.enable_progress_bar": "true",
+                    "run_dir": "run",
+                    "knn.every_n_epochs": 0,
+                    "quality.every_n_epochs": 0,
+                }
+            ),
+        ]
+    )
     said = capsys.readouterr()
     drawn = re.split(r"[\r\n]", said.out + said.err)
     end = f"{STEPS}/{STEPS}, loss " + r"\d\.\d{3}  2 images/s"
@@ -160,7 +172,11 @@ def test_the_interval_is_a_tenth_of_a_short_run(total, every):
 
 def test_a_continued_run_logs_the_steps_of_an_uncut_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    settings = {"trainer.max_epochs": 6, "knn.every_n_epochs": 0}  # 24 steps: every second is logged
+    settings = {
+        "trainer.max_epochs": 6,
+        "knn.every_n_epochs": 0,
+        "quality.every_n_epochs": 0,
+    }  # 24 steps: every second is logged
     main(["train", *flags({**settings, "run_dir": "whole"})])
     original, steps = SimCLR.training_step, []
 

@@ -21,7 +21,7 @@ from simclr.intact import not_finite
 from strict import sitecustomize as strict
 from tiny import STEPS, flags
 
-RUN = {"trainer.max_epochs": 3, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0}
+RUN = {"trainer.max_epochs": 3, "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 0, "quality.every_n_epochs": 0}
 
 
 def run_and_code(arguments: list[str]) -> int:

@@ -37,6 +37,7 @@ from simclr.eval import (
 )
 from simclr.eval.evaluation import linear_evaluation
 from simclr.eval.protocol import find_protocol
+from simclr.online_quality import OnlineQuality
 from simclr.seeding import epoch_order
 from simclr.views import compiled
 from test_eval_knn import _clusters, _dumb
@@ -515,6 +516,27 @@ ONLINE_KNN = {
 }
 
 
+# OnlineQuality: in which epochs it measures, and how many images it looks at.
+
+
+def measured(**settings: Any) -> SimpleNamespace:
+    data, epochs, looked = tiny_data(), [], []
+    data.setup()
+    images = data.test.images
+    data.test.images = lambda index: looked.append(len(index)) or images(index)
+    quality = OnlineQuality(**{"every_n_epochs": 1, "images": 20, **settings})
+    end = Callback()
+    end.on_train_epoch_end = lambda *args: epochs.append(quality.measured_epoch)
+    fit(Path("fit"), tiny_model(), data, [quality, end], max_epochs=3, limit_train_batches=1)
+    return SimpleNamespace(epochs=epochs, looked=looked)
+
+
+ONLINE_QUALITY = {
+    "every_n_epochs": row(2, lambda a, b: b.epochs == [None, 1, 2]),
+    "images": row(30, lambda a, b: set(b.looked) == {30}),
+}
+
+
 # The protocols of evaluation: on features of four clouds, and on a run.
 
 
@@ -779,6 +801,7 @@ TABLES = {
     "SimCLRAugmentation": Table(SimCLRAugmentation, views, AUGMENTATION),
     "ImageData": Table(ImageData, read, IMAGE_DATA),
     "OnlineKNN": Table(OnlineKNN, watched, ONLINE_KNN),
+    "OnlineQuality": Table(OnlineQuality, measured, ONLINE_QUALITY),
     "linear_probe": Table(linear_probe, functools.partial(probed, linear_probe), LBFGS, FEATURES),
     "linear_probe_sgd": Table(linear_probe_sgd, functools.partial(probed, linear_probe_sgd), SGD, FEATURES),
     "linear_evaluation_sgd": Table(

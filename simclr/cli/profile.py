@@ -37,7 +37,7 @@ class ProfileCLI(TrainCLI):
         endless = {"max_epochs": -1, "max_steps": 1, "min_epochs": None, "min_steps": None, "max_time": None}
         for name, value in {**endless, "fast_dev_run": False, "barebones": False}.items():
             self.config.trainer[name] = value
-        self.config.knn.every_n_epochs = 0  # between epochs, which are not timed
+        self.config.knn.every_n_epochs = self.config.quality.every_n_epochs = 0  # between epochs, which are not timed
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer without loggers and checkpoints."""

@@ -7,7 +7,8 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 
 # What callbacks may watch: of the epoch, and of single steps.
-LOGGED = ("train_loss_epoch", "knn_top1", "train_loss", "lr", "contrast_top1", "positive_cosine", "negative_cosine")
+OF_EPOCHS = ("train_loss_epoch", "knn_top1", "heldout_loss", "heldout_top1", "retrieval_top1")
+LOGGED = (*OF_EPOCHS, "train_loss", "lr", "contrast_top1", "positive_cosine", "negative_cosine")
 
 
 def check_trainer(trainer: Trainer, val_check_interval: float | None = None) -> None:

@@ -43,6 +43,7 @@ from simclr.data.module import FOLDERS, folders_of_run
 from simclr.files import reason_of, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
+from simclr.online_quality import OnlineQuality
 from simclr.pace import Pace
 from simclr.paths import expanded
 from simclr.progress import LogInterval, ProgressBar, ProgressLines
@@ -117,6 +118,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
         parser.add_class_arguments(Schedule, "checkpoint")
         parser.add_lightning_class_args(OnlineKNN, "knn")
+        parser.add_lightning_class_args(OnlineQuality, "quality")
         # int: jsonargparse's own kind of number could not be read from a checkpoint.
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -174,8 +176,8 @@ class TrainCLI(LightningCLI):
         except (TypeError, RuntimeError) as error:  # Lightning's answer to some options
             raise ValueError(f"trainer: {error}") from error
         self.checkpoints = take_over_checkpoints(trainer, self.schedule.keep)
-        # kNN before the line that shows it.
-        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN))
+        # What measures before the line that shows it.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN | OnlineQuality))
         return trainer
 
     def _add_progress(self, callbacks: list[Callback]) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from simclr.callbacks import OnlineKNN
 from simclr.encoders import default_encoder
+from simclr.online_quality import OnlineQuality
 from simclr.pace import Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _left(cli: "TrainCLI") -> float:
 def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
     """Trainer's options for the epochs that fit into the minutes, or the steps of less than two epochs."""
     minutes, data = cli.config.minutes, cli.datamodule
-    epochs = epochs_within(_left(cli), pace, cli.length.batches, _knn_seconds(cli, pace))
+    epochs = epochs_within(_left(cli), pace, cli.length.batches, _measuring_seconds(cli, pace))
     if epochs >= 2:
         return {"max_epochs": int(epochs)}
     steps = int(epochs * cli.length.batches) // cli.length.accumulate
@@ -114,14 +115,15 @@ def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
     return {"max_epochs": -1, "max_steps": steps}
 
 
-def _knn_seconds(cli: "TrainCLI", pace: Pace) -> float:
-    """Of the online kNN, in the mean of all epochs: a third of a step's work on one view in place of all."""
-    knn = next((c for c in cli.trainer.callbacks if isinstance(c, OnlineKNN)), None)
-    if knn is None or not knn.every_n_epochs or not cli.datamodule.has_labels:
-        return 0.0
-    images = min(knn.images, len(cli.datamodule.train))
-    of_an_image = pace.seconds / cli.datamodule.batch_size / cli.model.views.count / 3
-    return images * of_an_image / knn.every_n_epochs
+def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
+    """Of online kNN and figures, in the mean of all epochs: a third of a step's work on one view of an image."""
+    data, views = cli.datamodule, 0.0  # through the encoder
+    for callback in cli.trainer.callbacks:
+        if isinstance(callback, OnlineKNN) and callback.every_n_epochs and data.has_labels:
+            views += min(callback.images, len(data.train)) / callback.every_n_epochs
+        if isinstance(callback, OnlineQuality) and callback.why_not(cli.trainer, data) is None:
+            views += 2 * min(callback.images, len(data.test)) / callback.every_n_epochs
+    return views * pace.seconds / data.batch_size / cli.model.views.count / 3
 
 
 def record(cli: "TrainCLI") -> None:

@@ -56,13 +56,16 @@ LOSSES: dict[LossName, Loss] = {
 }
 
 
-def loss_of(settings: Mapping[str, Any], views: Sequence[Tensor], step: int = 0) -> tuple[Tensor, ContrastStats]:
+def loss_of(
+    settings: Mapping[str, Any], views: Sequence[Tensor], step: int = 0, *, gather: bool = True
+) -> tuple[Tensor, ContrastStats]:
     """The loss of projections, as a SimCLR of these settings computes it.
 
     Args:
         settings: SimCLR's.
         views: projections of each view, (n, D) each.
         step: of the optimiser, for an error's text.
+        gather: among those of all ranks.
     Raises:
         FloatingPointError: if CPU projections are not finite.
     """
@@ -70,8 +73,8 @@ def loss_of(settings: Mapping[str, Any], views: Sequence[Tensor], step: int = 0)
     options = {"semi_hard": settings["semi_hard"]} if loss.semi_hard else {}
     try:
         if len(views) > 2:
-            return losses.sup_con(views, settings["temperature"], return_stats=True)
-        return loss.function(*views, settings[loss.scale], return_stats=True, **options)
+            return losses.sup_con(views, settings["temperature"], gather=gather, return_stats=True)
+        return loss.function(*views, settings[loss.scale], gather=gather, return_stats=True, **options)
     except FloatingPointError as error:
         raise FloatingPointError(f"the loss is nan at step {step}: {error} {DIVERGED}") from error
 

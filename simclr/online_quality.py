@@ -1,0 +1,134 @@
+"""Online figures without labels: what a run is worth while it trains, on images that it never trains on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from simclr import distributed
+from simclr.data import ImageData
+from simclr.eval.features import encode, frozen
+from simclr.eval.quality import alignment, instance_retrieval, rank_me, spread, uniformity
+from simclr.run_length import is_due
+from simclr.seeding import epoch_order
+from simclr.training.objective import loss_of
+
+RETRIEVAL = "retrieval_top1"
+_SEED = (
+    20221005  # of the choice of images and of their views, which no run's seed may change: runs are compared by them
+)
+_AT_ONCE = 256  # images
+
+
+class OnlineQuality(Callback):
+    """Logs figures of two views of the test images, whose labels play no part; see `simclr.eval.quality`.
+
+    `heldout_loss` and `heldout_top1`, the loss and the contrastive accuracy in batches of the run's size; `alignment`,
+    `uniformity` and `z_spread` of the projections; `rankme` and `retrieval_top1` of the representations, and beside it
+    `retrieval_top1_before`, of the network before its first step. The network is in eval mode, in float32.
+
+    Rank 0 measures, every rank logs what it found. Where nothing can be measured (see `why_not`) it says so once.
+
+    Args:
+        every_n_epochs: how often; 0 for never. The last epoch is always measured.
+        images: how many, or fewer if there are fewer.
+    """
+
+    def __init__(self, every_n_epochs: int = 5, images: int = 2000):
+        if every_n_epochs < 0 or images < 2:
+            raise ValueError(f"quality needs every_n_epochs >= 0 and images >= 2; got {every_n_epochs} and {images}.")
+        self.every_n_epochs = every_n_epochs
+        self.images = images
+        self.before: float | None = None  # retrieval of the network before its first step
+        self.measured_epoch: int | None = None  # the last one that has figures, from 0
+        self._measures = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out whether there will be figures."""
+        if stage != "fit":
+            return
+        reason = self.why_not(trainer, trainer.datamodule)
+        self._measures = reason is None
+        if reason and self.every_n_epochs and not trainer.barebones and trainer.is_global_zero:
+            print(f"no figures of images never trained on: {reason}", flush=True)  # no bar yet
+
+    def why_not(self, trainer: Trainer, data: object) -> str | None:
+        """Why there will be no figures in this run; None if there will be. The same on every rank.
+
+        Args:
+            data: the data module, set up.
+        """
+        if self.every_n_epochs == 0:
+            return "quality.every_n_epochs is 0"
+        if trainer.barebones:
+            return "trainer.barebones logs nothing"
+        if not isinstance(data, ImageData):
+            return "the batches are not from simclr.data.ImageData"
+        if data.test is None or len(data.test) < 2:
+            return "there are no test images (--data.test_dir)"
+        return None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the network that has not trained yet; a run that goes on has it from its checkpoint."""
+        if self._measures and trainer.global_step == 0:
+            self.before = distributed.from_rank_0(lambda: self.measure(trainer.datamodule, pl_module)[RETRIEVAL])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure on rank 0 and log on all, which wait for as long as it takes."""
+        if not self._measures or not is_due(trainer, self.every_n_epochs):
+            return
+        figures = distributed.from_rank_0(lambda: self.measure(trainer.datamodule, pl_module))
+        if self.before is not None:
+            figures[f"{RETRIEVAL}_before"] = self.before
+        # The ranks agree already; without sync_dist Lightning would warn that they might not.
+        pl_module.log_dict(figures, rank_zero_only=True, sync_dist=True)
+        self.measured_epoch = trainer.current_epoch
+
+    def measure(self, data: ImageData, module: LightningModule) -> dict[str, float]:
+        """The figures by name, of a method as it stands.
+
+        Args:
+            data: set up, with test images.
+            module: a method; its `networks` lead from a view to h and on to z.
+        """
+        h, z = (torch.cat(parts) for parts in zip(*self._features(data, module), strict=True))  # (2 views, N, ...)
+        figures = _loss_and_top1(module.hparams, *z.chunk(2))
+        z1, z2 = z.chunk(2)
+        figures |= {"alignment": alignment(z1, z2), "uniformity": uniformity(z1), "z_spread": spread(z1)}
+        h1, h2 = h.chunk(2)
+        return figures | {"rankme": rank_me(h1), RETRIEVAL: instance_retrieval(h1, h2)}
+
+    def _features(self, data: ImageData, module: LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
+        """(h, z) of some images at a time, on the CPU: of view 1 of all of them, then of view 2."""
+        chosen = epoch_order(_SEED, 0, len(data.test))[: self.images].sort().values
+        encoder, *heads = module.networks
+        whole = torch.nn.Sequential(encoder, *heads)
+        with frozen(whole), torch.autocast(module.device.type, enabled=False):
+            for view in range(2):
+                for index in chosen.split(_AT_ONCE):
+                    images = data.test.images(index).to(module.device)
+                    h = z = encode(encoder, module.views.augment.view(images, index, 0, _SEED, view))
+                    for head in heads:
+                        z = head(z)
+                    yield h.cpu(), z.float().cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what the run's first process measured."""
+        self.before = state_dict["before"]
+
+
+def _loss_and_top1(settings: Any, z1: Tensor, z2: Tensor) -> dict[str, float]:
+    """In batches of the run's size, or one of all images where they are fewer; nothing for a method without a loss."""
+    if "loss" not in settings:
+        return {}
+    size = min(settings.batch_size, len(z1))
+    pairs = [pair for pair in zip(z1.split(size), z2.split(size), strict=True) if len(pair[0]) == size]
+    stats = [loss_of(settings, pair, gather=False)[1] for pair in pairs]
+    means = {"heldout_loss": [s.loss for s in stats], "heldout_top1": [s.accuracy for s in stats]}
+    return {name: float(torch.stack(values).double().mean()) for name, values in means.items()}

@@ -1,0 +1,89 @@
+"""Figures without labels while a run trains: of which images, of which views, and that the run is none the wiser."""
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from simclr.callbacks import EpochLines
+from simclr.data import MemoryImages
+from simclr.eval import instance_retrieval, rank_me
+from simclr.losses import nt_xent
+from simclr.online_quality import OnlineQuality
+from tiny import BATCH, fit, tiny_data, tiny_model
+
+
+class Logged(Callback):
+    """What is logged at the end of every epoch; stands after what it looks at."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.epochs.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+
+
+def test_watching_changes_nothing(tmp_path):
+    alone, watched = tiny_model(), tiny_model()
+    fit(tmp_path, alone)
+    fit(tmp_path, watched, callbacks=[OnlineQuality(1)])
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+    assert all(module.training for module in watched.modules())
+
+
+def test_the_figures_are_those_of_two_views_of_the_test_images(tmp_path):
+    model, data, logged = tiny_model(), tiny_data(), Logged()
+    fit(tmp_path, model, data, [OnlineQuality(1), logged], max_epochs=1)
+    model.eval()
+    index = torch.arange(32)
+    with torch.no_grad():
+        views = [model.augment.view(data.test.images(index), index, 0, 20221005, view) for view in range(2)]
+        h = [model.encoder(view) for view in views]
+        z = [model.head(part) for part in h]
+        losses = [nt_xent(*(part[batch] for part in z), 0.2) for batch in index.split(BATCH)]
+    found = logged.epochs[0]
+    assert found["retrieval_top1"] == pytest.approx(instance_retrieval(*h))
+    assert found["rankme"] == pytest.approx(rank_me(h[0]), rel=1e-4)
+    assert found["heldout_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert 0 <= found["heldout_top1"] <= 1
+
+
+def test_the_network_before_its_first_step_stands_beside_also_in_a_run_that_is_continued(tmp_path):
+    untrained, data = tiny_model(), tiny_data()
+    data.setup()
+    expected = OnlineQuality(1).measure(data, untrained)["retrieval_top1"]
+    logged = Logged()
+    fit(tmp_path, callbacks=[OnlineQuality(1), logged], max_epochs=1).save_checkpoint(tmp_path / "x.ckpt")
+    fit(tmp_path, callbacks=[OnlineQuality(1), logged], max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+    assert [found["retrieval_top1_before"] for found in logged.epochs] == [pytest.approx(expected)] * 2
+
+
+def test_labels_play_no_part(tmp_path):
+    data, logged = tiny_data(), Logged()
+    data.setup()
+    data.test = MemoryImages("no labels", data.test.pixels)
+    fit(tmp_path, data=data, callbacks=[OnlineQuality(1), logged], max_epochs=1)
+    assert "retrieval_top1" in logged.epochs[0]
+
+
+def test_without_test_images_one_line_says_that_there_are_no_figures(tmp_path, capsys):
+    data, logged = tiny_data(), Logged()
+    data.setup()
+    data.test = None
+    fit(tmp_path, data=data, callbacks=[OnlineQuality(1), logged], max_epochs=2)
+    assert "retrieval_top1" not in logged.epochs[-1]
+    said = "no figures of images never trained on: there are no test images (--data.test_dir)"
+    assert capsys.readouterr().out.count(said) == 1
+
+
+def test_the_line_of_an_epoch_has_the_retrieval_where_it_was_measured(tmp_path, capsys):
+    fit(tmp_path, callbacks=[OnlineQuality(2), EpochLines()], max_epochs=2)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
+    assert "retrieval" not in first
+    assert "  retrieval " in second
+
+
+@pytest.mark.parametrize("bad", [{"every_n_epochs": -1}, {"images": 1}])
+def test_what_measures_nothing_is_refused(bad):
+    with pytest.raises(ValueError, match="quality needs every_n_epochs >= 0 and images >= 2"):
+        OnlineQuality(**bad)
