@@ -36,7 +36,7 @@ REFERENCE = {
         "Training",
         ["training.method", "training.objective", "training.gradient_cache", "seeding", "distributed", "precision"],
     ),
-    "run": ("A run", ["checkpoint", "callbacks.OnlineKNN", "online_quality", "report", "profile"]),
+    "run": ("A run", ["checkpoint", "callbacks.OnlineKNN", "online_quality", "diagnosis", "report", "profile"]),
 }
 
 

@@ -259,10 +259,10 @@ class EpochLines(Callback):
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         epoch = f"{trainer.current_epoch + 1:>{max(1, len(last) - 1)}}{last}"
         line = f"epoch {epoch}  loss {pl_module.step_log.mean():.4f}  {seconds:5.1f} s{found}"
-        _print(trainer, line)
+        print_line(trainer, line)
 
 
-def _print(trainer: Trainer, line: str) -> None:
+def print_line(trainer: Trainer, line: str) -> None:
     """Print above the progress bar, if there is one."""
     bar = trainer.progress_bar_callback
     bar.print(line) if bar is not None else print(line, flush=True)

@@ -21,7 +21,7 @@ LAYERS = [
     ["memory"],
     ["eval"],
     ["online_quality"],
-    ["callbacks", "loggers", "export", "run_folder", "profile", "progress"],
+    ["callbacks", "diagnosis", "loggers", "export", "run_folder", "profile", "progress"],
     ["report", "pace"],
     ["cli"],
 ]

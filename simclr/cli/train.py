@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.allocator import keep_freed_memory
-from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
+from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid, print_line
 from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of
 from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, quiet
@@ -40,6 +40,7 @@ from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.continuation import check_resume
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, folders_of_run
+from simclr.diagnosis import Diagnosis
 from simclr.files import reason_of, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
@@ -164,7 +165,8 @@ class TrainCLI(LightningCLI):
         if not config.barebones:
             kwargs["enable_progress_bar"] = self._add_progress(kwargs["callbacks"])
         if watched:
-            kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines()]
+            diagnosis = Diagnosis(lambda trainer, text: print_line(trainer, f"warning: {text}"))
+            kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines(), diagnosis]
         self.keeps_checkpoint = watched and config.enable_checkpointing is not False
         self.stop = SaveOnInterrupt(self.run_dir)
         if self.keeps_checkpoint:

@@ -15,11 +15,13 @@ class StepLog:
     Attributes:
         epoch_loss: summed over the steps of the epoch so far; a checkpoint keeps it.
         epoch_steps: how many they are.
+        logged: what was logged last, by name; another object each time.
     """
 
     def __init__(self) -> None:
         self.epoch_loss: Tensor | float = 0.0
         self.epoch_steps = 0
+        self.logged: dict[str, Tensor | float] = {}
 
     def add(
         self,
@@ -56,6 +58,7 @@ class StepLog:
             values["negative_cosine"] = stats.negative_cosine
         if cache_error is not None:
             values["gradient_cache_error"] = distributed.max_over_ranks(cache_error)
+        self.logged = values
         module.log_dict(values)
 
     def mean(self) -> float:

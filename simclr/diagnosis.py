@@ -1,0 +1,155 @@
+"""A run that does not learn is told so in words, early and once, with the likely cause and the setting to change."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+_EARLY = 200  # optimiser steps, or a tenth of the run, but no fewer than _FEWEST: when a verdict is given
+_FEWEST = 20
+
+
+class Signs(NamedTuple):
+    """What the first steps of a run have shown, each a mean over the later half of them.
+
+    Attributes:
+        loss: of the global batch.
+        first_loss: of the first step.
+        top1: contrastive accuracy.
+        positive_cosine, negative_cosine: mean cosines of the views of one image, and of two images.
+        waiting: the share of the time spent waiting for images.
+        warming: whether the learning rate still rises.
+    """
+
+    loss: float
+    first_loss: float
+    top1: float
+    positive_cosine: float
+    negative_cosine: float
+    waiting: float
+    warming: bool = False
+
+
+def verdict(signs: Signs, settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a run, a sentence and its remedy each; empty for one that learns.
+
+    Args:
+        signs: of the early steps.
+        settings: the method's; `batch_size`, the global batch, among them.
+    """
+    found = [text for text in (_learning(signs, settings), _data(signs)) if text]
+    return found
+
+
+def _learning(signs: Signs, settings: Mapping[str, Any]) -> str | None:
+    others = settings.get("views", 2) * settings["batch_size"] - 1
+    temperature = settings.get("temperature", 0.2)
+    lower = "a lower --model.base_lr, a longer --model.warmup_epochs"
+    if settings.get("loss") == "nt_xent" and _reach(others, temperature) < 0.1:
+        return (
+            f"divided by a temperature of {temperature:g}, cosines hardly differ: the loss can fall by "
+            f"{100 * _reach(others, temperature):.0f} % at most. Try a --model.temperature of 0.1 to 0.5."
+        )
+    if signs.positive_cosine == signs.negative_cosine == 0:
+        return f"all projections are zero: the projection head is dead. Try {lower}."
+    if signs.negative_cosine > 0.95:
+        same = f"the mean cosine of two images is {signs.negative_cosine:.3f}"
+        return f"the projections have collapsed: {same}. Try {lower}."
+    if signs.loss > signs.first_loss + 0.1 * abs(signs.first_loss):
+        return f"the loss rises, from {signs.first_loss:.3g} to {signs.loss:.3g}: the run diverges. Try {lower}."
+    if not signs.warming and signs.positive_cosine - signs.negative_cosine < 0.02 and signs.top1 < 3 / others:
+        return (
+            f"two views of an image are no nearer to each other than to other images ({signs.positive_cosine:.3f} and "
+            f"{signs.negative_cosine:.3f}, mean cosines). Try {lower}, weaker views (--model.strength 0.5)."
+        )
+    if signs.top1 > 0.95 and settings["batch_size"] >= 32:
+        return (
+            f"{100 * signs.top1:.0f} % of the images are told from all others already: the views are too alike to "
+            "teach more. Try stronger ones (--model.strength 1, --model.crop_scale [0.08,1.0])."
+        )
+    return None
+
+
+def _reach(others: int, temperature: float) -> float:
+    """By what part NT-Xent can fall, from all cosines equal to positives of 1 among negatives of 0."""
+    return 1 - math.log1p((others - 1) * math.exp(-1 / temperature)) / math.log(others)
+
+
+def _data(signs: Signs) -> str | None:
+    if signs.waiting < 0.5:
+        return None
+    return (
+        f"{100 * signs.waiting:.0f} % of the time is spent waiting for images. Try more --data.workers, a "
+        "--data.memory_limit_gb that holds them, or --data.cache_dir."
+    )
+
+
+class Diagnosis(Callback):
+    """Looks at the steps that are logged, gives its verdict after the early ones, and then looks no more.
+
+    Nothing here waits for a device but in a step whose numbers are logged anyway.
+
+    Args:
+        say: takes a sentence.
+    """
+
+    def __init__(self, say: Callable[[Trainer, str], None]):
+        self.say = say
+        self._rows: list[tuple[int, Mapping[str, Any]]] = []  # optimiser step, what it logged
+        self._seen: object = None
+        self._done = False
+        self._waited = self._worked = 0.0  # seconds
+        self._clock: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on has had its verdict."""
+        self._done = trainer.global_step > 0 or not trainer.is_global_zero
+        self._clock = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The images are there."""
+        if self._clock is not None and batch_idx > 0:  # an epoch's first batch waits for workers that begin
+            self._waited += time.perf_counter() - self._clock
+        self._clock = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take down what was logged; the verdict, when there is enough of it."""
+        if self._done:
+            return
+        now, logged = time.perf_counter(), pl_module.step_log.logged
+        if trainer.global_step > 1:  # the first step pays for what is set up
+            self._worked += now - self._clock
+        else:
+            self._waited = 0.0
+        self._clock = now
+        if not logged or logged is self._seen:
+            return
+        self._seen = logged
+        self._rows.append((trainer.global_step, {name: float(value) for name, value in logged.items()}))
+        total = pl_module.run.total_steps or math.inf
+        if trainer.global_step < max(_FEWEST, min(_EARLY, total / 10)):
+            return
+        self._done = True
+        if (signs := self._signs()) is not None:
+            for text in verdict(signs, pl_module.hparams):
+                self.say(trainer, text)
+
+    def _signs(self) -> Signs | None:
+        last = self._rows[-1][0]
+        later = [row for step, row in self._rows if step > last / 2]
+        means = {name: sum(row[name] for row in later) / len(later) for name in later[0]}
+        if "contrast_top1" not in means:  # of a method that compares nothing
+            return None
+        return Signs(
+            means["train_loss"],
+            self._rows[0][1]["train_loss"],
+            means["contrast_top1"],
+            means["positive_cosine"],
+            means["negative_cosine"],
+            self._waited / max(self._waited + self._worked, 1e-9),
+            later[-1]["lr"] > later[0]["lr"],
+        )
