@@ -156,16 +156,21 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _another(path: Path) -> str:
-    """Which sound checkpoint lies beside a damaged one, for people; empty if none does."""
+def sound_beside(path: Path) -> tuple[Path, int] | None:
+    """The newest sound checkpoint beside one that is damaged or gone, and its step; None if there is none."""
     others = [other for other in path.parent.glob("*.ckpt") if other != path and path.suffix == ".ckpt"]
     for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
         try:
-            step = load(other)["global_step"]
+            return other, load(other)["global_step"]
         except Exception:  # damaged too
             continue
-        return f" An earlier one beside it is sound: {other}, of step {step}."
-    return ""
+    return None
+
+
+def _another(path: Path) -> str:
+    """Which sound checkpoint lies beside a damaged one, for people; empty if none does."""
+    found = sound_beside(path)
+    return f" An earlier one beside it is sound: {found[0]}, of step {found[1]}." if found else ""
 
 
 def _checkpoint(path: Path, content: Any) -> Checkpoint:

@@ -1,5 +1,6 @@
 """Decoding: every kind of image file becomes the RGB that Pillow shows; what cannot be read is named."""
 
+import io
 import threading
 
 import numpy as np
@@ -145,8 +146,24 @@ def test_a_large_jpeg_cut_short_is_refused(tmp_path):
     photograph(640, 640).save(tmp_path / "a.jpg")
     content = (tmp_path / "a.jpg").read_bytes()
     decode_square(content, 32)
-    with pytest.raises(ValueError, match="truncated"):
+    with pytest.raises(ValueError, match="cut off JPEG: it has no end of image"):
         decode_square(content[: len(content) // 2], 32)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_small_jpeg_cut_short_is_refused_though_its_thumbnail_has_an_end(progressive):
+    thumbnail, file = io.BytesIO(), io.BytesIO()
+    photograph(16, 16).save(thumbnail, "jpeg")
+    exif = Image.Exif()
+    exif[0x010E] = thumbnail.getvalue().decode("latin-1")  # a JPEG in a segment of the header
+    photograph(64, 64).save(file, "jpeg", exif=exif, progressive=progressive)
+    content = file.getvalue()
+    assert content.find(b"\xff\xd9") < len(content) - 2
+    for added in (b"", b"\0" * 7, b"what a camera adds"):
+        assert torch.equal(decode(content + added), decode(content))
+    for left in (len(content) - 2, len(content) - 40, len(content) // 2):
+        with pytest.raises(ValueError, match="cut off JPEG: it has no end of image"):
+            decode(content[:left])
 
 
 @pytest.mark.parametrize("threads", [1, 3])

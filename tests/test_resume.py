@@ -51,6 +51,37 @@ def test_the_same_command_starts_goes_on_after_kills_and_says_when_it_is_done(tm
     assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("damage", ["a flipped bit", "gone"])
+def test_where_the_last_checkpoint_is_damaged_the_newest_sound_one_is_used_and_said(
+    tmp_path,
+    monkeypatch,
+    capsys,
+    whole,  # noqa: F811
+    damage,
+):
+    monkeypatch.chdir(tmp_path)
+    again = [*AGAIN, "--checkpoint.every_n_steps=1", "--checkpoint.keep=3"]
+    killed_at(STEPS + 3, again)
+    last = Path("run/checkpoints/last.ckpt")
+    kept = sorted(path.name for path in last.parent.glob("step-*.ckpt"))
+    if damage == "gone":
+        last.unlink()
+        step, sound = STEPS + 2, kept[-1]
+    else:  # it is the newest of those that are kept, by another name
+        step, sound = STEPS + 1, kept[-2]
+        content = bytearray(last.read_bytes())
+        content[len(content) // 2] ^= 4
+        last.write_bytes(content)
+    capsys.readouterr()
+    train(again)
+    said = capsys.readouterr().out
+    assert f"Going on from run/checkpoints/{sound}, of step {step}" in said
+    assert (
+        "last.ckpt is gone" if damage == "gone" else "last.ckpt cannot be read as a checkpoint: it is damaged"
+    ) in said
+    assert_same_run(Path("run"), whole)
+
+
 @pytest.mark.parametrize(("accumulate", "inside"), [(1, 1), (1, 3), (2, 1)])
 def test_a_run_saved_inside_epochs_goes_on_from_there_after_a_kill(tmp_path, monkeypatch, capsys, accumulate, inside):
     monkeypatch.chdir(tmp_path)

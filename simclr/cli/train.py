@@ -22,7 +22,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid, print_line
-from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of
+from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
 from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, quiet
 from simclr.cli.parsing import Parser, recipes_of, values_of
@@ -41,6 +41,7 @@ from simclr.continuation import check_resume
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, folders_of_run
 from simclr.diagnosis import Diagnosis
+from simclr.distributed import launched_rank
 from simclr.files import reason_of, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
@@ -471,11 +472,31 @@ def _with_own_checkpoint(args: list[str]) -> list[str]:
     if not run_dir or values_of(args, "--ckpt_path") or not resumes(asked[-1] if asked else None):
         return args
     run = expanded(run_dir[-1])
-    if not (run / LAST).exists():
+    checkpoint = _newest_sound(run)
+    if checkpoint is None:
         return args
     own = latest_config(run)
     # Its length is settled too.
-    return [*([] if own is None else ["--config", str(own)]), *args, "--ckpt_path", str(run), "--minutes=null"]
+    return [*([] if own is None else ["--config", str(own)]), *args, "--ckpt_path", str(checkpoint), "--minutes=null"]
+
+
+def _newest_sound(run: Path) -> Path | None:
+    """What a run goes on from: its last checkpoint or, if that is damaged or gone, the newest sound one beside it."""
+    if (run / LAST).exists():
+        try:
+            read_checkpoint(run)
+        except ValueError as error:
+            damage = str(error).split(". An earlier")[0]
+        else:
+            return run
+    else:
+        damage = f"{run / LAST} is gone"
+    found = sound_beside(run / LAST)
+    if found is None:  # what is wrong with the last one is said when it is read
+        return run if (run / LAST).exists() else None
+    if launched_rank() == 0:
+        print(f"note: {damage}. Going on from {found[0]}, of step {found[1]}", flush=True)
+    return found[0]
 
 
 def _with_config_of_run(args: list[str]) -> list[str]:

@@ -29,6 +29,7 @@ from simclr.torch_internals import has_image_decoders, shared_storage
 _DECODE = torch.ops.image.decode_image if has_image_decoders() else None
 _RGB = torchvision.io.ImageReadMode.RGB.value
 _JPEG = b"\xff\xd8\xff"  # the first bytes of a file
+_END_OF_JPEG = b"\xff\xd9"  # a marker that compressed pixels cannot hold
 
 _VERSION = 2  # of this file: to be raised with every change that gives other pixels
 
@@ -74,7 +75,7 @@ def _decoder_survives(content: bytes) -> bool:
     """Whether torchvision's decoder may have a file's content; where it may not, Pillow reads it or says what is wrong.
 
     Raises:
-        ValueError: for a damaged PNG, and for more pixels than Pillow opens.
+        ValueError: for a damaged PNG, a cut off JPEG, and for more pixels than Pillow opens.
     """
     if content.startswith(_JPEG):
         _refuse_too_many(*_size_of_jpeg(content))
@@ -111,20 +112,28 @@ def _refuse_too_many(width: int, height: int) -> None:
 
 
 def _size_of_jpeg(content: bytes) -> tuple[int, int]:
-    """Width and height in the frame's header; 0 and 0 if there is none to be found."""
-    start = 2
+    """Width and height in the frame's header; 0 and 0 if there is none to be found.
+
+    Raises:
+        ValueError: for a picture that is cut off: libjpeg would make up the rest of it, in gray, and say so to nobody.
+    """
+    start, size = 2, (0, 0)
     while start + 9 < len(content):
         if content[start] != 0xFF:
             break
         kind = content[start + 1]
         if kind == 0xFF:  # fill
             start += 1
-        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # frames; tables and a reserved one are not
+            continue
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # frames; tables and a reserved one are not
             height, width = (int.from_bytes(content[start + at : start + at + 2], "big") for at in (5, 7))
-            return width, height
-        else:
-            start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
-    return 0, 0
+            size = width, height
+        elif kind == 0xDA:  # the first scan: pixels, up to the end of the picture
+            if content.rfind(_END_OF_JPEG, start) < 0:
+                raise ValueError("cut off JPEG: it has no end of image")
+            break
+        start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return size
 
 
 def pixels_of(picture: Image.Image) -> Tensor:
@@ -187,6 +196,7 @@ def _reduced(content: bytes, side: int) -> Tensor | None:
     if len(content) < 4 * side**2:  # no photograph of 64 * side^2 pixels is: half a bit a pixel
         return None
     try:
+        _size_of_jpeg(content)
         with JpegImageFile(io.BytesIO(content)) as picture:
             width, height = picture.size
             short = min(width, height)
