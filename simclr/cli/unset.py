@@ -2,7 +2,7 @@
 
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simclr.callbacks import OnlineKNN
 from simclr.encoders import default_encoder
@@ -57,7 +57,7 @@ def settle(cli: "TrainCLI") -> None:
     model = cli.model
     model.hparams.compile_encoder, model.hparams.compile_views = pace.compile_encoder, pace.compile_views
     model.augment.compile_views = pace.compile_views
-    chosen = {} if pace.precision == cli.trainer.precision else {"precision": pace.precision}
+    chosen: dict[str, Any] = {} if pace.precision == cli.trainer.precision else {"precision": pace.precision}
     if cli.config.minutes is not None:
         chosen |= _length(cli, pace)
     if chosen:

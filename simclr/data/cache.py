@@ -117,7 +117,7 @@ def _decode_into(out: BinaryIO, folder: Path, paths: Sequence[str], side: int, t
             part = paths[first : first + some]
             unreadable += try_images(part, side, block, threads)
             if not unreadable:  # else the others are only tried, to name all that cannot be read
-                out.write(block[: len(part)].numpy())
+                out.write(block[: len(part)].numpy().data)
             progress.advance(shown, len(part))
     refuse_unreadable(unreadable)
 

@@ -38,6 +38,7 @@ def _outline(name: str) -> Tensor:
         t = torch.linspace(start, stop, count, dtype=torch.float64) * math.tau
         return torch.stack((radius * t.cos(), radius * t.sin()), dim=1)
 
+    points: list[tuple[float, float]]
     match name:
         case "square":
             points = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
