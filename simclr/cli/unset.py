@@ -102,6 +102,7 @@ def _left(cli: "TrainCLI") -> float:
 def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
     """Trainer's options for the epochs that fit into the minutes, or the steps of less than two epochs."""
     minutes, data = cli.config.minutes, cli.datamodule
+    assert pace.seconds is not None  # measured, because minutes are given
     epochs = epochs_within(_left(cli), pace, cli.length.batches, _knn_seconds(cli, pace))
     if epochs >= 2:
         return {"max_epochs": int(epochs)}

@@ -66,7 +66,9 @@ def map_decoded(
                 _decode_into(out, folder, paths, side, threads)
                 if _key(paths, fingerprint, side) != key:
                     raise ValueError(f"images of {name} changed while they were being read. Start again.")
-            return _map(file, shape)
+            pixels = _map(file, shape)
+            assert pixels is not None  # it was just written
+            return pixels
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(folder, shape, f" ({error.strerror})") from error
