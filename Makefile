@@ -28,6 +28,7 @@ test-slow: install  ## the slow ones: minutes each on two cores
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 install: $(VENV)/installed
 

@@ -6,9 +6,10 @@ index, view number) alone; `view` makes the views from it, by a Kornia pipeline 
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from kornia.augmentation import AugmentationSequential, Normalize
+from kornia.augmentation import AugmentationBase2D, AugmentationSequential, Normalize
 from kornia.augmentation.container.params import ParamItem
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4): of br
 
 LARGEST_SMALL_VIEW = 64  # pixels
 # What is done to views where nothing is said: up to LARGEST_SMALL_VIEW, and above.
-BY_SIZE = (
+BY_SIZE: tuple[dict[str, Any], ...] = (
     {"strength": 0.5, "crop_scale": (0.2, 1.0), "blur_prob": 0.0},
     {"strength": 1.0, "crop_scale": (0.08, 1.0), "blur_prob": 0.5},
 )
@@ -87,7 +88,7 @@ class SimCLRAugmentation(nn.Module):
             "noise_stream": view_stream(seed, epoch, index, view),
         }
 
-    def _operations(self) -> list[nn.Module]:
+    def _operations(self) -> list[AugmentationBase2D]:
         """The pipeline, in the order it runs; what never happens is left out."""
         # The paper's kernel is a tenth of the side, made odd: 23 at 224 pixels, 3 at 32.
         kernel_size = max(3, 2 * (self.image_size // 20) + 1)

@@ -1,8 +1,10 @@
 """What watches a pretraining run: online kNN, a picture of the views, a line per epoch. None of it changes the run."""
 
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -95,6 +97,7 @@ class OnlineKNN(Callback):
             return "trainer.barebones logs nothing"
         if not isinstance(data, ImageData):
             return "the batches are not from simclr.data.ImageData, whose labelled images it is measured on"
+        assert data.labelled_train is not None  # set up
         if data.labelled_train.labels is None:  # labelled test images are not for this
             return "there are no labelled training images to measure it on"
         try:
@@ -120,12 +123,14 @@ class OnlineKNN(Callback):
         pl_module.log(METRIC, accuracy, rank_zero_only=True, sync_dist=True)
         self.measured_epoch = trainer.current_epoch
 
-    def _where_measured(self, hook: object, callback: Callback, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _where_measured(
+        self, hook: Callable[..., object], callback: Callback, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         """A watching callback's end of an epoch: nothing where the metrics hold an earlier epoch's number, or none."""
         if self.measured_epoch == trainer.current_epoch:
             hook(callback, trainer, pl_module)
 
-    def measure(self, encoder: torch.nn.Module, loader: object, device: torch.device) -> float:
+    def measure(self, encoder: torch.nn.Module, loader: Iterable[Any], device: torch.device) -> float:
         """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others."""
         features, labels = extract_features(encoder, loader, device=device)
         query, bank = _query_and_bank(len(labels))

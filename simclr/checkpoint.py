@@ -435,5 +435,5 @@ def _sha256(weights: dict[str, Tensor], settings: str) -> str:
     whole = hashlib.sha256(settings.encode())
     for name, value in sorted(weights.items()):
         whole.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        whole.update(value.contiguous().flatten().view(torch.uint8).numpy())
+        whole.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return whole.hexdigest()

@@ -141,7 +141,7 @@ def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
     changes = _differences("trainer", names, was, now)
     groups = was.get("batch_norm_group"), now["batch_norm_group"]
     if was and groups[0] != groups[1] and "trainer.devices" not in changes:
-        changes["trainer.sync_batchnorm"] = tuple(f"BatchNorm over {group} views" for group in groups)
+        changes["trainer.sync_batchnorm"] = (f"BatchNorm over {groups[0]} views", f"BatchNorm over {groups[1]} views")
     return changes
 
 
@@ -235,7 +235,7 @@ def check_resume(
     total = None
     if now and run.get("total_steps"):
         steps_per_epoch = run["steps_per_epoch"]
-        if images is not None:
+        if data is not None and images is not None:
             steps_per_epoch = steps_in(images["now"] // data.batch_size, trainer)
         total = planned_steps(run, checkpoint.global_step, steps_per_epoch, now["max_epochs"], now["max_steps"])
         _refuse_shorter(checkpoint, total, now)

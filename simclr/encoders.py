@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision.models
@@ -14,7 +14,7 @@ from simclr.resnet import DEPTHS, Norm, ResNet, Shortcut, guard_projections
 
 Stem = Literal["auto", "small", "small_stride2", "imagenet"]
 
-RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
+RESNETS = {f"resnet{depth}": depth for depth in sorted(DEPTHS)}
 
 # ResNets of the ImageNet family were published for 224 px; everyone who trains them at 32 px (CIFAR) or 64 px
 # (Tiny ImageNet) takes the 7 x 7 stem and the max-pool out, which would leave 1 x 1 or 2 x 2 pixels to the last stage.
@@ -57,7 +57,7 @@ def build_encoder(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1 pixel.")
-    resnet_options = {"stem": stem, "width": width, "shortcut": shortcut, "zero_init": zero_init, "norm": norm}
+    resnet_options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
     if name in RESNETS:
         if stem == "auto":
             resnet_options["stem"] = choose_stem(RESNETS[name], image_size)
@@ -74,8 +74,7 @@ def build_encoder(
 
 def encoder_names() -> list[str]:
     """The names that build_encoder knows without timm: the ResNets by depth, then torchvision's other models."""
-    resnets = sorted(RESNETS, key=RESNETS.get)
-    return resnets + [name for name in torchvision_names() if name not in RESNETS]
+    return [*RESNETS, *(name for name in torchvision_names() if name not in RESNETS)]
 
 
 def choose_stem(depth: int, image_size: int | None) -> str:
@@ -104,9 +103,7 @@ def refuse_resnet_options(name: str, options: dict[str, object]) -> None:
     parameters = inspect.signature(build_encoder).parameters
     unheard = [f"{option}={value!r}" for option, value in options.items() if value != parameters[option].default]
     if unheard:
-        raise ValueError(
-            f"{name} has no {', '.join(unheard)}. These options are for {', '.join(sorted(RESNETS, key=RESNETS.get))}."
-        )
+        raise ValueError(f"{name} has no {', '.join(unheard)}. These options are for {', '.join(RESNETS)}.")
 
 
 def torchvision_names() -> list[str]:
@@ -116,7 +113,7 @@ def torchvision_names() -> list[str]:
 
 def build_torchvision(name: str, image_size: int | None) -> nn.Module:
     """A model of torchvision without its classifier; see `build_encoder`."""
-    options = {}
+    options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         # The auxiliary classifiers would turn the output in training mode into a tuple.
         options = {"aux_logits": False, "init_weights": True}
@@ -162,10 +159,10 @@ def build_timm(name: str, image_size: int | None) -> nn.Module:
     """A model of timm without its classifier; see `build_encoder`."""
     import timm
 
-    options = {}
-    if image_size is not None and timm.get_pretrained_cfg(name).fixed_input_size:
+    options: dict[str, Any] = {}
+    if image_size is not None and (published := timm.get_pretrained_cfg(name)) and published.fixed_input_size:
         options = {"img_size": image_size}
-    encoder = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    encoder: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
     # Models with a layer between pooling and classifier (MobileNetV3) keep it: h has that layer's size.
     encoder.feature_dim = getattr(encoder, "head_hidden_size", None) or encoder.num_features
     return encoder

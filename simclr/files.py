@@ -18,7 +18,7 @@ from typing import BinaryIO
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # every use asks for it
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | memoryview) -> None:

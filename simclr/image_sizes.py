@@ -64,7 +64,8 @@ def first_line_of(error: Exception) -> str:
 
 def on_meta(network: nn.Module) -> nn.Module:
     """A copy of a network on the meta device: shapes without numbers, for which no weight is copied."""
-    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
+    empty: dict[int, torch.Tensor] = {}
+    empty |= {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
     empty |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in network.buffers()}
     return copy.deepcopy(network, empty)  # which takes for copied what it is given
 

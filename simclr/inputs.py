@@ -67,8 +67,9 @@ def fit_to_size(images: Tensor, image_size: int) -> Tensor:
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images - mean) / std, channel by channel: (n, 3, H, W) float in [0, 1] -> the same shape."""
-    mean, std = (torch.as_tensor(v, dtype=images.dtype, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
-    return (images - mean) / std
+    of_channels = (torch.as_tensor(v, dtype=images.dtype, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
+    centre, scale = of_channels
+    return (images - centre) / scale
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,8 +94,8 @@ class InputTransform:
     """
 
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     load_size: int | None = None
 
     def __post_init__(self):
@@ -145,6 +146,7 @@ class InputTransform:
 
     def _hold(self, item: Any) -> Tensor:
         """(n, 3, load_size, load_size) float32 in [0, 1] of one item, resized in uint8 where it comes so."""
+        assert self.load_size is not None  # from __post_init__ on
         if isinstance(item, str | os.PathLike):
             return to_unit_range(read_images([item], self.load_size))
         images = _batch_of(item)
@@ -155,8 +157,9 @@ class InputTransform:
 
 def attach_transform(encoder: nn.Module, transform: InputTransform) -> None:
     """Let an encoder carry its preprocessing: `.transform`, and its `.image_size`, `.mean` and `.std` by themselves."""
-    encoder.transform = transform
-    encoder.image_size, encoder.mean, encoder.std = transform.image_size, transform.mean, transform.std
+    carrier: Any = encoder  # a module takes any attribute
+    carrier.transform = transform
+    carrier.image_size, carrier.mean, carrier.std = transform.image_size, transform.mean, transform.std
 
 
 def _batch_of(item: Any) -> Tensor:

@@ -130,7 +130,7 @@ def not_finite(module: nn.Module, states: Iterable[dict[str, Any]] = ()) -> list
         module: whose parameters and running statistics are looked at. Other buffers may hold infinities on purpose.
         states: of optimisers, whose tensors are looked at too.
     """
-    kept = dict(module.named_parameters())
+    kept: dict[str, Tensor] = dict(module.named_parameters())
     kept |= {name: value for name, value in module.named_buffers() if name.endswith(("running_mean", "running_var"))}
     for state in states:
         of_one = state["state"].items()

@@ -38,8 +38,9 @@ class MetricsCSV(Logger):
     def __init__(self, run_dir: Path, resumed: Checkpoint | None = None):
         super().__init__()
         self.path = expanded(run_dir) / "metrics.csv"
-        self._waiting = _whole_rows(self.path) if resumed is not None else []
-        self._waiting = [row for row in self._waiting if _is_before(row, resumed)]
+        self._waiting: list[dict[str, Any]] = []
+        if resumed is not None:
+            self._waiting = [row for row in _whole_rows(self.path) if _is_before(row, resumed)]
         self._columns: list[str] = []  # of the file; none until this run has written it
         self._last = b""
         self._full = False  # whether the last write found no room

@@ -1,7 +1,7 @@
 """What a training step needs of a device's memory, before it runs: by a forward pass on shapes alone."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -61,7 +61,7 @@ def estimate(
     views = rows * 3 * hparams.image_size**2 * 4
     width = 2 if precision.startswith(("16", "bf16")) else 8 if precision.startswith("64") else 4
     kept, largest = _activations(model, rows, width)
-    z_dim = getattr(model.networks[-1], "out_dim", model.encoder.feature_dim)
+    z_dim: Any = getattr(model.networks[-1], "out_dim", model.encoder.feature_dim)
     numbers = sum(p.numel() for p in model.parameters())
     per_weight = 2 + _STATES[hparams.optimizer] + (world_size > 1)  # DDP's buckets are one more copy of the gradient
     everyone = views_of_each * images * world_size

@@ -32,7 +32,7 @@ class SimCLR(LightningModule):
     (seed, epoch, index, view). What training leaves behind is `encoder`; the head is thrown away.
     """
 
-    architecture = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
+    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
     architecture += ("head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -162,14 +162,15 @@ class SimCLR(LightningModule):
             encoder, stem = default_encoder(stem, image_size)
         self.augment = SimCLRAugmentation(image_size, **augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)
-        options = {"stem": stem, "width": width, "shortcut": shortcut, "zero_init": zero_init, "norm": norm}
+        options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
         self.encoder = build_encoder(encoder, image_size=image_size, **options)
         if start_size is not None and (reason := why_not(self.encoder, start_size)):
             raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")
         # What measures the encoder while it learns feeds it as `load_encoder`'s users do.
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
+        feature_dim: Any = self.encoder.feature_dim
         self.head = ProjectionHead(
-            self.encoder.feature_dim,
+            feature_dim,
             kind=head,
             hidden_dim=hidden_dim,
             projection_dim=projection_dim,

@@ -91,7 +91,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for all parameters that have a gradient; returns what `closure`, if given, returns."""
         loss = None
         if closure is not None:
@@ -105,7 +105,7 @@ class LARS(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         # torch._foreach_*: a few launches for a whole network, in place of several for each parameter.
-        grads = [p.grad for p in weights]
+        grads: list[Tensor] | tuple[Tensor, ...] = [p.grad for p in weights if p.grad is not None]  # all: see step
         if group["weight_decay"] > 0:
             grads = torch._foreach_add(grads, weights, alpha=group["weight_decay"])
         if group["trust"]:

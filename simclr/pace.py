@@ -130,13 +130,14 @@ def measure_pace(
     pace = plain = timed(pace, precision="32-true")
     if precision not in (None, "32", "32-true", 32):
         pace = timed(plain, precision=precision)
-        ratio = pace.fastest / plain.fastest
+        ratio = _fastest(pace) / _fastest(plain)
         if ratio > 1 / _CLEARLY:
             note = f"precision {precision} takes {ratio:.1f} x the time of float32 on this machine"
             pace = replace(pace, notes=(f"{note}: leave --trainer.precision out.",))
     elif precision is None and has_fast_bf16(device):
         mixed = timed(plain, precision="bf16-mixed")
-        pace = mixed if mixed.fastest < _CLEARLY * plain.fastest else plain
+        pace = mixed if _fastest(mixed) < _CLEARLY * _fastest(plain) else plain
+    assert pace.seconds is not None  # measured
     unset = None in (hparams.get("compile_encoder", False), hparams.get("compile_views", False))
     if unset and has_compiler() and lasts(pace.seconds) > _WORTH_COMPILING and pace.seconds < _PATIENCE:
         say("compiling, to see whether that is faster ...")
@@ -156,9 +157,14 @@ def _compiled(pace: Pace, model: Method, lasts: float, timed: Callable[..., Pace
         say(f"not compiled: {str(error).splitlines()[0][:200]}")
         return pace
     starting = max(0.0, time.perf_counter() - began - _LONG_ENOUGH)
-    faster = compiled.fastest < _CLEARLY * pace.fastest
-    worth = lasts * (1 - compiled.fastest / pace.fastest) > starting
+    faster = _fastest(compiled) < _CLEARLY * _fastest(pace)
+    worth = lasts * (1 - _fastest(compiled) / _fastest(pace)) > starting
     return replace(compiled, starting=starting) if faster and worth else pace
+
+
+def _fastest(measured: Pace) -> float:
+    assert measured.fastest is not None
+    return measured.fastest
 
 
 class _Clock(Callback):
@@ -198,9 +204,10 @@ class _Clock(Callback):
 
 def step_seconds(model: Method, data: LightningDataModule, device: torch.device, pace: Pace) -> tuple[float, float]:
     """Seconds of a training step at a pace, median and fastest: a copy is trained, the random state left as it was."""
-    clock, model = _Clock(compiles=bool(pace.compile_encoder or pace.compile_views)), copy.deepcopy(model)
-    model.hparams.compile_encoder, model.hparams.compile_views = pace.compile_encoder, pace.compile_views
-    model.augment.compile_views = pace.compile_views
+    clock = _Clock(compiles=bool(pace.compile_encoder or pace.compile_views))
+    trained: Any = copy.deepcopy(model)
+    trained.hparams.compile_encoder, trained.hparams.compile_views = pace.compile_encoder, pace.compile_views
+    trained.augment.compile_views = pace.compile_views
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run will say the same
@@ -215,7 +222,7 @@ def step_seconds(model: Method, data: LightningDataModule, device: torch.device,
             **dict.fromkeys(off, False),
         )
         try:
-            trainer.fit(model, data)
+            trainer.fit(trained, data)
         except SystemExit as error:  # Lightning's answer to a KeyboardInterrupt
             raise KeyboardInterrupt from error
     torch.compiler.reset()  # what was compiled here holds the copy
@@ -231,6 +238,7 @@ def epochs_within(seconds: float, pace: Pace, steps_per_epoch: int, between: flo
         steps_per_epoch: batches.
         between: seconds that an epoch takes beside its steps, in the mean.
     """
+    assert pace.seconds is not None  # measured
     left = seconds * (1 - _RESERVE) - pace.starting
     return max(0.0, left / (steps_per_epoch * pace.seconds + _EPOCH_SECONDS + between))
 

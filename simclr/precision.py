@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +20,7 @@ def rounding(operands: Operands = "float32") -> Iterator[None]:
         operands: float32: exact products. tf32 (CUDA): 10 bits of mantissa. bfloat16 (CPUs with bfloat16 arithmetic;
             tf32 on CUDA, whose libraries round no further by themselves): 7 bits. Sums are float32 in any case.
     """
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    cuda, cpu = _matmul_settings()
     before, legacy = (cuda.fp32_precision, cpu.fp32_precision), _legacy_precision()
     wanted = {"float32": ("ieee", "highest"), "tf32": ("tf32", "high"), "bfloat16": ("tf32", "medium")}[operands]
     try:
@@ -47,8 +47,13 @@ def _legacy_precision() -> str:
 
 def is_exact() -> bool:
     """Whether matrix products of float32 are exact as the process is set."""
-    settings = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    return all(setting.fp32_precision in ("ieee", "none") for setting in settings)
+    return all(setting.fp32_precision in ("ieee", "none") for setting in _matmul_settings())
+
+
+def _matmul_settings() -> tuple[Any, Any]:
+    """Of CUDA and of CPUs."""
+    # torch puts an object with this attribute in the place of the module mkldnn.
+    return torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Two families share one class: the ImageNet networks (table 1; four stages) and t
 layers, three stages). Modules are named as in torchvision, so a state_dict of the one loads in the other (minus `fc`).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ def guard_projections(network: nn.Module) -> nn.Module:
     with 4, 8, 12 and 15 channels, never with 16 or more (torch 2.14 and 2.15, AVX2 and AVX-512). The function, its
     numbers, the names and shapes of weights stay as they are.
     """
+    conv: Any  # a module, which takes any attribute
     for conv in network.modules():
         strided = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
         if strided and conv.in_channels < 16 and conv.padding in ((0, 0), "valid"):
@@ -54,7 +55,7 @@ def guard_projections(network: nn.Module) -> nn.Module:
     return network
 
 
-def _take_pixels(conv: nn.Conv2d, inputs: tuple[Tensor]) -> Tensor:
+def _take_pixels(conv: Any, inputs: tuple[Tensor]) -> Tensor:
     return pixels_at(inputs[0], conv.reads_every)
 
 
@@ -166,6 +167,11 @@ class ResNet(nn.Module):
             or if zero_init meets shortcut "none".
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(self, depth: int, *, width: float, stem: str, shortcut: Shortcut, zero_init: bool, norm: Norm):
         super().__init__()
         for option, value, allowed in (
@@ -222,10 +228,10 @@ class ResNet(nn.Module):
             last_conv, last_norm = (
                 (block.conv2, block.bn2) if isinstance(block, BasicBlock) else (block.conv3, block.bn3)
             )
-            has_norm = isinstance(last_norm, nn.BatchNorm2d)
+            norm_weight = last_norm.weight if isinstance(last_norm, nn.BatchNorm2d) else None
             if zero_init:
-                nn.init.zeros_(last_norm.weight if has_norm else last_conv.weight)
-            elif not has_norm and block.downsample is not None:
+                nn.init.zeros_(last_conv.weight if norm_weight is None else norm_weight)
+            elif norm_weight is None and block.downsample is not None:
                 # Without BN every added branch would double the variance; scaled, L blocks multiply it by at most e.
                 last_conv.weight /= len(blocks) ** 0.5
 

@@ -56,15 +56,15 @@ class RunFolder:
             self.path = self._chosen
             return self.path
         job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
-        if config.run_dir or resumed:
-            self.path = expanded(config.run_dir or resumed)
+        if asked := config.run_dir or resumed:
+            self.path = expanded(asked)
         elif job and job != "none":  # ranks launched from outside must agree on a name without talking
             self.path = Path("runs") / f"{run_name(config)}-{job}"
         if self.first and self.path is not None:
             if self.path.is_file():
                 raise ValueError(f"run_dir={self.path} is a file. Choose a new folder.")
             self._make(self.path)
-            self._refuse_taken(resumed, again)
+            self._refuse_taken(self.path, resumed, again)
         elif self.first:
             name, number = run_name(config), 1
             while self.path is None:
@@ -80,38 +80,38 @@ class RunFolder:
             os.environ[_CHOSEN] = f"{os.getpid()}:{self.path}"
         return self.path
 
-    def _refuse_taken(self, resumed: Path | None, again: bool) -> None:
+    def _refuse_taken(self, path: Path, resumed: Path | None, again: bool) -> None:
         """Hold the folder for this process, unless another does or has filled it."""
         try:
-            self._let_go = hold(self.path)
+            self._let_go = hold(path)
         except BlockingIOError:
             raise ValueError(
-                f"run_dir={self.path} belongs to a run that still goes on, in another process. Wait for its end, or "
+                f"run_dir={path} belongs to a run that still goes on, in another process. Wait for its end, or "
                 "choose another --run_dir."
             ) from None
-        if resumed is not None and self.path.resolve() == resumed.resolve():
-            for folder in (self.path, self.path / LAST.parent):
+        if resumed is not None and path.resolve() == resumed.resolve():
+            for folder in (path, path / LAST.parent):
                 remove_abandoned(folder)
             return
-        remove_abandoned(self.path)
-        if not any(self.path.iterdir()):
+        remove_abandoned(path)
+        if not any(path.iterdir()):
             self._empty = True
             return
-        if _ended_before_its_first_checkpoint(self.path):
+        if _ended_before_its_first_checkpoint(path):
             if not again:
                 raise ValueError(
-                    f"run_dir={self.path} is taken by a run that ended before its first checkpoint. Choose another, or "
+                    f"run_dir={path} is taken by a run that ended before its first checkpoint. Choose another, or "
                     "start it anew with --resume auto."
                 )
-            _empty(self.path)
+            _empty(path)
             self._empty = True
             return
         hint = (
-            f" or continue it with --ckpt_path {self.path / LAST}, or with the same command and --resume auto"
-            if (self.path / LAST).exists()
+            f" or continue it with --ckpt_path {path / LAST}, or with the same command and --resume auto"
+            if (path / LAST).exists()
             else ""
         )
-        raise ValueError(f"run_dir={self.path} is taken. Choose another{hint}.")
+        raise ValueError(f"run_dir={path} is taken. Choose another{hint}.")
 
     def _make(self, path: Path) -> None:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -211,7 +211,7 @@ def _continuations(run_dir: Path) -> list[dict[str, Any]]:
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"model": {"width": 2}} -> {"model.width": 2}"""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found

@@ -154,9 +154,7 @@ def test_a_large_jpeg_cut_short_is_refused(tmp_path):
 def test_a_small_jpeg_cut_short_is_refused_though_its_thumbnail_has_an_end(progressive):
     thumbnail, file = io.BytesIO(), io.BytesIO()
     photograph(16, 16).save(thumbnail, "jpeg")
-    exif = Image.Exif()
-    exif[0x010E] = thumbnail.getvalue().decode("latin-1")  # a JPEG in a segment of the header
-    photograph(64, 64).save(file, "jpeg", exif=exif, progressive=progressive)
+    photograph(64, 64).save(file, "jpeg", comment=thumbnail.getvalue(), progressive=progressive)  # in the header
     content = file.getvalue()
     assert content.find(b"\xff\xd9") < len(content) - 2
     for added in (b"", b"\0" * 7, b"what a camera adds"):

@@ -130,10 +130,10 @@ class Parser(LightningArgumentParser):
         return " ".join(said) or f"unrecognized: {' '.join(words)}. See --help."
 
     def _explain_value(self, message: str) -> str:
-        value = re.search(r"(?:Got|Given) value: ?(.*)", message)
-        if not value:
+        found = re.search(r"(?:Got|Given) value: ?(.*)", message)
+        if not found:
             return " ".join(message.split())
-        key, value = message.split(":", 1)[0], value[1]
+        key, value = message.split(":", 1)[0], found[1]
         wanted = dict.fromkeys(
             re.findall(r"Expected an? (?:typing\.)?(?:Literal)?(.+?)(?:\. Got|$)", message, re.MULTILINE)
         )

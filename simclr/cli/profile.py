@@ -31,7 +31,7 @@ class ProfileCLI(TrainCLI):
             raise ValueError("ckpt_path: a profile begins anew. Give the run's settings, --config RUN/config.yaml.")
         if self.config.trainer.profiler is not None:
             raise ValueError("trainer.profiler: simclr profile is one itself. Leave it out, --trainer.profiler null.")
-        self.resumed = self.run_dir = None
+        self.resumed = self.run_dir = None  # type: ignore[assignment]  # a profile has no folder, and asks for none
         if self.config.steps < 1:
             raise ValueError(f"steps={self.config.steps} is not a positive number.")
         endless = {"max_epochs": -1, "max_steps": 1, "min_epochs": None, "min_steps": None, "max_time": None}

@@ -2,7 +2,7 @@
 
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simclr.callbacks import OnlineKNN
 from simclr.encoders import default_encoder
@@ -58,7 +58,7 @@ def settle(cli: "TrainCLI") -> None:
     model = cli.model
     model.hparams.compile_encoder, model.hparams.compile_views = pace.compile_encoder, pace.compile_views
     model.augment.compile_views = pace.compile_views
-    chosen = {} if pace.precision == cli.trainer.precision else {"precision": pace.precision}
+    chosen: dict[str, Any] = {} if pace.precision == cli.trainer.precision else {"precision": pace.precision}
     if cli.config.minutes is not None:
         chosen |= _length(cli, pace)
     if chosen:
@@ -103,6 +103,7 @@ def _left(cli: "TrainCLI") -> float:
 def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
     """Trainer's options for the epochs that fit into the minutes, or the steps of less than two epochs."""
     minutes, data = cli.config.minutes, cli.datamodule
+    assert pace.seconds is not None  # measured, because minutes are given
     epochs = epochs_within(_left(cli), pace, cli.length.batches, _measuring_seconds(cli, pace))
     if epochs >= 2:
         return {"max_epochs": int(epochs)}

@@ -107,18 +107,20 @@ def agree(views: Sequence[Tensor], temperature: float, settings: Settings, label
             raise _WRONG[wrong][0](message)
         for other, row in enumerate(everyone):
             if row[0]:
-                error, what = _WRONG[row[0]]
+                error, what = _WRONG[int(row[0])]
                 raise error(f"rank {other} got {what}; its own error says which.")
         names = [_as_text(row[-len(name) :]) for row in everyone]
         if len(set(names)) > 1:
             shown = ", ".join(names)
             raise ValueError(f"the ranks disagree about the loss: {shown} on ranks 0 to {len(names) - 1}.")
-        for column, name in enumerate(told, start=1):
+        for column, setting in enumerate(told, start=1):
             values = [row[column] for row in everyone]
             if len(set(values)) > 1 and not (column == 1 and settings.uneven):
                 hint = ". Give all of them the same number, or pass uneven=True" if column == 1 else ""
                 shown = ", ".join(f"{value:g}" for value in values)
-                raise ValueError(f"the ranks disagree about the {name}: {shown} on ranks 0 to {len(values) - 1}{hint}.")
+                raise ValueError(
+                    f"the ranks disagree about the {setting}: {shown} on ranks 0 to {len(values) - 1}{hint}."
+                )
         counts, rank = [len(views) * int(row[1]) for row in everyone], distributed.rank()
     if sum(counts) == len(views) and settings.name != "nt_xent":
         raise ValueError(f"{settings.name} got a batch of one image, which has no negatives. It needs 2 at least.")

@@ -112,7 +112,7 @@ class _LossBySums(torch.autograd.Function):
         # 16-bit operands on CUDA are made here; elsewhere, and for tf32, the libraries round as they are told.
         operand = torch.bfloat16 if settings.operands == "bfloat16" and z.is_cuda else z.dtype
         candidates = batch.gather(z.to(operand))  # (M, D)
-        tile_arguments = {
+        tile_arguments: dict[str, Any] = {
             "anchors": z.to(operand),
             "candidates": candidates,
             "start": batch.start,
@@ -122,6 +122,7 @@ class _LossBySums(torch.autograd.Function):
         }
         thresholds = None
         if term.has_threshold:
+            assert settings.margin is not None  # the losses with a threshold have one
             thresholds = z.new_zeros(len(candidates))
             thresholds[own] = positive - settings.margin
         with rounding(settings.operands):
@@ -141,7 +142,7 @@ class _LossBySums(torch.autograd.Function):
         ctx.has_other_positives, ctx.dtype = other_positives is not None, z.dtype
         ctx.set_materialize_grads(False)
         loss = losses[own].sum() * batch.scale
-        stats = ()
+        stats: tuple[Tensor, ...] = ()
         if settings.return_stats:
             stats = (losses.mean(), *_alignment(candidates, positive, largest, batch, left_out))
         ctx.mark_non_differentiable(*stats)

@@ -107,8 +107,8 @@ def bands(
         band = [Tile(slice(start + top, start + bottom), None, tuple(k for k in offsets if abs(k) < bottom - top))]
         for left in range(bottom, rows, width):
             right = min(left + width, rows)
-            offsets = [k + top - left for k in left_out]
-            inside = tuple(k for k in offsets if top - bottom < k < right - left)
+            diagonals = [k + top - left for k in left_out]
+            inside = tuple(k for k in diagonals if top - bottom < k < right - left)
             band.append(Tile(slice(start + left, start + right), slice(left, right), inside))
         for begin, end in ((0, start), (start + rows, columns)):
             band += [Tile(slice(left, min(left + width, end)), None, ()) for left in range(begin, end, width)]
@@ -155,9 +155,9 @@ def sums(
     largest = matrix.zeros(len(anchors)).fill_(-torch.inf)
     reduce = compiled_on(term.sums, anchors.device.type)
     for rows, band in matrix:
-        threshold_i = thresholds[start:][rows, None] if term.has_threshold else None
+        threshold_i = thresholds[start:][rows, None] if thresholds is not None else None
         for columns, mirrored, logits in band:
-            threshold_j = thresholds[columns] if term.has_threshold else None
+            threshold_j = thresholds[columns] if thresholds is not None else None
             if with_largest:
                 _maximum(largest[rows], logits.amax(1))
                 if mirrored:
@@ -197,9 +197,9 @@ def gradient(
     for rows, band in matrix:
         own = slice(start + rows.start, start + rows.stop)
         z_i, total_i, weight_i = candidates[own], total[rows], weights[own, None]
-        threshold_i = thresholds[own, None] if term.has_threshold else None
+        threshold_i = thresholds[own, None] if thresholds is not None else None
         for columns, mirrored, logits in band:
-            threshold_j = thresholds[columns] if term.has_threshold else None
+            threshold_j = thresholds[columns] if thresholds is not None else None
             room = scratch[: logits.numel()].view_as(logits)
             slopes = slope(logits, threshold_i, threshold_j, weight_i, weights[columns], room)
             _add_product(total_i, slopes, candidates[columns])

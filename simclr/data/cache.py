@@ -66,7 +66,9 @@ def map_decoded(
                 _decode_into(out, folder, paths, side, threads)
                 if _key(paths, fingerprint, side) != key:
                     raise ValueError(f"images of {name} changed while they were being read. Start again.")
-            return _map(file, shape)
+            pixels = _map(file, shape)
+            assert pixels is not None  # it was just written
+            return pixels
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(folder, shape, f" ({error.strerror})") from error
@@ -117,7 +119,7 @@ def _decode_into(out: BinaryIO, folder: Path, paths: Sequence[str], side: int, t
             part = paths[first : first + some]
             unreadable += try_images(part, side, block, threads)
             if not unreadable:  # else the others are only tried, to name all that cannot be read
-                out.write(block[: len(part)].numpy())
+                out.write(block[: len(part)].numpy().data)
             progress.advance(shown, len(part))
     refuse_unreadable(unreadable)
 

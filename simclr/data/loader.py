@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ class Batches:
     def __init__(self, source: ImageSet, workers: int = 0):
         self.source = source
         self._order = _Order(ahead=2 * workers + 1)  # torch's loader has two batches in hand for each worker
-        self._loader = None
+        self._loader: DataLoader | None = None
         if not isinstance(source, MemoryImages):
             self._loader = DataLoader(
                 _Decode(source),
@@ -239,7 +239,7 @@ def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) ->
         out = torch.empty(len(placed), *pixels.shape[1:], dtype=pixels.dtype, pin_memory=pin)
         return torch.index_select(pixels, 0, placed, out=out), index
 
-    coming = deque()
+    coming: deque[Future[tuple[Tensor, Tensor]]] = deque()
     with ThreadPoolExecutor(1) as thread:
         for pair in pairs:
             coming.append(thread.submit(gather, *pair))

@@ -38,6 +38,7 @@ def _outline(name: str) -> Tensor:
         t = torch.linspace(start, stop, count, dtype=torch.float64) * math.tau
         return torch.stack((radius * t.cos(), radius * t.sin()), dim=1)
 
+    points: list[tuple[float, float]]
     match name:
         case "square":
             points = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
@@ -60,8 +61,8 @@ def _outline(name: str) -> Tensor:
             return torch.stack((x, y), dim=1)
         case "crescent":  # a disc less another one, a little smaller, .5 to its right: the horns are where they meet
             radius, shift = 0.84, 0.5
-            x = (1 - radius**2 + shift**2) / (2 * shift)
-            outer, inner = math.acos(x) / math.tau, math.acos((x - shift) / radius) / math.tau
+            horn = (1 - radius**2 + shift**2) / (2 * shift)
+            outer, inner = math.acos(horn) / math.tau, math.acos((horn - shift) / radius) / math.tau
             bite = arc(radius, 1 - inner, inner, 33)[1:-1]
             bite[:, 0] += shift
             return torch.cat((arc(1, outer, 1 - outer, 49), bite))

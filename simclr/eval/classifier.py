@@ -47,7 +47,10 @@ class ProbeResult:
         """Which end of its grid the lambda chosen is, so that a better one may lie beyond; None if it is inside."""
         # A path that ends before its grid does has fallen behind the best, so its last lambda is never the choice.
         tried = self.validation_accuracy
-        return {min(tried): "weakest", max(tried): "strongest"}.get(self.regularization) if tried else None
+        if not tried:
+            return None
+        ends: dict[float | None, Literal["strongest", "weakest"]] = {min(tried): "weakest", max(tried): "strongest"}
+        return ends.get(self.regularization)
 
 
 def score_classifier(

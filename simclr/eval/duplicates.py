@@ -3,7 +3,7 @@
 import hashlib
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class HashedImages:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.digests = bytearray()
-        coming = deque()
+        coming: deque[Future[bytes]] = deque()
         with ThreadPoolExecutor(1) as thread:
             for images, labels in self.loader:
                 coming.append(thread.submit(_digests, images))
@@ -57,7 +57,8 @@ def copies(train: bytes | bytearray, test: bytes | bytearray) -> Tensor:
     Args:
         train, test: digests of the images, one after the other.
     """
-    wanted, places = set(_each(test)), {}
+    wanted = set(_each(test))
+    places: dict[bytes, int] = {}
     for place, digest in enumerate(_each(train)):
         if digest in wanted:
             places.setdefault(digest, place)

@@ -26,7 +26,7 @@ def encoder_sha256(encoder: nn.Module) -> str:
     for name, tensor in sorted(state, key=lambda item: item[0]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())  # bytes, because numpy has no bfloat16
+        digest.update(flat.view(torch.uint8).numpy().data)  # bytes, because numpy has no bfloat16
     return digest.hexdigest()
 
 
@@ -105,7 +105,8 @@ def extract_features(
     mean, std = getattr(encoder, "mean", None), getattr(encoder, "std", None)
     home = next((t.device for t in (*encoder.parameters(), *encoder.buffers())), torch.device("cpu"))
     device = torch.device(device) if device is not None else home
-    features, labels = [], []
+    parts: list[Tensor] = []
+    label_parts: list[Tensor] = []
     with frozen(encoder):
         try:
             encoder.to(device)
@@ -115,11 +116,11 @@ def extract_features(
                     images = fit_to_size(images, image_size)
                 if mean is not None and std is not None:
                     images = normalize(images, mean, std)
-                features.append(encode(encoder, images).cpu())
-                labels.append(batch_labels)
+                parts.append(encode(encoder, images).cpu())
+                label_parts.append(batch_labels)
         finally:
             encoder.to(home)
-    features, labels = torch.cat(features), torch.cat(labels)
+    features, labels = torch.cat(parts), torch.cat(label_parts)
     check_finite("features", features)
     return features, labels
 
@@ -138,7 +139,8 @@ def raw_pixels(loader: Iterable, *, max_size: int = 32) -> tuple[Tensor, Tensor]
     Raises:
         ValueError: if the loader is empty, labels are missing, or image sizes differ.
     """
-    features, labels = [], []
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
     for images, batch_labels in labelled_batches(loader):
         images = to_unit_range(images)
         if max(images.shape[-2:]) > max_size:

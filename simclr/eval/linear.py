@@ -3,6 +3,7 @@ google-research/simclr), for numbers that stand beside published ones."""
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -186,8 +187,9 @@ def linear_evaluation_sgd(
     }
     if len(normalization) < 2:
         normalization = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    image_size: Any = encoder.image_size
     augmentation = SimCLRAugmentation(
-        encoder.image_size,
+        image_size,
         crop_scale=crop_scale,
         strength=0.0,
         jitter_prob=0.0,
@@ -242,7 +244,12 @@ def linear(
         base_lr: of sgd, per 256 images.
         weight_decay: of sgd, L2 on the classifier's weights.
     """
-    settings = {"epochs": epochs, "batch_size": batch_size, "base_lr": base_lr, "weight_decay": weight_decay}
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "base_lr": base_lr,
+        "weight_decay": weight_decay,
+    }
     images, test = frozen.train_images, frozen.test
     probe = linear_evaluation_sgd(frozen.encoder, images, *test, device=frozen.device, **settings)
     return Outcome(probe.predictions, probe.top5, settings)

@@ -7,6 +7,7 @@ of the training data.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,12 +78,13 @@ def linear_probe(
         )
     mean, scale = _standardisation(features)
     features = (features - mean) * scale
-    scores, start = {}, None
+    scores: dict[float, float] = {}
+    starts: dict[float, tuple[Tensor, Tensor]] | None = None
     if len(grid) > 1:
-        scores, start = _validation_accuracies(features, labels, num_classes, grid, selection_size, seed)
+        scores, starts = _validation_accuracies(features, labels, num_classes, grid, selection_size, seed)
     # Equal scores go to the strongest regularisation, which comes first.
     chosen = max(grid, key=lambda v: scores.get(v, 0.0))
-    fit = _fit(features, labels, num_classes, chosen, start.get(chosen) if start else None, max_iterations)
+    fit = _fit(features, labels, num_classes, chosen, starts.get(chosen) if starts else None, max_iterations)
     if not fit.converged:  # float32 products can be too coarse for the last steps
         start = fit.weight, fit.bias
         fit = _fit(features, labels, num_classes, chosen, start, max_iterations, product_dtype=torch.float64)
@@ -146,7 +148,7 @@ def _fit(
     size, width = features.shape
     decay = regularization / size
     gram = _gram(features) if gram is None else gram
-    kwargs = {"dtype": torch.float64, "device": features.device}
+    kwargs: dict[str, Any] = {"dtype": torch.float64, "device": features.device}
     if start is None:
         start = torch.zeros(num_classes, width, **kwargs), torch.zeros(num_classes, **kwargs)
     variance = _loss_and_gradient(features, labels, *start, product_dtype)[3]

@@ -19,7 +19,9 @@ PROTOCOLS = {"knn": "simclr.eval.knn.knn", "logreg": "simclr.eval.logreg.logreg"
 class TrainSet(Protocol):
     """What a protocol that looks at images needs of a data set: length, labels, and images by their numbers."""
 
-    labels: Tensor  # (N,) integer
+    @property
+    def labels(self) -> Tensor:
+        """(N,) integer."""
 
     def __len__(self) -> int: ...
 

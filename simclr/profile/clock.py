@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import Profiler
@@ -46,7 +47,8 @@ class StepParts(Profiler):
     def __init__(self, device_type: str):
         super().__init__()
         self.device_type, self.on = device_type, False
-        self.seconds, self.calls = Counter(), Counter()
+        self.seconds: Any = Counter()  # of floats, for which there is no type
+        self.calls: Counter[str] = Counter()
         self._stack: list[str] = []
         self._since = 0.0  # when the part at hand began or went on
 
@@ -109,7 +111,8 @@ class StepClock(Callback):
         self.warm_up = _WARM_UP.get(device_type, 5)
         self.timed: list[float] = []
         self.untouched: list[float] = []
-        self._done, self._elapsed, self._began = 0, 0.0, None
+        self._done, self._elapsed = 0, 0.0
+        self._began: float | None = None
         self._other: Profiler | None = None  # the Trainer's own
 
     @property

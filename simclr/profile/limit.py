@@ -35,7 +35,7 @@ def measure_limit(device: torch.device, precision: str, seconds: float = 0.5) ->
         seconds: of each of the two.
     """
     rates = throughput(device, dtype_of(precision), seconds)
-    what = max(rates, key=rates.get)
+    what = max(rates, key=rates.__getitem__)
     return Limit(rates[what], what)
 
 
@@ -43,7 +43,8 @@ def throughput(device: torch.device, dtype: torch.dtype, seconds: float) -> dict
     """Operations a second of a matrix product and of a convolution: the best of the calls that fit into the time."""
     side, images = (8192, 256) if device.type == "cuda" else (1024, 16)
     a = torch.randn(side, side, device=device, dtype=dtype)
-    convolution = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(device, dtype, memory_format=torch.channels_last)
+    convolution: Any = nn.Conv2d(128, 128, 3, padding=1, bias=False)  # torch types no `to` with a memory format
+    convolution = convolution.to(device, dtype, memory_format=torch.channels_last)
     x = torch.randn(images, 128, 16, 16, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     jobs = {
         "matrix products": (lambda: a @ a, 2 * side**3),

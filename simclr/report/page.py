@@ -63,7 +63,8 @@ def write_report(
         say(f"no images to show: {error}")
         missing = str(error)
     else:
-        bank_images = bank_images or (10_000 if encoder.image_size <= 64 else 2_000)
+        side: Any = encoder.image_size
+        bank_images = bank_images or (10_000 if side <= 64 else 2_000)
         test, bank = take_samples(
             encoder, data, test_images=map_images, bank_images=bank_images, device=device, say=say
         )
@@ -72,7 +73,7 @@ def write_report(
         headline=sections.headline(checkpoint, results, sha256, history, test),
         curves=sections.curves(history, checkpoint.objective, test, folder),
         missing=missing,
-        neighbours=test and sections.neighbours(test, bank, folder),
+        neighbours=test and bank and sections.neighbours(test, bank, folder),
         confusion=sections.confusion(results),
         map=test and sections.feature_map(test, folder),
         views=sections.views(folder),

@@ -5,7 +5,7 @@ import io
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from markupsafe import Markup, escape
@@ -120,12 +120,17 @@ def _style(axis: "Axes", title: str) -> None:
 
 def _level(axis: "Axes", height: float, name: str) -> None:
     axis.axhline(height, color=MUTED, lw=1, ls=(0, (3, 3)))
-    place = {"xy": (0, height), "xycoords": ("axes fraction", "data"), "xytext": (4, -3), "textcoords": "offset points"}
+    place: dict[str, Any] = {
+        "xy": (0, height),
+        "xycoords": ("axes fraction", "data"),
+        "xytext": (4, -3),
+        "textcoords": "offset points",
+    }
     axis.annotate(name, **place, ha="left", va="top", size=8.5, color=MUTED)
 
 
 def _end_label(axis: "Axes", x: float, y: float, text: str) -> None:
-    place = {"xy": (x, y), "xytext": (-2, 8), "textcoords": "offset points"}
+    place: dict[str, Any] = {"xy": (x, y), "xytext": (-2, 8), "textcoords": "offset points"}
     axis.annotate(text, **place, ha="right", va="bottom", size=10, color=ACCENT, weight="bold")
 
 
@@ -145,7 +150,8 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
     axis = figure.subplots()
     axis.axis("off")
     if labels is None:
-        axis.scatter(*places.T.numpy(), s=11, color=ACCENT, alpha=0.55, lw=0)
+        x, y = places.T.numpy()
+        axis.scatter(x, y, s=11, color=ACCENT, alpha=0.55, lw=0)
         return figure
     present = labels.unique().tolist()
     colours = CLASS_COLOURS
@@ -153,14 +159,15 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
         colours = [to_hex(colormaps["hsv"](i / len(present))) for i in range(len(present))]
     for number, label in enumerate(present):
         own = places[labels == label]
-        axis.scatter(*own.T.numpy(), s=13, color=colours[number], alpha=0.75, lw=0)
+        x, y = own.T.numpy()
+        axis.scatter(x, y, s=13, color=colours[number], alpha=0.75, lw=0)
     if classes is None or len(present) > MOST_NAMES:
         return figure
     for number, label in enumerate(present):
         own = places[labels == label]
         reach = torch.cdist(own, own).kthvalue(min(len(own), max(2, len(own) // 4)), dim=1).values
         box = {"boxstyle": "round,pad=0.28", "facecolor": PAPER, "edgecolor": colours[number], "alpha": 0.88}
-        place = own[reach.argmin()].tolist()
+        place = tuple(own[reach.argmin()].tolist())
         axis.annotate(classes[label], place, ha="center", va="center", size=10, color=INK, bbox=box, parse_math=False)
     return figure
 

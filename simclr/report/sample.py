@@ -59,6 +59,7 @@ def take_samples(
         ValueError: if the images cannot be read.
     """
     data.setup()
+    assert data.train is not None
     if data.has_labels:
         loaders = data.eval_loader("test"), data.eval_loader("train")
         chosen = [(loader.source, loader.index) for loader in loaders]
@@ -93,7 +94,7 @@ def choose_queries(sample: Sample, count: int) -> Tensor:
     order = epoch_order(_CHOICE, 2, len(sample.index))
     if sample.labels is None:
         return order[:count]
-    first = {}
+    first: dict[int, int] = {}
     for place in order.tolist():
         first.setdefault(int(sample.labels[place]), place)
     rest = [place for place in order.tolist() if place not in first.values()]

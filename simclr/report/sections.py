@@ -103,7 +103,7 @@ def _fine_print(result: Content) -> Content:
     return {
         "data": data,
         "top5": result.get("linear_top5") if many else None,
-        "protocol": _PROTOCOLS.get(result.get("protocol")),
+        "protocol": _PROTOCOLS.get(result.get("protocol", "")),
         "notes": [note for note in (data.get("note"), grid_end_in_words(result)) if note],
     }
 
@@ -129,8 +129,11 @@ def neighbours(test: Sample, bank: Sample, folder: Path) -> Content:
     k = min(_NEIGHBOURS, len(bank.index))
     places = choose_queries(test, _QUERIES)
     near = nearest(test.features[places], bank.features, k)  # (n, k)
-    labelled = test.labels is not None and bank.labels is not None
-    wrong = bank.labels[near] != test.labels[places][:, None] if labelled else None
+    wrong = share = None
+    if test.labels is not None and bank.labels is not None:
+        wrong = bank.labels[near] != test.labels[places][:, None]
+        closest = nearest(test.features, bank.features, k)
+        share = (bank.labels[closest] == test.labels[:, None]).float().mean().item()
     picture = neighbour_picture(test.pixels[places], bank.pixels[near], wrong)
     write_atomically(folder / "neighbours.png", png_bytes(picture))
     tiles = []
@@ -139,9 +142,6 @@ def neighbours(test: Sample, bank: Sample, folder: Path) -> Content:
         for column, other in enumerate(near[row].tolist()):
             is_wrong = wrong is not None and wrong[row, column]
             tiles.append(_tile(bank, other, "neighbour wrong" if is_wrong else "neighbour"))
-    share = None
-    if labelled:
-        share = (bank.labels[nearest(test.features, bank.features, k)] == test.labels[:, None]).float().mean().item()
     return {"k": k, "tiles": tiles, "test": test, "bank": bank, "share_of_own_class": share}
 
 

@@ -52,7 +52,7 @@ def backward_in_parts(
     """
     count = len(micro_batches)
     states: list[list[tuple[torch.device, Tensor]]] = [[] for _ in micro_batches]
-    projections: list[Tensor | None] = [None] * count
+    projections: dict[int, Tensor] = {}
     buffers = [buffer for module in modules for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
     devices = sorted({p.device for module in modules for p in module.parameters()}, key=str)
@@ -69,7 +69,8 @@ def backward_in_parts(
     projections[0] = kept.detach()
 
     # In float32: in 16 bits the unscaled gradient of a large batch would underflow.
-    leaves = [z.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_() for z in projections]
+    in_order = [projections[k] for k in range(count)]
+    leaves = [z.to(torch.promote_types(z.dtype, torch.float32)).requires_grad_() for z in in_order]
     with _no_autocast(devices), profile("loss"):
         loss = loss_of(leaves)
         gradients = torch.autograd.grad(loss, leaves)

@@ -5,7 +5,7 @@ typed signature is its configuration. It is made of the parts of this folder; `s
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
@@ -22,11 +22,12 @@ METHODS = {"simclr": "simclr.module.SimCLR"}  # those that have a name of their 
 
 
 class Method(Protocol):
-    """The attributes that a method has beside those of a LightningModule.
+    """The attributes that a method has, beside others of a LightningModule.
 
     Attributes:
         architecture: the settings of its signature that decide which weights it has: with others its checkpoints cannot
             be loaded.
+        hparams: the settings, as Lightning keeps them.
         encoder: what training leaves behind: images (n, 3, S, S) -> h (n, `encoder.feature_dim`).
         networks: what a view goes through, one after the other, the encoder first.
         views: makes the views of an epoch.
@@ -35,10 +36,13 @@ class Method(Protocol):
     """
 
     architecture: ClassVar[tuple[str, ...]]
+    hparams: Any
     encoder: nn.Module
     views: "EpochViews"
     run: "PretrainingRun"
     step_log: "StepLog"
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     @property
     def networks(self) -> Sequence[nn.Module]: ...

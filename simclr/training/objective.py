@@ -73,7 +73,9 @@ def loss_of(
     options = {"semi_hard": settings["semi_hard"]} if loss.semi_hard else {}
     try:
         if len(views) > 2:
-            return losses.sup_con(views, settings["temperature"], gather=gather, return_stats=True)
+            result = losses.sup_con(views, settings["temperature"], gather=gather, return_stats=True)
+            assert isinstance(result, tuple)  # with return_stats
+            return result
         return loss.function(*views, settings[loss.scale], gather=gather, return_stats=True, **options)
     except FloatingPointError as error:
         raise FloatingPointError(f"the loss is nan at step {step}: {error} {DIVERGED}") from error
@@ -93,6 +95,6 @@ def objective_of(settings: Mapping[str, Any]) -> Objective:
     parts += [f"{loss.scale} {settings[loss.scale]:g}"] if loss.scale in settings else []
     parts += [f"{views} views"] if views > 2 else []
     candidates = views * (settings.get("batch_size") or 0) - 1
-    known = loss.chance is not None and candidates >= 2
-    chance = loss.chance(candidates, settings.get("margin", 0.0)) if known else None
+    known = loss.chance if candidates >= 2 else None
+    chance = known(candidates, settings.get("margin", 0.0)) if known is not None else None
     return Objective(loss.title, ", ".join(parts), chance)

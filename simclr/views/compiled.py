@@ -17,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,13 +80,13 @@ SHAPES = 64
 
 
 @cache
-def compile_once(function: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
     # Boxes lie inside the images, so that no index needs a check, which would cost an eighth of the time. Products and
     # sums in one instruction are a seventh faster.
-    options = {"assert_indirect_indexing": False, "cpp.enable_floating_point_contract_flag": "fast"}
+    options: dict[str, Any] = {"assert_indirect_indexing": False, "cpp.enable_floating_point_contract_flag": "fast"}
     compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
-    def call(*arguments: Tensor | int) -> Tensor | None:
+    def call(*arguments: Tensor | int) -> Any:
         with shapes_compiled(SHAPES):
             return compiled(*arguments)
 
@@ -102,7 +103,7 @@ def compiled_views(
     table: dict[str, Tensor],
     steps: Sequence[nn.Module],
     size: int,
-    part: int,
+    part: float,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor | None:
@@ -150,7 +151,7 @@ def _compiled_views(
     table: dict[str, Tensor],
     steps: Sequence[nn.Module],
     size: int,
-    part: int,
+    part: float,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
@@ -162,7 +163,7 @@ def _compiled_views(
         filled = torch.arange(whole).clamp(max=count - 1)
         table = {name: values[filled] for name, values in table.items()}
     draws = placed_like(pack(table, part), images)
-    later = [step for step in steps if type(step) in _AFTER_COLOR]
+    later: list[Any] = [step for step in steps if type(step) in _AFTER_COLOR]
     last_blur = next((step for step in later if isinstance(step, GaussianBlur)), None)
     weights = blur_weights(draws, last_blur.flags["kernel_size"]) if last_blur else None
     # The blur leaves constants as they are and may follow the normalisation, which then is no pass of its own.
@@ -177,7 +178,7 @@ def _compiled_views(
         some = images[rows] if start + part <= count else images[filled[rows]]
         crop_and_color(some, draws[rows], norm if at_once else no_norm, x)
         for step in later:
-            if step is last_blur:
+            if step is last_blur and weights is not None:
                 blur(x, draws[rows], weights[rows], int(drawn["blur"].sum()))
             else:
                 x = step.apply_transform(x, drawn, step.flags)

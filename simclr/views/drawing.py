@@ -1,6 +1,7 @@
 """Which part of an image a crop shows."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 
 
-def crop_boxes(u: Tensor, height: int, width: int, scale: tuple[float, float], ratios: tuple[float, float]) -> Tensor:
+def crop_boxes(u: Tensor, height: int, width: int, scale: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """Crop boxes as torchvision's RandomResizedCrop draws them: the first of ten tries that fits.
 
     Args:

@@ -7,6 +7,7 @@ that were chosen for it.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from kornia.augmentation import GeometricAugmentationBase2D, IntensityAugmentationBase2D
@@ -28,6 +29,8 @@ from simclr.views.kernels import (
 
 
 class _Described:
+    flags: dict[str, Any]
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.flags.items())})"
 
@@ -44,9 +47,9 @@ class ResizedCrop(_Described, GeometricAugmentationBase2D):
     def transform_tensor(self, input, **_):
         return input  # Kornia's own would refuse uint8.
 
-    def apply_func(self, input, params, flags):
-        scale = 1 / 255 if input.dtype == torch.uint8 else 1.0
-        return crop_resize(input, params["box"], params["flip"], flags["size"]).mul_(scale)
+    def apply_func(self, in_tensor, params, flags=None):
+        scale = 1 / 255 if in_tensor.dtype == torch.uint8 else 1.0
+        return crop_resize(in_tensor, params["box"], params["flip"], flags["size"]).mul_(scale)
 
 
 def change_rows(x: Tensor, rows: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> None:
@@ -79,7 +82,8 @@ class OnChosenImages(_Described, IntensityAugmentationBase2D):
         change_rows(input, rows, self.change, *(params[name] for name in self.columns[1:]))
         return input
 
-    def change(self, x: Tensor, *parameters: Tensor) -> Tensor:
+    def change(self, *args: Any, **kwargs: Any) -> Tensor:
+        """x (n, 3, H, W) and the chosen images' entries of the other columns -> (n, 3, H, W); each has its own."""
         raise NotImplementedError
 
 
