@@ -161,8 +161,8 @@ def _another(path: Path) -> str:
     others = [other for other in path.parent.glob("*.ckpt") if other != path and path.suffix == ".ckpt"]
     for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
         try:
-            step = load(other)["global_step"]
-        except Exception:  # damaged too
+            step = dict(load(other))["global_step"]  # a tensor would take a word for its index
+        except Exception:  # damaged too, or of another program
             continue
         return f" An earlier one beside it is sound: {other}, of step {step}."
     return ""

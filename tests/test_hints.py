@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
 from simclr.cli.linear_eval import evaluation_parser
-from simclr.cli.messages import BAD_INPUT
+from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.parsing import Parser
 from simclr.cli.recipes import recipes
 from simclr.cli.refusals import LOGGED
@@ -320,8 +320,9 @@ def test_what_fails_before_the_first_step_leaves_nothing(error, folder, tmp_path
         raise error("this cannot be done")
 
     monkeypatch.setattr(SimCLR, "training_step", step)
-    with pytest.raises(RuntimeError if error is RuntimeError else SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(["train", *flags({"run_dir": folder})])
+    assert stopped.value.code == (FAILED if error is RuntimeError else BAD_INPUT)
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
     if error is not RuntimeError:  # which is nobody's bad input
         assert capsys.readouterr().err.startswith("error: this cannot be done (SIMCLR_TRACEBACK=1 shows where)\n")
