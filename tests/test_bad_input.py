@@ -231,8 +231,8 @@ ROWS = {
     "a run without a limit.",
     "train --trainer.gradient_clip_val -1": "trainer.gradient_clip_val=-1 is negative. Leave it out not to clip.",
     "train --trainer.log_every_n_steps -1": "trainer.log_every_n_steps=-1 is negative. Use 1 or more.",
-    "train --trainer.callbacks os.system": "trainer.callbacks=os.system is no class that can be used here. Give its "
-    "path, package.module.Class.",
+    "train --trainer.callbacks os.system": "trainer.callbacks=os.system is not a class that can be used here. Give "
+    "its path, package.module.Class.",
     "train --method no.such.Class": "method=no.such.Class is none of simclr, nor the path of a class: No module named "
     "'no'.",
     "profile --steps 0": "steps=0 is not a positive number.",

@@ -67,6 +67,8 @@ class Parser(LightningArgumentParser):
             content = read_settings(file)
         except OSError:  # the parser says what is wrong with it
             return
+        if not isinstance(content.get("config"), str | None):
+            raise ValueError(f"config in {file} is not the name of a file. Give --config more than once instead.")
         for group in {key.partition(".")[0] for key in self.keys() if "." in key}:
             if not isinstance(content.get(group, {}), dict | str):
                 raise ValueError(hints.as_yaml(hints.group_value(group, content[group])))
@@ -147,7 +149,7 @@ class Parser(LightningArgumentParser):
         )
         names = [re.sub(r"<class '(.+?)'>", r"\1", kind).replace("NoneType", "null") for kind in wanted]
         if any("not accessible" in name or name.startswith("dot import path") for name in names):
-            return f"{key}={value} is no class that can be used here. Give its path, package.module.Class."
+            return f"{key}={value} is not a class that can be used here. Give its path, package.module.Class."
         choices = list(dict.fromkeys(re.findall(r"'([^']*)'", " ".join(names))))
         if choices:
             others = [name for name in names if "'" not in name and "[" not in name and name not in ("int", "null")]
