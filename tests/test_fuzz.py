@@ -104,7 +104,8 @@ def ends(tmp_path, monkeypatch, capsys):
             return True
         except SystemExit as stopped:
             said = capsys.readouterr()
-            assert stopped.code == BAD_INPUT, said.err
+            code = stopped.code
+            assert code == BAD_INPUT, said.err
             assert said.err.startswith("error: "), said.err
             assert said.err.count("\n") == 1, said.err
             assert len(said.err) < 1000, said.err
