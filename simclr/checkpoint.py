@@ -161,8 +161,9 @@ def sound_beside(path: Path) -> tuple[Path, int] | None:
     others = [other for other in path.parent.glob("*.ckpt") if other != path and path.suffix == ".ckpt"]
     for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
         try:
-            return other, load(other)["global_step"]
-        except Exception:  # damaged too
+            # A tensor would take a word for its index.
+            return other, dict(load(other))["global_step"]
+        except Exception:  # damaged too, or of another program
             continue
     return None
 

@@ -3,6 +3,7 @@
 torch stores a checksum of every part of its files and never looks at them: a flipped bit is read as another weight.
 """
 
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -70,7 +71,9 @@ def load(path: Path) -> Any:
         Exception: of many kinds, if it is damaged or holds more than tensors and plain types.
     """
     refuse_flipped_bits(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wonders aloud at what is no file of its own
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def wrong_parts(content: Mapping[str, Any]) -> list[str]:

@@ -266,5 +266,8 @@ def parse_duration(text: str) -> int:
     """
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text.strip().lower())
     if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*([dhms])\s*", "", text.strip().lower()):
-        raise ValueError(f"{text} is no time. Write 30m, 1h30m, 2d or DD:HH:MM:SS.")
-    return round(sum(float(number) * _UNITS[unit] for number, unit in parts))
+        raise ValueError(f"trainer.max_time={text} is no time. Write 30m, 1h30m, 2d or DD:HH:MM:SS.")
+    seconds = round(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    if seconds > 10**9:
+        raise ValueError(f"trainer.max_time={text} is longer than 30 years. Leave it out for a run without a limit.")
+    return seconds

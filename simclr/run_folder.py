@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from simclr import __version__
 from simclr.checkpoint import LAST
 from simclr.distributed import launched_rank
-from simclr.files import hold, remove_abandoned, write_atomically
+from simclr.files import hold, reason_of, remove_abandoned, write_atomically
 from simclr.paths import expanded
 
 CONFIG = "config.yaml"  # the settings that a run began with
@@ -63,7 +63,10 @@ class RunFolder:
         if self.first and self.path is not None:
             if self.path.is_file():
                 raise ValueError(f"run_dir={self.path} is a file. Choose a new folder.")
-            self._make(self.path)
+            try:
+                self._make(self.path)
+            except OSError as error:
+                raise OSError(f"run_dir={self.path} cannot be made: {reason_of(error)}. Choose another.") from error
             self._refuse_taken(self.path, resumed, again)
         elif self.first:
             name, number = run_name(config), 1

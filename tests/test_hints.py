@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
 from simclr.cli.linear_eval import evaluation_parser
-from simclr.cli.messages import BAD_INPUT
+from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.parsing import Parser
 from simclr.cli.recipes import recipes
 from simclr.cli.refusals import LOGGED
@@ -212,7 +212,7 @@ def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said
-        named = options(said)
+        named = [f"{option}30m" if option.endswith("=") else option for option in options(said)]  # of a time alone
         assert named or text.startswith(("Leave it out: ", "Use simclr")), (name, text)
         parsers[command].parse_args([needed[command], *named] if command in needed else named)
         for other in re.findall(r"simclr ([a-z-]+)", said):
@@ -320,8 +320,9 @@ def test_what_fails_before_the_first_step_leaves_nothing(error, folder, tmp_path
         raise error("this cannot be done")
 
     monkeypatch.setattr(SimCLR, "training_step", step)
-    with pytest.raises(RuntimeError if error is RuntimeError else SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(["train", *flags({"run_dir": folder})])
+    assert stopped.value.code == (FAILED if error is RuntimeError else BAD_INPUT)
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
     if error is not RuntimeError:  # which is nobody's bad input
         assert capsys.readouterr().err.startswith("error: this cannot be done (SIMCLR_TRACEBACK=1 shows where)\n")

@@ -201,9 +201,10 @@ def unknown_option(command: str, key: str, value: str | None, known: Collection[
     return "See --help for the keys there are."
 
 
-def group_value(group: str, value: str) -> str:
+def group_value(group: str, value: object) -> str:
     """What to type where a whole group, such as --data, was given a value."""
-    return f"{group} is a group of settings. {_use(GROUPS[group], value)}"
+    said = _use(GROUPS[group], value if isinstance(value, str) else None) if group in GROUPS else ""
+    return f"{group} is a group of settings. {said or 'See --help for those in it.'}"
 
 
 def other_value(key: str, value: str) -> str:
@@ -239,7 +240,7 @@ def _use(template: str, value: str | None) -> str:
 
 def as_yaml(hint: str) -> str:
     """A hint for someone who writes a file of settings: `key: value` in place of `--key value`."""
-    return re.sub(r"--([\w.]+) ([^\s]+?)(?=[.,]?(?:\s|$))", r"\1: \2", hint)
+    return re.sub(r"--(?!help)([\w.]+) ([^\s]+?)(?=[.,]?(?:\s|$))", r"\1: \2", hint)
 
 
 def unknown_command(given: str, known: Collection[str]) -> str:

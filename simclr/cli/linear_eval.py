@@ -13,7 +13,7 @@ from rich.table import Table
 
 from simclr.allocator import keep_freed_memory
 from simclr.checkpoint import Checkpoint, read_checkpoint
-from simclr.cli.messages import guarded, quiet
+from simclr.cli.messages import guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.data import ImageData
 from simclr.data.module import folders_of_run, folders_shown
@@ -21,6 +21,7 @@ from simclr.eval.evaluation import linear_evaluation, remarks, write_result
 from simclr.eval.protocol import find_protocol, settings_in
 
 
+@in_a_line
 def linear_eval(argv: list[str] | None = None) -> None:
     """Measure a pretrained encoder. See `python linear_eval.py --help`."""
     quiet()

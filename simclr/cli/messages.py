@@ -1,10 +1,12 @@
 """What a command says when it cannot go on, one line and an exit code, and what it keeps to itself."""
 
+import functools
 import logging
 import os
 import re
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -30,6 +32,31 @@ def guarded(work: Callable[[], Any]) -> Any:
         if os.environ.get("SIMCLR_TRACEBACK"):
             raise
         fail(_reason(str(error)))
+    except RuntimeError as error:
+        wanted = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", str(error))
+        if wanted is None or os.environ.get("SIMCLR_TRACEBACK"):
+            raise
+        fail(f"these settings need {int(wanted[1]) / 1e9:,.0f} GB in one piece, more than there is. Use smaller sizes.")
+
+
+def in_a_line(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that says what nobody has foreseen in one line too: what, where, how to see more; exit code 1."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except Exception as error:
+            if os.environ.get("SIMCLR_TRACEBACK"):
+                raise
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if "site-packages" not in frame.filename]
+            place = (own or frames)[-1]
+            said = next(iter(str(error).strip().splitlines()), "")[:400]
+            what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+            fail(f"{what} (in {place.filename}, line {place.lineno}; SIMCLR_TRACEBACK=1 shows the traceback)", FAILED)
+
+    return run
 
 
 def _reason(message: str) -> str:

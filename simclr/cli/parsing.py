@@ -4,15 +4,14 @@ import difflib
 import itertools
 import re
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from simclr.cli import hints
+from simclr.cli.config_files import read_settings
 from simclr.cli.folders import PLACE, assignment, with_folder
 from simclr.cli.internals import destinations
 from simclr.cli.messages import fail
@@ -50,6 +49,7 @@ class Parser(LightningArgumentParser):
             ValueError: for what stands by itself and is no folder, and a config that is neither file nor recipe.
         """
         self.args = list(sys.argv[1:] if args is None else args)
+        refuse_empty(self.args)
         self.config_files = " or ".join(values_of(self.args, "--config", "-c"))
         if written := assignment(self.args):
             key, value = written
@@ -58,18 +58,23 @@ class Parser(LightningArgumentParser):
             raise ValueError(f"unknown key {key}. {self.suggest(key, value)}")
         args = with_config_files(with_folder(self.args, self.command), recipes_of(self.command))
         for file in values_of(args, "--config", "-c"):
-            self._refuse_linked(file)
+            self._check_file(file)
         return super().parse_args(args, *rest, **kwargs)
 
-    def _refuse_linked(self, file: str) -> None:
-        """Refuse settings in a file that follow others: jsonargparse would pass over them without a word."""
+    def _check_file(self, file: str) -> None:
+        """Refuse in a file what is no settings, and those that follow others: jsonargparse would pass over them."""
         try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser says what is wrong with it
+            content = read_settings(file)
+        except OSError:  # the parser says what is wrong with it
             return
+        if not isinstance(content.get("config"), str | None):
+            raise ValueError(f"config in {file} is not the name of a file. Give --config more than once instead.")
+        for group in {key.partition(".")[0] for key in self.keys() if "." in key}:
+            if not isinstance(content.get(group, {}), dict | str):
+                raise ValueError(hints.as_yaml(hints.group_value(group, content[group])))
         for key in self.linked:
             group, _, name = key.rpartition(".")
-            inside = content.get(group) if isinstance(content, dict) else None
+            inside = content.get(group)
             if isinstance(inside, dict) and name in inside:
                 raise ValueError(
                     f"{key} in {file} cannot be given. {hints.as_yaml(self.suggest(key, str(inside[name])))}"
@@ -111,6 +116,9 @@ class Parser(LightningArgumentParser):
             return f"{lacking[1]} needs a value. Use --{lacking[1]} {self._example(lacking[1])}."
         if required := re.match(r"the following arguments are required: (\w+)", message):
             return f"{required[1]} is missing. Use {hints.REQUIRED.get(required[1], f'--{required[1]} VALUE')}."
+        if bounded := re.match(r"(\S+): Not of type", message):
+            value = (values_of(self.args, f"--{bounded[1]}") or ["this"])[-1]
+            return f"{bounded[1]}={value} is not a whole number in its range. Use --{bounded[1]} 0."
         if message.startswith("-h/--help"):
             return "--help takes no value. Use --help."
         return self._explain_value(message)
@@ -134,10 +142,14 @@ class Parser(LightningArgumentParser):
         if not found:
             return " ".join(message.split())
         key, value = message.split(":", 1)[0], found[1]
+        if part := re.match(r"NestedArg\(key='(\w+)', val='(.*)'\)", value):  # jsonargparse's own word
+            key, value = f"{key}.{part[1]}", part[2]
         wanted = dict.fromkeys(
             re.findall(r"Expected an? (?:typing\.)?(?:Literal)?(.+?)(?:\. Got|$)", message, re.MULTILINE)
         )
         names = [re.sub(r"<class '(.+?)'>", r"\1", kind).replace("NoneType", "null") for kind in wanted]
+        if any("not accessible" in name or name.startswith("dot import path") for name in names):
+            return f"{key}={value} is not a class that can be used here. Give its path, package.module.Class."
         choices = list(dict.fromkeys(re.findall(r"'([^']*)'", " ".join(names))))
         if choices:
             others = [name for name in names if "'" not in name and "[" not in name and name not in ("int", "null")]
@@ -175,6 +187,18 @@ def recipes_of(command: str) -> str:
     return "linear_eval" if command == "linear-eval" else "pretrain"
 
 
+def refuse_empty(args: list[str]) -> None:
+    """Refuse a value that is empty, mostly a variable of a shell that is not set: as a path it would be this folder.
+
+    Raises:
+        ValueError: with the option before it.
+    """
+    for i, arg in enumerate(args):
+        if not arg or (arg.startswith("--") and arg.endswith("=")):
+            name = arg[2:-1] or (args[i - 1].lstrip("-") if i else "the first word")
+            raise ValueError(f"{name} is empty. Give it a value, or leave it out.")
+
+
 def values_of(args: list[str], *names: str) -> list[str]:
     """The values given to any of some options, as in `--name value` or `--name=value`."""
     found = [value for name, value in itertools.pairwise(args) if name in names]
@@ -194,5 +218,6 @@ def device_named(wanted: str) -> str:
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that is not here
-        raise ValueError(f"device={wanted} cannot be used: {str(error).splitlines()[0]}") from error
+        reason = re.sub(r"^Expected one of .*", "there is none of this name", str(error).splitlines()[0])
+        raise ValueError(f"device={wanted} cannot be used: {reason}. Use auto, cpu or cuda.") from error
     return wanted

@@ -10,7 +10,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from simclr.allocator import keep_freed_memory
-from simclr.cli.messages import INTERRUPTED, fail, guarded, quiet
+from simclr.cli.messages import INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.train import TrainCLI, check, parse_and_build
 from simclr.profile import StepClock, draw, summarise
 from simclr.progress import LOG_STEPS
@@ -50,6 +50,7 @@ class ProfileCLI(TrainCLI):
         return LightningCLI.instantiate_trainer(self, **kwargs, **off)
 
 
+@in_a_line
 def profile(argv: list[str] | None = None) -> None:
     """Say where the time of a training step goes. See `simclr profile --help`."""
     quiet()

@@ -2,11 +2,12 @@
 
 import sys
 
-from simclr.cli.messages import guarded, quiet
+from simclr.cli.messages import guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.report import write_report
 
 
+@in_a_line
 def report(argv: list[str] | None = None) -> None:
     """Write a run's page: curves, views, neighbours, a map. See `simclr report --help`."""
     quiet()

@@ -8,12 +8,11 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from jsonargparse.typing import NonNegativeInt
+from jsonargparse.typing import restricted_number_type
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar as BarOfLightning
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -23,9 +22,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid, print_line
 from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
+from simclr.cli.config_files import read_settings
 from simclr.cli.hints import refuse_file_as_encoder
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, quiet
-from simclr.cli.parsing import Parser, recipes_of, values_of
+from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
 from simclr.cli.recipes import with_config_files
 from simclr.cli.refusals import check_trainer
 from simclr.cli.saving import (
@@ -53,6 +53,8 @@ from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuat
 from simclr.run_length import RunLength, run_length
 from simclr.training.method import DEFAULT_METHOD, find_method
 
+_Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])  # as NumPy's
+
 
 class TrainCLI(LightningCLI):
     """LightningCLI for pretraining: a method, ImageData, every Trainer option, a run folder and its loggers.
@@ -76,7 +78,7 @@ class TrainCLI(LightningCLI):
         """The seed, always a number: a run without one could not be repeated."""
         parser.add_argument(
             "--seed_everything",
-            type=NonNegativeInt,
+            type=_Seed,
             default=0,
             help="Seed of the weights, the views and the order of the images.",
         )
@@ -176,7 +178,7 @@ class TrainCLI(LightningCLI):
                 kwargs["callbacks"].append(InsideEpochs(self.run_dir, self.schedule))
         try:
             trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
-        except (TypeError, RuntimeError) as error:  # Lightning's answer to some options
+        except (TypeError, RuntimeError, OverflowError) as error:  # Lightning's answer to some options
             raise ValueError(f"trainer: {error}") from error
         self.checkpoints = take_over_checkpoints(trainer, self.schedule.keep)
         # What measures before the line that shows it.
@@ -242,6 +244,7 @@ def _left_out(data: ImageData) -> str:
     return f"; {rest} of the {len(data.train):,} images sit out each epoch, others each time" if rest else ""
 
 
+@in_a_line
 def train(argv: list[str] | None = None) -> None:
     """Pretrain an encoder. See `python train.py --help`."""
     quiet()
@@ -418,6 +421,7 @@ def parse_and_build(
     command: str = "train",
 ) -> TrainCLI:
     """Settings read and objects built; the run folder is reserved, and empty."""
+    refuse_empty(args)
     arguments = sys.argv
     args = _with_config_of_run(_with_own_checkpoint(args))
     try:
@@ -449,10 +453,10 @@ def _method_in(args: list[str]) -> str:
     named = [DEFAULT_METHOD]
     for file in values_of(args, "--config", "-c"):
         try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
+            content = read_settings(file)
+        except (OSError, ValueError):  # the parser says what is wrong with it
             continue
-        named += [str(content["method"])] if isinstance(content, dict) and content.get("method") else []
+        named += [str(content["method"])] if content.get("method") else []
     return (values_of(args, "--method") or named)[-1]
 
 
