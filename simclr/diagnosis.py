@@ -101,18 +101,19 @@ class Diagnosis(Callback):
         self._seen: object = None
         self._done = False
         self._waited = self._worked = 0.0  # seconds
-        self._clock: float | None = None
+        self._clock = 0.0  # of the end of the last batch, or of the start of this one
+        self._begun = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on has had its verdict."""
         self._done = trainer.global_step > 0 or not trainer.is_global_zero
-        self._clock = None
+        self._begun = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The images are there."""
-        if self._clock is not None and batch_idx > 0:  # an epoch's first batch waits for workers that begin
+        if self._begun and batch_idx > 0:  # an epoch's first batch waits for workers that begin
             self._waited += time.perf_counter() - self._clock
-        self._clock = time.perf_counter()
+        self._clock, self._begun = time.perf_counter(), True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

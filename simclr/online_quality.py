@@ -102,6 +102,7 @@ class OnlineQuality(Callback):
 
     def _features(self, data: ImageData, module: LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
         """(h, z) of some images at a time, on the CPU: of view 1 of all of them, then of view 2."""
+        assert data.test is not None  # `why_not` has asked
         chosen = epoch_order(_SEED, 0, len(data.test))[: self.images].sort().values
         encoder, *heads = module.networks
         whole = torch.nn.Sequential(encoder, *heads)

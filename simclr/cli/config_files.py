@@ -32,14 +32,15 @@ def read_settings(file: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         held = "nothing" if content is None else "a list" if isinstance(content, list) else "a single value"
         raise ValueError(f"{file} holds {held}, not settings. {_EXAMPLE}.")
+    assert tree is not None  # of settings
     _check_keys(tree, file)
     return content
 
 
 def _detail(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return str(error).splitlines()[0]
+    mark = error.problem_mark
     return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
 
 

@@ -118,6 +118,7 @@ def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
 
 def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
     """Of online kNN and figures, in the mean of all epochs: a third of a step's work on one view of an image."""
+    assert pace.seconds is not None  # measured, because minutes are given
     data, views = cli.datamodule, 0.0  # through the encoder
     for callback in cli.trainer.callbacks:
         if isinstance(callback, OnlineKNN) and callback.every_n_epochs and data.has_labels:
