@@ -220,9 +220,9 @@ ROWS = {
     "train --model.std [0,0,0]": "SimCLRAugmentation: std=(0.0, 0.0, 0.0) does not have one positive number for each "
     "of 3 channels.",
     "train --model.semi_hard true": "semi_hard=True is for loss=nt_logistic and margin_triplet, not for nt_xent.",
-    "train --seed_everything -1": "seed_everything=-1 is not a whole number in its range. Use --seed_everything 0.",
-    "train --seed_everything x": "seed_everything=x is not a whole number in its range. Use --seed_everything 0.",
-    "train --seed_everything 99999999999": "seed_everything=99999999999 is not a whole number in its range. Use "
+    "train --seed_everything -1": "seed_everything=-1 is no whole number from 0 to 2^32 - 1. Use --seed_everything 0.",
+    "train --seed_everything x": "seed_everything=x is no whole number from 0 to 2^32 - 1. Use --seed_everything 0.",
+    "train --seed_everything 99999999999": "seed_everything=99999999999 is no whole number from 0 to 2^32 - 1. Use "
     "--seed_everything 0.",
     "train --minutes 0": "minutes=0 is not positive.",
     "train --checkpoint.keep -1": "checkpoint.keep=-1 is less than 0.",

@@ -13,10 +13,11 @@ import torch
 import torchvision
 from PIL import Image
 
+from simclr.cli import main
 from simclr.data import FileImages, ImageData, MemoryImages
 from simclr.data.sources import list_folder
 from simclr.seeding import epoch_order
-from tiny import fit, tiny_data
+from tiny import fit, flags, tiny_data
 
 
 def fill(root: Path, names: list[str], side: int = 8) -> Path:
@@ -40,6 +41,31 @@ def test_first_level_folders_are_the_classes_at_any_depth(tmp_path):
     assert below(tmp_path, folder.paths) == ["cat/a.png", "cat/deep/er/b.JPG", "dog/c.jpeg"]
     assert folder.classes == ["cat", "dog"]
     assert folder.labels.tolist() == [0, 0, 1]
+
+
+def test_pictures_that_are_not_read_are_told_as_a_run_starts(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "photos", [f"{i}.png" for i in range(8)])
+    for name in (*(f"{i}.heic" for i in range(200)), "list.txt"):
+        (tmp_path / "photos" / name).touch()
+    main(["train", "photos", *flags({"data.batch_size": 4, "trainer.max_steps": 1, "run_dir": "run"})])
+    said = "200 of 208 pictures in photos are not read: 200 .heic. Convert them to JPEG or PNG to train on them."
+    assert f"note: {said}" in capsys.readouterr().out
+    assert tiny_data().notes == []
+
+
+@pytest.mark.parametrize(("beside", "said"), [(["x.png"], "1 image lies"), (["x.png", "y.png"], "2 images lie")])
+def test_an_image_beside_class_folders_is_told_to_take_the_labels_away(tmp_path, beside, said):
+    fill(tmp_path, ["cat/1.png", "dog/1.png", *beside])
+    folder = list_folder(str(tmp_path), "data.train_dir", "photos")
+    assert folder.labels is None
+    (note,) = folder.notes
+    assert note.startswith(f"{said} beside the folders of photos, so that these are not taken for classes")
+
+
+@pytest.mark.parametrize("names", [["cat/1.png", "dog/1.png"], ["1.png", "2.png"], ["1.png", "more/2.png"]])
+def test_a_folder_of_classes_and_one_of_images_are_told_nothing(tmp_path, names):
+    assert list_folder(str(fill(tmp_path, names)), "data.train_dir").notes == []
 
 
 def test_what_is_left_out_of_a_folder_is_counted_by_kind(tmp_path):

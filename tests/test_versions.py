@@ -32,3 +32,9 @@ def test_what_moves_fast_has_an_upper_bound():
 @pytest.mark.parametrize("requirement", REQUIRED, ids=lambda requirement: requirement.name)
 def test_what_is_installed_is_within_the_bounds(requirement):
     assert requirement.specifier.contains(version(requirement.name), prereleases=True)
+
+
+def test_the_annotations_ship_with_the_package():
+    assert (ROOT / "simclr" / "py.typed").is_file()
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert "py.typed" in tool["setuptools"]["package-data"]["simclr"]

@@ -118,7 +118,7 @@ class Parser(LightningArgumentParser):
             return f"{required[1]} is missing. Use {hints.REQUIRED.get(required[1], f'--{required[1]} VALUE')}."
         if bounded := re.match(r"(\S+): Not of type", message):
             value = (values_of(self.args, f"--{bounded[1]}") or ["this"])[-1]
-            return f"{bounded[1]}={value} is not a whole number in its range. Use --{bounded[1]} 0."
+            return f"{bounded[1]}={value} is no whole number from 0 to 2^32 - 1. Use --{bounded[1]} 0."
         if message.startswith("-h/--help"):
             return "--help takes no value. Use --help."
         return self._explain_value(message)

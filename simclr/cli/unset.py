@@ -141,7 +141,7 @@ def remarks(cli: "TrainCLI") -> list[str]:
     """What to know before the run starts: that it is too short to learn, or longer than one would wait."""
     data, trainer, pace, steps = cli.datamodule, cli.trainer, cli.pace, cli.length.steps
     batches = steps * cli.length.accumulate
-    found = list(pace.notes if pace else ())
+    found = [*data.notes, *(pace.notes if pace else ())]
     if steps < FEWEST_STEPS and not cli.resumed:
         smaller = f", --data.batch_size {max(32, data.batch_size // 4)}" if data.batch_size > 32 else ""
         found.append(

@@ -326,6 +326,13 @@ class ImageData(LightningDataModule):
         said = [(text, option) for text, option in said if text]
         return "; ".join(f"{text} in {option}" if len(found) > 1 else text for text, option in said)
 
+    @property
+    def notes(self) -> list[str]:
+        """What someone who gave these folders may not expect of them, a sentence each."""
+        if self.source not in ("folder", "imagenet"):
+            return []
+        return [note for folder in self._folder_paths() for note in self._folder(*folder).notes]
+
     # Continuing
 
     def fingerprint(self) -> dict[str, Tensor]:

@@ -183,6 +183,12 @@ def fingerprint_of(names: Iterable[str]) -> str:
     return whole.hexdigest()[:20]
 
 
+# Pictures by their names, of kinds that neither decoder reads.
+PICTURES_NOT_READ = frozenset(
+    (".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
+)
+
+
 @dataclass
 class Folder:
     """What a folder of images holds.
@@ -195,6 +201,8 @@ class Folder:
         fingerprint: a hash of the paths below `root`: the same where the folder has moved, another where files were
             added, removed or renamed.
         left_out: how many files were passed over, by kind: an extension, or `hidden`, where a folder counts once.
+        beside: how many images lie beside the first-level folders, which for their sake are no classes; 0 where those
+            are, or are fewer than two.
     """
 
     root: str
@@ -203,6 +211,7 @@ class Folder:
     labels: Tensor | None
     fingerprint: str
     left_out: Counter[str]
+    beside: int = 0
 
     @property
     def left_out_text(self) -> str:
@@ -210,6 +219,25 @@ class Folder:
         kinds = sorted(self.left_out.items(), key=lambda kind: (kind[0] == "hidden", -kind[1], kind[0]))
         more = f" and {sum(count for _, count in kinds[6:]):,} of other kinds" if len(kinds) > 6 else ""
         return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6]) + more
+
+    @property
+    def notes(self) -> list[str]:
+        """What someone who gave this folder may not expect: pictures that are not read, classes that are none."""
+        found = []
+        pictures = {kind: count for kind, count in self.left_out.items() if kind in PICTURES_NOT_READ}
+        if pictures:
+            number, kinds = sum(pictures.values()), ", ".join(f"{n:,} {kind}" for kind, n in sorted(pictures.items()))
+            found.append(
+                f"{number:,} of {number + len(self.paths):,} pictures in {self.root} are not read: {kinds}. "
+                "Convert them to JPEG or PNG to train on them."
+            )
+        if self.beside:
+            images = "1 image lies" if self.beside == 1 else f"{self.beside:,} images lie"
+            found.append(
+                f"{images} beside the folders of {self.root}, so that these are not taken for classes and there are no "
+                "labels. Move what is beside them into one of them, or away."
+            )
+        return found
 
 
 def list_folder(root: str, option: str, given: str | None = None) -> Folder:
@@ -239,9 +267,9 @@ def list_folder(root: str, option: str, given: str | None = None) -> Folder:
         raise ValueError(f"{option}={given} holds no images. Looked at every depth for {kinds}.{there}")
     paths = PackedPaths(os.path.join(top, *parts) for parts in found)
     fingerprint = fingerprint_of("/".join(parts) for parts in found)
-    if any(len(parts) == 1 for parts in found) or len({parts[0] for parts in found}) < 2:
-        return Folder(given, paths, None, None, fingerprint, left_out)
-    classes = sorted({parts[0] for parts in found})
+    classes, beside = sorted({parts[0] for parts in found if len(parts) > 1}), sum(len(parts) == 1 for parts in found)
+    if beside or len(classes) < 2:
+        return Folder(given, paths, None, None, fingerprint, left_out, beside if len(classes) > 1 else 0)
     if {name.lower() for name in classes} <= _SPLITS:
         first = next((name for name in classes if name.lower().startswith("train")), classes[0])
         raise ValueError(
