@@ -166,7 +166,13 @@ def build_loggers(run_dir: Path, wandb: WandbMode, project: str, resumed: Checkp
     run_dir = expanded(run_dir)
     loggers: list[Logger] = [
         MetricsCSV(run_dir, resumed),
-        EventFiles(str(run_dir), name="tensorboard", version=""),
+        EventFiles(
+            str(run_dir),
+            name="tensorboard",
+            version="",
+            default_hp_metric=False,  # a curve of -1, of nothing
+            purge_step=resumed.global_step if resumed else None,  # what was logged after it is logged again
+        ),
     ]
     mode = wandb_mode(wandb)
     if mode != "disabled":

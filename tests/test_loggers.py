@@ -6,6 +6,7 @@ import socket
 import sys
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simclr.checkpoint import Checkpoint
 from simclr.cli.train import train
@@ -82,6 +83,20 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", fail)
     return attempts
+
+
+def test_tensorboard_has_each_step_of_a_continued_run_once_and_no_metric_of_nothing(tmp_path):
+    for steps, stands in ((range(6), None), (range(4, 8), 4)):
+        resumed = stands and Checkpoint(tmp_path, {}, {}, {}, epoch=0, global_step=stands, run={"epochs": 1})
+        (logger,) = (logger for logger in build_loggers(tmp_path, "disabled", "", resumed) if "Event" in repr(logger))
+        logger.log_hyperparams({"temperature": 0.2})
+        for step in steps:
+            logger.log_metrics({"train_loss": step + (10 if resumed else 0)}, step)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["train_loss"]
+    found = [(event.step, event.value) for event in events.Scalars("train_loss")]
+    assert found == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 14), (5, 15), (6, 16), (7, 17)]
 
 
 def test_auto_without_a_key_is_offline_and_says_so_in_one_line(no_key, no_network, capsys):

@@ -31,7 +31,9 @@ def check_trainer(trainer: Trainer, val_check_interval: float | None = None) -> 
     if trainer.accumulate_grad_batches < 1:
         problems.append(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not 1 or more.")
     if (trainer.gradient_clip_val or 0) < 0:
-        problems.append(f"trainer.gradient_clip_val={trainer.gradient_clip_val:g} is negative. Leave it out not to clip.")
+        problems.append(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val:g} is negative. Leave it out not to clip."
+        )
     if getattr(trainer, "log_every_n_steps", 0) < 0:
         problems.append(f"trainer.log_every_n_steps={trainer.log_every_n_steps} is negative. Use 1 or more.")
     for name in ("max_epochs", "max_steps"):
