@@ -44,6 +44,7 @@ def test_the_citation_and_the_hooks_have_the_versions_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["version"] == version("simclr")
     [ruff] = [r for r in project["optional-dependencies"]["dev"] if r.startswith("ruff")]
-    [hooks] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    [hooks] = [repository for repository in repositories if repository["repo"] != "local"]
     lowest, highest = (tuple(map(int, part.split("."))) for part in re.findall(r"\d+\.\d+", ruff))
     assert lowest <= tuple(map(int, hooks["rev"].removeprefix("v").split(".")[:2])) < highest
