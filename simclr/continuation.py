@@ -44,7 +44,8 @@ RULES: dict[str, dict[Rule, str]] = {
     "data": {
         Rule.FIXED: "source load_size batch_size image_size seed shapes_train",
         Rule.IMAGES: "train_dir data_dir",
-        Rule.FREE: "test_dir shapes_test holdout workers memory_limit_gb cache_dir download allow_changed_images",
+        Rule.FREE: """test_dir shapes_test holdout workers memory_limit_gb cache_dir download on_error
+            allow_changed_images""",
     },
     "trainer": {
         Rule.FIXED: """precision accumulate_grad_batches gradient_clip_val gradient_clip_algorithm

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from simclr import SimCLR, SimCLRAugmentation, load_encoder
 from simclr.callbacks import OnlineKNN
-from simclr.data import ImageData, MemoryImages, draw_shapes, loader, sources
+from simclr.data import ImageData, MemoryImages, draw_shapes, loader, module, sources
 from simclr.eval import (
     extract_features,
     knn_accuracy,
@@ -379,7 +379,7 @@ def read(**settings: Any) -> SimpleNamespace:
     """What ImageData makes of its settings: sets and batches, and who reads which files when."""
     small = {"batch_size": 4, "image_size": 8, "workers": 0, "shapes_train": 20, "shapes_test": 10}
     decode, cache, load = sources.read_images, sources.map_decoded, loader.DataLoader
-    opened, threads, processes = [], [], []
+    opened, threads, processes, checked = [], [], [], []
 
     def decoding(paths, side, threads):
         opened.append((len(paths), threads))
@@ -395,6 +395,7 @@ def read(**settings: Any) -> SimpleNamespace:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.datasets, "CIFAR10", Fetched)
+        patch.setattr(module, "unreadable", lambda paths, *args: checked.append(len(paths)) or {})
         patch.setattr(sources, "read_images", decoding)
         patch.setattr(sources, "map_decoded", caching)
         patch.setattr(loader, "DataLoader", loading)
@@ -411,6 +412,7 @@ def read(**settings: Any) -> SimpleNamespace:
         goes_on = False
     return SimpleNamespace(
         goes_on=goes_on,
+        checked=checked,
         train=len(data.train),
         test=data.test and len(data.test),
         pixels=torch.cat([images for images, _ in batches]),
@@ -456,6 +458,7 @@ IMAGE_DATA = {
     "shapes_train": row(24, lambda a, b: b.train == 24),
     "shapes_test": row(15, lambda a, b: b.test == 15),
     "holdout": row(0.4, lambda a, b: b.held == 4, train_dir="photos", holdout=0.2),
+    "on_error": row("skip", lambda a, b: b.checked == [10], train_dir="photos"),
     "allow_changed_images": row(True, lambda a, b: b.goes_on, train_dir="photos"),
 }
 

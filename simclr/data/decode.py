@@ -7,7 +7,7 @@ Photographs eight times as large as is asked for, and larger, are read by libjpe
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -239,16 +239,28 @@ def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | Non
 
 def try_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor, threads: int = 1) -> list[str]:
     """As `read_images`, into the first rows of `out`; returns a line for each file that cannot be read."""
+    return list(_decoded(paths, side, out.__setitem__, threads).values())
 
-    def read(first: int, last: int) -> list[str]:
-        bad = []
+
+def unreadable(paths: Sequence[str | os.PathLike], side: int, threads: int = 1) -> dict[int, str]:
+    """The places of the files that `read_images` could not read, and a line for each; every one is decoded."""
+    return _decoded(paths, side, lambda i, image: None, threads)
+
+
+def _decoded(
+    paths: Sequence[str | os.PathLike], side: int, take: Callable[[int, Tensor], None], threads: int
+) -> dict[int, str]:
+    """Hand every image to `take`, with its place; a line for each that cannot be read."""
+
+    def read(first: int, last: int) -> dict[int, str]:
+        bad = {}
         for i in range(first, last):
             try:
                 with open(paths[i], "rb") as file:
                     content = file.read()
-                out[i] = decode_square(content, side)
+                take(i, decode_square(content, side))
             except (OSError, ValueError) as error:
-                bad.append(f"{paths[i]} ({error})")
+                bad[i] = f"{paths[i]} ({error})"
         return bad
 
     # Of the files alone: torch would share the copying of each small image among its own threads too, those that start
@@ -262,7 +274,10 @@ def try_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor, threa
         if pool is None:
             return read(0, len(paths))
         starts = range(0, len(paths), run)
-        return [line for lines in pool.map(lambda i: read(i, min(i + run, len(paths))), starts) for line in lines]
+        found: dict[int, str] = {}
+        for bad in pool.map(lambda i: read(i, min(i + run, len(paths))), starts):
+            found |= bad
+        return found
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files at hand, not for all that remain

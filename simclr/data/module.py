@@ -14,7 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from simclr.container import cores
-from simclr.data.decode import to_square
+from simclr.data.decode import to_square, unreadable
 from simclr.data.fingerprint import compare_files, fingerprint_files
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, uneven_batch
 from simclr.data.shapes import CLASSES, draw_shapes
@@ -25,9 +25,11 @@ from simclr.seeding import check_seed, epoch_order
 
 Source = Literal["auto", "shapes", "folder", "cifar10", "cifar100", "stl10", "imagenet"]
 
+SKIPPED = "skipped_images.txt"  # in the folder of a run
 FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir")
 _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
 _STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
+_MOST_SKIPPED = 10  # files of a folder, or 1 % of them
 # The sets torchvision reads: the folder it keeps below data_dir, the images' side, how many are for training.
 _NAMED = {
     "cifar10": ("cifar-10-batches-py", 32, 50_000),
@@ -83,6 +85,9 @@ class ImageData(LightningDataModule):
         shapes_test: how many to draw for testing.
         holdout: the fraction of each class's images that serves as test where there is no labelled test set; one image
             of each class at least is kept for training.
+        on_error: what becomes of a file of an image folder that cannot be read. raise: an error that names it. skip:
+            every file is decoded once before the run, and those that cannot be read are left out, up to 1 % of them or
+            ten; `skipped` names them.
         allow_changed_images: continue a run although files of its image folder were added, removed or changed since:
             its order is that of the new set from then on.
     """
@@ -104,6 +109,7 @@ class ImageData(LightningDataModule):
         shapes_train: int = 8192,
         shapes_test: int = 2048,
         holdout: float = 0.2,
+        on_error: Literal["raise", "skip"] = "raise",
         allow_changed_images: bool = False,
     ):
         super().__init__()
@@ -123,7 +129,9 @@ class ImageData(LightningDataModule):
         self.train: ImageSet | None = None
         self.test: ImageSet | None = None
         self.labelled_train: ImageSet | None = None
-        self.allow_changed_images = allow_changed_images
+        self.on_error, self.allow_changed_images = on_error, allow_changed_images
+        self.skipped: list[str] = []  # a line for each file that was left out
+        self._looked = False
         self._folders: dict[str, Folder] = {}
         self._fingerprint: dict[str, Tensor] = {}
 
@@ -260,12 +268,33 @@ class ImageData(LightningDataModule):
         return self._folders[path]
 
     def _read_folders(self):
+        self._look_at_all()
         train, *tests = (self._folder(*folder) for folder in self._folder_paths())
         test = None
         for folder in tests:
             classes = train.classes if train.classes and folder.classes else folder.classes
             test = self._files(folder, classes, match_classes(train, folder))
         return self._files(train, train.classes, train.labels), test, None
+
+    def _look_at_all(self) -> None:
+        """Leave out what cannot be read, once, if that is asked for."""
+        if self.on_error == "skip" and not self._looked:
+            for folder in self._folder_paths():
+                self._skip_unreadable(*folder)
+            self._looked = True
+
+    def _skip_unreadable(self, path: str, option: str, given: str) -> None:
+        """Go on as if the files that cannot be read were not in a folder."""
+        folder = self._folder(path, option, given)
+        bad, size = unreadable(folder.paths, self.load_size, max(1, self._processes())), len(folder.paths)
+        if len(bad) > max(_MOST_SKIPPED, size // 100) or len(bad) == size:
+            first = "; ".join(list(bad.values())[:3])
+            raise ValueError(
+                f"{option}={given}: {len(bad):,} of {size:,} images cannot be read, more than the 1 % or "
+                f"{_MOST_SKIPPED} that data.on_error=skip leaves out: {first} ..."
+            )
+        self.skipped += bad.values()
+        self._folders[path] = folder.without(bad)
 
     def _files(self, folder: Folder, classes: list[str] | None, labels: Tensor | None) -> ImageSet:
         files = FileImages(folder.root, folder.paths, self.load_size, labels, classes, folder.fingerprint)
@@ -331,12 +360,17 @@ class ImageData(LightningDataModule):
         """What someone who gave these folders may not expect of them, a sentence each."""
         if self.source not in ("folder", "imagenet"):
             return []
-        return [note for folder in self._folder_paths() for note in self._folder(*folder).notes]
+        found = [note for folder in self._folder_paths() for note in self._folder(*folder).notes]
+        if self.skipped:
+            many = "1 image" if len(self.skipped) == 1 else f"{len(self.skipped):,} images"
+            found.append(f"left out, because unreadable: {many}, listed in {SKIPPED}; the first is {self.skipped[0]}.")
+        return found
 
     # Continuing
 
     def fingerprint(self) -> dict[str, Tensor]:
         """What tells the training images from others, if they are in files; see `simclr.data.fingerprint`."""
+        self._look_at_all()
         if not self._fingerprint and (folders := self._folder_paths()):
             self._fingerprint = fingerprint_files(folders[0][0], self._folder(*folders[0]).paths)
         return self._fingerprint

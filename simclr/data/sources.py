@@ -5,8 +5,8 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, overload
 
@@ -212,6 +212,14 @@ class Folder:
     fingerprint: str
     left_out: Counter[str]
     beside: int = 0
+
+    def without(self, places: Collection[int]) -> "Folder":
+        """The folder as if some of its images were not in it."""
+        kept = [i for i in range(len(self.paths)) if i not in places]
+        paths = PackedPaths(self.paths[i] for i in kept)
+        labels = None if self.labels is None else self.labels[kept]
+        fingerprint = fingerprint_of([self.fingerprint, *(self.paths[i] for i in sorted(places))])
+        return replace(self, paths=paths, labels=labels, fingerprint=fingerprint)
 
     @property
     def left_out_text(self) -> str:
