@@ -1,22 +1,20 @@
 """What watches a pretraining run: online kNN, a picture of the views, a line per epoch. None of it changes the run."""
 
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor
 
 from simclr import distributed
 from simclr.data import GlobalBatchSampler, ImageData, TrainLoader
 from simclr.eval import extract_features, knn_predict
 from simclr.files import say_unwritten, written_whole
-from simclr.online_quality import RETRIEVAL, OnlineQuality
+from simclr.online_quality import RETRIEVAL, OnlineQuality, decide_where_measured, watching
 from simclr.paths import expanded
 from simclr.run_length import RunLength, is_due, run_length
 from simclr.seeding import epoch_order
@@ -68,9 +66,8 @@ class OnlineKNN(Callback):
         self._measures = reason is None
         if reason and self.every_n_epochs and not trainer.barebones and trainer.is_global_zero:
             print(f"no online kNN: {reason}", flush=True)  # no bar yet
-        for callback in _watching(trainer):
-            hook = type(callback).on_train_epoch_end
-            callback.on_train_epoch_end = partial(self._where_measured, hook, callback)
+        for callback in watching(trainer, METRIC):
+            decide_where_measured(callback, self)
 
     def check(self, trainer: Trainer, data: object) -> None:
         """Refuse callbacks that watch a number which this run never measures.
@@ -80,9 +77,9 @@ class OnlineKNN(Callback):
         Raises:
             ValueError: with the reason.
         """
-        watching = _watching(trainer)
-        if watching and (reason := self.why_not(trainer, data)):
-            name = type(watching[0]).__name__
+        waiting = watching(trainer, METRIC)
+        if waiting and (reason := self.why_not(trainer, data)):
+            name = type(waiting[0]).__name__
             raise ValueError(f"{name} watches {METRIC}, which this run never measures: {reason}.")
 
     def why_not(self, trainer: Trainer, data: object) -> str | None:
@@ -123,13 +120,6 @@ class OnlineKNN(Callback):
         pl_module.log(METRIC, accuracy, rank_zero_only=True, sync_dist=True)
         self.measured_epoch = trainer.current_epoch
 
-    def _where_measured(
-        self, hook: Callable[..., object], callback: Callback, trainer: Trainer, pl_module: LightningModule
-    ) -> None:
-        """A watching callback's end of an epoch: nothing where the metrics hold an earlier epoch's number, or none."""
-        if self.measured_epoch == trainer.current_epoch:
-            hook(callback, trainer, pl_module)
-
     def measure(self, encoder: torch.nn.Module, loader: Iterable[Any], device: torch.device) -> float:
         """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others."""
         features, labels = extract_features(encoder, loader, device=device)
@@ -144,12 +134,6 @@ def _query_and_bank(count: int) -> tuple[Tensor, ...]:
     # At random, because images are often sorted by class or dealt out in turn: a run or a stride would hold classes
     # that the bank has not.
     return epoch_order(_QUERIES, 0, count).tensor_split([count // 5])
-
-
-def _watching(trainer: Trainer) -> list[Callback]:
-    """The callbacks that decide by `knn_top1`; Lightning calls them after all others at the end of an epoch."""
-    deciding = (callback for callback in trainer.callbacks if isinstance(callback, Checkpoint | EarlyStopping))
-    return [callback for callback in deciding if getattr(callback, "monitor", None) == METRIC]
 
 
 class ViewGrid(Callback):

@@ -1,10 +1,12 @@
 """Online figures without labels: what a run is worth while it trains, on images that it never trains on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor
 
 from simclr import distributed
@@ -16,6 +18,8 @@ from simclr.seeding import epoch_order
 from simclr.training.objective import loss_of
 
 RETRIEVAL = "retrieval_top1"
+BEFORE = f"{RETRIEVAL}_before"  # of the network before its first step
+FIGURES = ("heldout_loss", "heldout_top1", "alignment", "uniformity", "z_spread", "rankme", RETRIEVAL, BEFORE)
 _SEED = (
     20221005  # of the choice of images and of their views, which no run's seed may change: runs are compared by them
 )
@@ -46,13 +50,33 @@ class OnlineQuality(Callback):
         self._measures = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out whether there will be figures."""
+        """Find out whether there will be figures, and have those who watch them wait for each.
+
+        Raises:
+            ValueError: if a callback watches figures that this run never measures.
+        """
         if stage != "fit":
             return
+        self.check(trainer, trainer.datamodule)
         reason = self.why_not(trainer, trainer.datamodule)
+        for callback in watching(trainer, *FIGURES):
+            decide_where_measured(callback, self)
         self._measures = reason is None
         if reason and self.every_n_epochs and not trainer.barebones and trainer.is_global_zero:
             print(f"no figures of images never trained on: {reason}", flush=True)  # no bar yet
+
+    def check(self, trainer: Trainer, data: object) -> None:
+        """Refuse callbacks that watch figures which this run never measures.
+
+        Args:
+            data: the data module, set up.
+        Raises:
+            ValueError: with the reason.
+        """
+        waiting = watching(trainer, *FIGURES)
+        if waiting and (reason := self.why_not(trainer, data)):
+            name, metric = type(waiting[0]).__name__, waiting[0].monitor
+            raise ValueError(f"{name} watches {metric}, which this run never measures: {reason}.")
 
     def why_not(self, trainer: Trainer, data: object) -> str | None:
         """Why there will be no figures in this run; None if there will be. The same on every rank.
@@ -81,7 +105,7 @@ class OnlineQuality(Callback):
             return
         figures = distributed.from_rank_0(lambda: self.measure(trainer.datamodule, pl_module))
         if self.before is not None:
-            figures[f"{RETRIEVAL}_before"] = self.before
+            figures[BEFORE] = self.before
         # The ranks agree already; without sync_dist Lightning would warn that they might not.
         pl_module.log_dict(figures, rank_zero_only=True, sync_dist=True)
         self.measured_epoch = trainer.current_epoch
@@ -122,6 +146,26 @@ class OnlineQuality(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the run's first process measured."""
         self.before = state_dict["before"]
+
+
+def watching(trainer: Trainer, *metrics: str) -> list[Any]:
+    """The callbacks that decide by one of these; Lightning calls them after all others at the end of an epoch."""
+    deciding = (callback for callback in trainer.callbacks if isinstance(callback, Checkpoint | EarlyStopping))
+    return [callback for callback in deciding if getattr(callback, "monitor", None) in metrics]
+
+
+def decide_where_measured(callback: Callback, measurer: Any) -> None:
+    """Have a callback decide only in epochs that have a number of a measurer, by its `measured_epoch`."""
+    hook = type(callback).on_train_epoch_end
+    callback.on_train_epoch_end = partial(_where_measured, measurer, hook, callback)
+
+
+def _where_measured(
+    measurer: Any, hook: Callable[..., object], callback: Callback, trainer: Trainer, pl_module: LightningModule
+) -> None:
+    """A watching callback's end of an epoch: nothing where the metrics hold an earlier epoch's number, or none."""
+    if measurer.measured_epoch == trainer.current_epoch:
+        hook(callback, trainer, pl_module)
 
 
 def _loss_and_top1(settings: Any, z1: Tensor, z2: Tensor) -> dict[str, float]:

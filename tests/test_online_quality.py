@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from simclr.callbacks import EpochLines
 from simclr.data import MemoryImages
@@ -87,3 +88,21 @@ def test_the_line_of_an_epoch_has_the_retrieval_where_it_was_measured(tmp_path, 
 def test_what_measures_nothing_is_refused(bad):
     with pytest.raises(ValueError, match="quality needs every_n_epochs >= 0 and images >= 2"):
         OnlineQuality(**bad)
+
+
+def test_a_callback_that_watches_a_figure_decides_in_the_epochs_that_measure_it(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="heldout_loss", save_top_k=-1, filename="{epoch}")
+    settings = {"enable_checkpointing": True, "max_epochs": 5}
+    fit(tmp_path, callbacks=[OnlineQuality(2), best], **settings)
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [f"epoch={epoch}.ckpt" for epoch in (1, 3, 4)]
+
+
+def test_one_that_watches_what_is_never_measured_is_refused(tmp_path):
+    data = tiny_data()
+    data.setup()
+    data.test = None
+    watch = EarlyStopping("rankme")
+    with pytest.raises(
+        ValueError, match="EarlyStopping watches rankme, which this run never measures: there are no test"
+    ):
+        fit(tmp_path, data=data, callbacks=[OnlineQuality(1), watch])

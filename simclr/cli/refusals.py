@@ -6,9 +6,19 @@ Lightning finds most of them in `fit`, when the run has a folder, and some never
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 
+from simclr.online_quality import FIGURES
+
 # What callbacks may watch: of the epoch, and of single steps.
-OF_EPOCHS = ("train_loss_epoch", "knn_top1", "heldout_loss", "heldout_top1", "retrieval_top1")
-LOGGED = (*OF_EPOCHS, "train_loss", "lr", "contrast_top1", "positive_cosine", "negative_cosine")
+LOGGED = (
+    "train_loss_epoch",
+    "knn_top1",
+    *FIGURES,
+    "train_loss",
+    "lr",
+    "contrast_top1",
+    "positive_cosine",
+    "negative_cosine",
+)
 
 
 def check_trainer(trainer: Trainer, val_check_interval: float | None = None) -> None:

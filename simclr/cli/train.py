@@ -542,7 +542,9 @@ def check(cli: TrainCLI) -> None:
         cli.config.check_memory,
     )
     cli.datamodule.setup("fit")
-    next(c for c in trainer.callbacks if isinstance(c, OnlineKNN)).check(trainer, cli.datamodule)
+    for callback in trainer.callbacks:
+        if isinstance(callback, OnlineKNN | OnlineQuality):
+            callback.check(trainer, cli.datamodule)
     settle(cli)
 
 
