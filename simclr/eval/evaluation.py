@@ -1,5 +1,6 @@
 """Linear evaluation of a run: the protocols of this folder on one checkpoint, beside the yardsticks, as one record."""
 
+import hashlib
 import json
 import platform
 import time
@@ -22,6 +23,7 @@ from simclr.eval.duplicates import HashedImages, duplicates_in_words, duplicates
 from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
 from simclr.eval.logreg import NotConverged, linear_probe
 from simclr.eval.metrics import confusion_matrix, wilson_interval
+from simclr.eval.predictions import packed
 from simclr.eval.protocol import FrozenFeatures, find_protocol, settings_of
 from simclr.files import write_atomically
 from simclr.paths import expanded, stored
@@ -80,7 +82,8 @@ def linear_evaluation(
         interval of `linear_top1`. A yardstick whose classifier did not converge is None, as is a top-5 of five
         classes or fewer. `duplicates` counts the test images that the classifiers were trained on, pixel for pixel as
         they are held, names some, and has the accuracies without them. `regularization_end` says of each classifier
-        whether its regularisation was chosen at an end of its grid.
+        whether its regularisation was chosen at an end of its grid. `predictions` has the classes given to each test
+        image, their labels (see `simclr.eval.predictions`) and a hash of the images.
     Raises:
         FileNotFoundError, ValueError: for a setting, checkpoint or data that do not serve, naming what is wrong.
         RuntimeError: if the encoder changed while it was measured, or its own classifier did not converge.
@@ -152,6 +155,13 @@ def linear_evaluation(
         "confusion_matrix": confusion_matrix(
             linear.predictions, labels, len(test_loader.source.classes or ()) or None
         ).tolist(),
+        # With these two runs can be compared image by image.
+        "predictions": {
+            "linear": packed(linear.predictions),
+            "knn": packed(neighbours.predictions),
+            "labels": packed(labels),
+            "images_sha256": hashlib.sha256(bytes(test_images.digests)).hexdigest(),
+        },
         "command": command,
         "versions": _versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
