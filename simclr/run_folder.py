@@ -189,7 +189,7 @@ def record_continuation(run_dir: Path, begun: Path, settings: str, record: dict[
     before, given = latest_config(begun), yaml.safe_load(settings)
     changed = {}
     if before is not None:
-        was, now = (_flat(content) for content in (yaml.safe_load(before.read_text()), given))
+        was, now = (flat(content) for content in (yaml.safe_load(before.read_text()), given))
         changed = {name: {"was": was.get(name), "is": value} for name, value in now.items() if was.get(name) != value}
     records = _continuations(run_dir)
     if not (run_dir / CONFIG).exists():
@@ -213,9 +213,9 @@ def _continuations(run_dir: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} cannot be read: {error}. Move it away to go on without it.") from error
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"model": {"width": 2}} -> {"model.width": 2}"""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found

@@ -1,6 +1,7 @@
 """What a run folder holds for its page: metrics, evaluations, settings, and where its images are."""
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -23,23 +24,46 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[float, float]]]:
     Raises:
         ValueError: if the file is not a run's metrics.
     """
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows, per_epoch = _rows_and_steps(folder)
     try:
-        # An epoch that was cut short has fewer steps than the others.
-        ends = [(int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows if row["train_loss_epoch"]]
         found: dict[str, dict[float, float]] = {}
-        for row in rows if ends else ():
-            time = (int(row["step"]) + 1) / max(ends)
+        for row in rows if per_epoch else ():
+            time = (int(row["step"]) + 1) / per_epoch
             for name in row.keys() - {"step", "epoch"}:
                 if row[name]:
                     found.setdefault(name, {})[time] = float(row[name])  # a continued run writes some steps again
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as metrics of a run: {error!r}.") from error
+        raise _not_metrics(folder, error) from error
     return {name: sorted(values.items()) for name, values in found.items()}
+
+
+def steps_per_epoch(folder: Path) -> float | None:
+    """How many optimiser steps an epoch of a run has, by its `metrics.csv`; None before its first epoch has ended.
+
+    Raises:
+        ValueError: if the file is not a run's metrics.
+    """
+    return _rows_and_steps(folder)[1] or None
+
+
+def _rows_and_steps(folder: Path) -> tuple[list[dict[str, str]], float]:
+    """The whole rows of `metrics.csv`, and the steps of an epoch; 0 if none has ended."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return [], 0.0
+    try:
+        text = path.read_bytes().decode()
+        # A row is there when its line ends: of a run that goes on, or of a copy, the last may not be whole.
+        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+        # An epoch that was cut short has fewer steps than the others.
+        ends = [(int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows if row["train_loss_epoch"]]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise _not_metrics(folder, error) from error
+    return rows, max(ends, default=0.0)
+
+
+def _not_metrics(folder: Path, error: Exception) -> ValueError:
+    return ValueError(f"{folder / 'metrics.csv'} cannot be read as metrics of a run: {error!r}.")
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
