@@ -29,6 +29,7 @@ REFERENCE = {
             "eval.linear",
             "eval.metrics",
             "eval.quality",
+            "eval.predictions",
             "eval.evaluation",
         ],
     ),
@@ -36,7 +37,10 @@ REFERENCE = {
         "Training",
         ["training.method", "training.objective", "training.gradient_cache", "seeding", "distributed", "precision"],
     ),
-    "run": ("A run", ["checkpoint", "callbacks.OnlineKNN", "online_quality", "diagnosis", "report", "profile"]),
+    "run": (
+        "A run",
+        ["checkpoint", "callbacks.OnlineKNN", "online_quality", "diagnosis", "report", "compare.rows", "profile"],
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
+from simclr.cli.compare import compare_parser
 from simclr.cli.linear_eval import evaluation_parser
 from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.parsing import Parser
@@ -37,7 +38,7 @@ def parsers() -> dict[str, Parser]:
     class Parsed(Exception):
         pass
 
-    built = {"linear-eval": evaluation_parser(), "report": report_parser()}
+    built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -148,7 +149,7 @@ TYPED = {
     "pretrain photos": "Did you mean train?",
     "fit": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, report, profile.",
+    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -166,6 +167,9 @@ TYPED = {
     "report": "Use simclr report runs/NAME.",
     "report --checkpoint runs/x": "Use --run_dir runs/x.",
     "report --out page.html": "report.html is written into the run's folder",
+    "compare": "Use simclr compare runs/NAME runs/OTHER.",
+    "compare --out x.html": "Use --html x.html.",
+    "compare photos empty": "photos: is not a run, and holds none; empty: is not a run",
 }
 
 
@@ -208,7 +212,7 @@ ALL_HINTS += [
 
 def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x"}
+    needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x", "compare": "--runs=[x]"}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said

@@ -23,6 +23,7 @@ LAYERS = [
     ["online_quality"],
     ["callbacks", "diagnosis", "loggers", "export", "run_folder", "profile", "progress"],
     ["report", "pace"],
+    ["compare"],
     ["cli"],
 ]
 HEAVY = {"wandb", "matplotlib", "sklearn", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used

@@ -31,6 +31,11 @@ COMMANDS = {
         "profile",
         "Say where the time of a training step goes. See `simclr profile --help`.",
     ),
+    "compare": (
+        "simclr.cli.compare",
+        "compare",
+        "Show runs beside each other: settings, results, curves. See `simclr compare --help`.",
+    ),
 }
 
 

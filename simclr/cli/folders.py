@@ -1,5 +1,6 @@
 """The folder that may stand by itself on a command line: `simclr train FOLDER`, `simclr report RUN`."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from simclr.cli.recipes import recipes
 from simclr.paths import expanded
 
 OPTION = {"train": "data.train_dir", "profile": "data.train_dir", "linear-eval": "checkpoint", "report": "run_dir"}
+OPTION["compare"] = "runs"
 PLACE = {"train": "FOLDER", "profile": "FOLDER", "linear-eval": "RUN", "report": "RUN"}  # what help calls it
-_ALONE = ("-h", "--help", "--print_config")  # options that take no value of their own
+PLACE["compare"] = "RUN RUN ..."
+_ALONE = ("-h", "--help", "--print_config", "--text")  # options that take no value of their own
 _SETS = ("cifar10", "cifar100", "stl10", "imagenet")
 
 
@@ -26,12 +29,14 @@ def with_folder(args: list[str], command: str) -> list[str]:
     first, *more = (args[i] for i in alone)
     for i in alone:
         _refuse_other(args, i, command)
-    if more:
+    if more and command != "compare":
         test = f" For test images: --data.test_dir {more[0]}." if option == "data.train_dir" else ""
         raise ValueError(f"{command} takes one folder, not {', '.join((first, *more))}.{test}")
     if any(arg.partition("=")[0] == f"--{option}" for arg in args):
         raise ValueError(f"{first} is given beside --{option}, which means the same. Give one of them.")
-    return [f"--{option}={arg}" if i == alone[0] else arg for i, arg in enumerate(args)]
+    given = json.dumps([first, *more]) if command == "compare" else first
+    kept = [(i, arg) for i, arg in enumerate(args) if i not in alone[1:]]
+    return [f"--{option}={given}" if i == alone[0] else arg for i, arg in kept]
 
 
 def _is_value(args: list[str], i: int) -> bool:

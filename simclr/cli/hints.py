@@ -131,9 +131,22 @@ _REPORT = {
     "data train_dir test_dir data_dir images": "Leave it out: a report shows the images that the run was trained on.",
     "version": "Use simclr --version.",
 }
+_COMPARE = {
+    f"{_RUN} run_dir run_dirs checkpoint ckpt_path path paths": "Use simclr compare runs/NAME runs/OTHER.",
+    f"{_OUT} page report": "--html {compare.html}",
+    "md": "--markdown {compare.md}",
+    "table terminal print": "Leave it out: the tables are always printed.",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
-    for command, table in (("train", _TRAIN), ("profile", _TRAIN), ("linear-eval", _MEASURE), ("report", _REPORT))
+    for command, table in (
+        ("train", _TRAIN),
+        ("profile", _TRAIN),
+        ("linear-eval", _MEASURE),
+        ("report", _REPORT),
+        ("compare", _COMPARE),
+    )
 }
 # Values under other programs' names.
 _PRECISIONS = {"16": "16-mixed", "fp16": "16-mixed", "float16": "16-mixed", "half": "16-mixed", "amp": "16-mixed"}
@@ -153,6 +166,7 @@ REQUIRED = {
     "monitor": "--trainer.callbacks.monitor train_loss_epoch",
     "checkpoint": "simclr linear-eval runs/NAME",
     "run_dir": "simclr report runs/NAME",
+    "runs": "simclr compare runs/NAME runs/OTHER",
 }
 EXAMPLES = {
     "config": "shapes_resnet8",
@@ -172,6 +186,7 @@ COMMANDS = {
     "linear-eval": "eval evaluate linear linear_probe probe knn test validate benchmark score lineareval",
     "report": "plot html visualize visualise page show summary",
     "profile": "prof speed time bench",
+    "compare": "diff versus vs table leaderboard",
 }
 
 
