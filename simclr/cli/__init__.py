@@ -31,6 +31,11 @@ COMMANDS = {
         "profile",
         "Say where the time of a training step goes. See `simclr profile --help`.",
     ),
+    "check-data": (
+        "simclr.cli.check_data",
+        "check_data",
+        "Decode every image of a folder and say what is there. See `simclr check-data --help`.",
+    ),
 }
 
 

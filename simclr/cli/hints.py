@@ -131,10 +131,18 @@ _REPORT = {
     "data train_dir test_dir data_dir images": "Leave it out: a report shows the images that the run was trained on.",
     "version": "Use simclr --version.",
 }
+_CHECK = {
+    _FOLDER: "--train_dir {photos}",
+    _TEST: "--test_dir {photos/test}",
+    _WORKERS: "--workers {4}",
+    "on_error": "Leave it out: every image is tried. simclr train takes --data.on_error skip.",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (("train", _TRAIN), ("profile", _TRAIN), ("linear-eval", _MEASURE), ("report", _REPORT))
 }
+HINTS["check-data"] = {name: text for names, text in _CHECK.items() for name in names.split()}
 # Values under other programs' names.
 _PRECISIONS = {"16": "16-mixed", "fp16": "16-mixed", "float16": "16-mixed", "half": "16-mixed", "amp": "16-mixed"}
 _PRECISIONS |= {"bf16": "bf16-mixed", "bfloat16": "bf16-mixed", "32": "32-true", "fp32": "32-true"}
@@ -153,6 +161,7 @@ REQUIRED = {
     "monitor": "--trainer.callbacks.monitor train_loss_epoch",
     "checkpoint": "simclr linear-eval runs/NAME",
     "run_dir": "simclr report runs/NAME",
+    "train_dir": "simclr check-data photos",
 }
 EXAMPLES = {
     "config": "shapes_resnet8",
@@ -172,6 +181,7 @@ COMMANDS = {
     "linear-eval": "eval evaluate linear linear_probe probe knn test validate benchmark score lineareval",
     "report": "plot html visualize visualise page show summary",
     "profile": "prof speed time bench",
+    "check-data": "check scan verify doctor check_images verify_data validate_data",
 }
 
 

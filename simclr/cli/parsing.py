@@ -177,7 +177,7 @@ class Parser(LightningArgumentParser):
 
 
 def _epilog(command: str) -> str | None:
-    if command == "report":
+    if command in ("report", "check-data"):
         return None
     return f"Recipes for --config: {', '.join(recipes(recipes_of(command)))}."
 
