@@ -160,8 +160,8 @@ def draw(record: dict[str, Any]) -> Group:
         are = "1 image cannot" if bad == 1 else f"{bad:,} images cannot"
         notes.append(
             Text(
-                f"{are} be read, and training stops at the first. Repair or remove what cannot, or leave up to 1 % out: "
-                "simclr train ... --data.on_error skip",
+                f"{are} be read, and training stops at the first. Repair or remove what cannot, or leave up to 1 % "
+                "out: simclr train ... --data.on_error skip",
                 style="bold yellow",
             )
         )

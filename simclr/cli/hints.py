@@ -135,7 +135,7 @@ _CHECK = {
     _FOLDER: "--train_dir {photos}",
     _TEST: "--test_dir {photos/test}",
     _WORKERS: "--workers {4}",
-    "on_error": "Leave it out: every image is tried. simclr train takes --data.on_error skip.",
+    "on_error": "Leave it out: every image is tried, whatever is wrong with others.",
     "version": "Use simclr --version.",
 }
 HINTS = {

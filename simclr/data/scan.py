@@ -56,7 +56,7 @@ def scan_file(path: str, side: int) -> Scanned:
     except (OSError, ValueError) as error:
         return Scanned(str(error))
     pixels = image.contiguous()
-    digest = hashlib.blake2b(pixels.numpy(), digest_size=16).digest()
+    digest = hashlib.blake2b(pixels.numpy().data, digest_size=16).digest()
     blank = bool((pixels.amax((1, 2)) == pixels.amin((1, 2))).all())
     return _with_header(Scanned(None, digest, blank), content)
 
