@@ -235,6 +235,9 @@ ROWS = {
     "its path, package.module.Class.",
     "train --method no.such.Class": "method=no.such.Class is none of simclr, nor the path of a class: No module named "
     "'no'.",
+    "check-data nowhere": "train_dir=nowhere does not exist. ...",
+    "check-data empty": "train_dir=empty holds no images. Looked at every depth for ...",
+    "check-data f.txt": "train_dir=f.txt is a file. Give the folder that holds the images.",
     "profile --steps 0": "steps=0 is not a positive number.",
     "profile --ckpt_path ck/text.ckpt": f"ck/text.ckpt {UNREADABLE}",
 }
@@ -262,7 +265,7 @@ def test_a_wrong_row_gets_its_line_and_leaves_nothing(typed, place, monkeypatch,
 
 def test_there_are_enough_and_of_every_command():
     assert len(ROWS) >= 60
-    assert {typed.split()[0] for typed in ROWS} == {"train", "linear-eval", "report", "profile"}
+    assert {typed.split()[0] for typed in ROWS} == {"train", "linear-eval", "report", "profile", "check-data"}
 
 
 class Broken(Callback):

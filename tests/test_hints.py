@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
+from simclr.cli.check_data import check_data_parser
 from simclr.cli.compare import compare_parser
 from simclr.cli.linear_eval import evaluation_parser
 from simclr.cli.messages import BAD_INPUT, FAILED
@@ -39,6 +40,7 @@ def parsers() -> dict[str, Parser]:
         pass
 
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
+    built["check-data"] = check_data_parser()
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -149,7 +151,7 @@ TYPED = {
     "pretrain photos": "Did you mean train?",
     "fit": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare.",
+    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, check-data.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -213,6 +215,7 @@ ALL_HINTS += [
 def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x", "compare": "--runs=[x]"}
+    needed["check-data"] = "--train_dir=x"
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said
@@ -259,16 +262,16 @@ def test_a_folder_by_itself_is_the_one_a_command_is_for(tmp_path, monkeypatch, c
     assert "photos has no labels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "linear-eval", "report", "profile"])
+@pytest.mark.parametrize("command", ["train", "linear-eval", "report", "profile", "check-data"])
 def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    place = "FOLDER" if command in ("train", "profile") else "RUN"
+    place = "FOLDER" if command in ("train", "profile", "check-data") else "RUN"
     assert said.startswith(f"usage: simclr {command} [{place}] [options]\n")
     kind = "linear_eval" if command == "linear-eval" else "pretrain"
-    assert command == "report" or all(name in said for name in recipes(kind))
+    assert command in ("report", "check-data") or all(name in said for name in recipes(kind))
 
 
 @pytest.mark.parametrize(

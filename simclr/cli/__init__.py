@@ -36,6 +36,11 @@ COMMANDS = {
         "compare",
         "Show runs beside each other: settings, results, curves. See `simclr compare --help`.",
     ),
+    "check-data": (
+        "simclr.cli.check_data",
+        "check_data",
+        "Decode every image of a folder and say what is there. See `simclr check-data --help`.",
+    ),
 }
 
 

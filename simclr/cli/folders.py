@@ -9,9 +9,9 @@ from simclr.cli.recipes import recipes
 from simclr.paths import expanded
 
 OPTION = {"train": "data.train_dir", "profile": "data.train_dir", "linear-eval": "checkpoint", "report": "run_dir"}
-OPTION["compare"] = "runs"
+OPTION |= {"compare": "runs", "check-data": "train_dir"}
 PLACE = {"train": "FOLDER", "profile": "FOLDER", "linear-eval": "RUN", "report": "RUN"}  # what help calls it
-PLACE["compare"] = "RUN RUN ..."
+PLACE |= {"compare": "RUN RUN ...", "check-data": "FOLDER"}
 _ALONE = ("-h", "--help", "--print_config", "--text")  # options that take no value of their own
 _SETS = ("cifar10", "cifar100", "stl10", "imagenet")
 
@@ -30,7 +30,8 @@ def with_folder(args: list[str], command: str) -> list[str]:
     for i in alone:
         _refuse_other(args, i, command)
     if more and command != "compare":
-        test = f" For test images: --data.test_dir {more[0]}." if option == "data.train_dir" else ""
+        takes_test = option.endswith("train_dir")
+        test = f" For test images: --{option.replace('train', 'test')} {more[0]}." if takes_test else ""
         raise ValueError(f"{command} takes one folder, not {', '.join((first, *more))}.{test}")
     if any(arg.partition("=")[0] == f"--{option}" for arg in args):
         raise ValueError(f"{first} is given beside --{option}, which means the same. Give one of them.")

@@ -138,6 +138,13 @@ _COMPARE = {
     "table terminal print": "Leave it out: the tables are always printed.",
     "version": "Use simclr --version.",
 }
+_CHECK = {
+    _FOLDER: "--train_dir {photos}",
+    _TEST: "--test_dir {photos/test}",
+    _WORKERS: "--workers {4}",
+    "on_error": "Leave it out: every image is tried, whatever is wrong with others.",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -146,6 +153,7 @@ HINTS = {
         ("linear-eval", _MEASURE),
         ("report", _REPORT),
         ("compare", _COMPARE),
+        ("check-data", _CHECK),
     )
 }
 # Values under other programs' names.
@@ -167,6 +175,7 @@ REQUIRED = {
     "checkpoint": "simclr linear-eval runs/NAME",
     "run_dir": "simclr report runs/NAME",
     "runs": "simclr compare runs/NAME runs/OTHER",
+    "train_dir": "simclr check-data photos",
 }
 EXAMPLES = {
     "config": "shapes_resnet8",
@@ -187,6 +196,7 @@ COMMANDS = {
     "report": "plot html visualize visualise page show summary",
     "profile": "prof speed time bench",
     "compare": "diff versus vs table leaderboard",
+    "check-data": "check scan verify doctor check_images verify_data validate_data",
 }
 
 

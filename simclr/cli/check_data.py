@@ -1,0 +1,220 @@
+"""`simclr check-data`: what a folder of images holds, and whether training can read all of it."""
+
+import json
+import sys
+from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.parsing import Parser
+from simclr.container import cores
+from simclr.data.scan import Scanned, scan
+from simclr.data.sources import Folder, list_folder, match_classes
+from simclr.eval.duplicates import copies
+from simclr.files import write_atomically
+from simclr.paths import expanded, shown
+
+_NAMED = 5  # files of a kind in the table
+
+
+@in_a_line
+def check_data(argv: list[str] | None = None) -> None:
+    """Decode every image of a folder and say what is there. See `simclr check-data --help`."""
+    quiet()
+    config = guarded(lambda: check_data_parser().parse_args(sys.argv[1:] if argv is None else argv))
+    folders = guarded(lambda: _folders(config))
+    try:
+        scanned = {part: _scan(folder, config) for part, folder in folders.items()}
+    except KeyboardInterrupt:
+        print("stopped: not all images were looked at", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+    except BrokenProcessPool:
+        fail("a process that decodes has died, mostly of too little memory. Try --workers 1.", FAILED)
+    record = record_of(folders, scanned)
+    guarded(lambda: _write(config, record))
+    Console(width=max(100, Console().width)).print(draw(record))
+    if any(part["unreadable"] for part in record["folders"].values()):
+        sys.exit(FAILED)
+
+
+def check_data_parser() -> Parser:
+    """The settings of a check."""
+    parser = Parser(command="check-data", description="Decode every image of a folder, and say what is there.")
+    parser.add_argument("--train_dir", type=str, required=True, help="A folder of images; FOLDER, by itself.")
+    parser.add_argument("--test_dir", type=str | None, default=None, help="Test images, looked for among the others.")
+    parser.add_argument("--load_size", type=int, default=224, help="Side at which images are compared, in pixels.")
+    parser.add_argument("--workers", type=int | None, default=None, help="Processes that decode; all cores if not set.")
+    parser.add_argument("--json", type=str | None, default=None, help="A file for all that was found, for programs.")
+    parser.add_argument("--bad", type=str | None, default=None, help="A file for the unreadable images, one a line.")
+    return parser
+
+
+def _folders(config: Any) -> dict[str, Folder]:
+    """The folders to look at, as training would list them.
+
+    Raises:
+        ValueError: as training would refuse them, and for settings that cannot serve.
+    """
+    for name in ("load_size", "workers"):
+        if config[name] is not None and config[name] < 1:
+            raise ValueError(f"{name}={config[name]} is not a positive number.")
+    for name in ("json", "bad"):
+        if config[name] is None:
+            continue
+        path = expanded(config[name])
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ValueError(f"{name}={config[name]} cannot be written. Name a file in a folder that exists.")
+    found = {"train": list_folder(config.train_dir, "train_dir")}
+    if config.test_dir is not None:
+        found["test"] = list_folder(config.test_dir, "test_dir")
+        match_classes(found["train"], found["test"])
+    return found
+
+
+def _scan(folder: Folder, config: Any) -> list[Scanned]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        processes = config.workers or cores()
+        return list(
+            progress.track(scan(folder.paths, config.load_size, processes), len(folder.paths), description=folder.root)
+        )
+
+
+def record_of(folders: dict[str, Folder], scanned: dict[str, list[Scanned]]) -> dict[str, Any]:
+    """All that was found, for JSON.
+
+    Args:
+        folders: `train` and, if it was given, `test`.
+        scanned: what each of their images is.
+    """
+    parts = {part: _record(folder, scanned[part]) for part, folder in folders.items()}
+    record: dict[str, Any] = {"folders": parts}
+    if "test" in folders:
+        train, test = ([i for i, found in enumerate(scanned[part]) if not found.error] for part in ("train", "test"))
+        digests = [b"".join(scanned[part][i].digest for i in of) for part, of in (("train", train), ("test", test))]
+        pairs = [(test[i], train[place]) for i, place in enumerate(copies(*digests).tolist()) if place >= 0]
+        named = [[folders["test"].paths[i], folders["train"].paths[j]] for i, j in pairs]
+        record["test_images_in_train"] = [[shown(path) for path in pair] for pair in named]
+    return record
+
+
+def _record(folder: Folder, scanned: list[Scanned]) -> dict[str, Any]:
+    paths = [shown(path) for path in folder.paths]
+    good = [i for i, found in enumerate(scanned) if not found.error]
+    digests = b"".join(scanned[i].digest for i in good)
+    first = [good[place] for place in copies(digests, digests).tolist()]
+    sizes = Counter((scanned[i].width, scanned[i].height) for i in good)
+    known = sorted((size for size in sizes if all(size)), key=lambda size: size[0] * size[1])
+    classes = None
+    if folder.classes is not None and folder.labels is not None:
+        count = Counter(folder.labels.tolist())
+        classes = {name: count[i] for i, name in enumerate(folder.classes)}
+    return {
+        "root": folder.root,
+        "images": len(scanned),
+        "classes": classes,
+        "unreadable": [{"file": paths[i], "reason": found.error} for i, found in enumerate(scanned) if found.error],
+        "duplicates": [[paths[i], paths[j]] for i, j in zip(good, first, strict=True) if i != j],
+        "blank": [paths[i] for i in good if scanned[i].blank],
+        "sizes": {"different": len(known), "smallest": known[0], "largest": known[-1]} if known else None,
+        "formats": dict(Counter(scanned[i].kind for i in good).most_common()),
+        "modes": dict(Counter(scanned[i].mode for i in good).most_common()),
+        "turned": sum(scanned[i].turned for i in good),
+        "animated": sum(scanned[i].frames > 1 for i in good),
+        "not_taken": folder.left_out_text,
+        "notes": folder.notes,
+    }
+
+
+def _write(config: Any, record: dict[str, Any]) -> None:
+    if config.json is not None:
+        write_atomically(expanded(config.json), (json.dumps(record, indent=2) + "\n").encode())
+    if config.bad is not None:
+        bad = [line["file"] for part in record["folders"].values() for line in part["unreadable"]]
+        write_atomically(expanded(config.bad), "".join(f"{file}\n" for file in bad).encode(errors="surrogateescape"))
+
+
+def draw(record: dict[str, Any]) -> Group:
+    """The record as a table with what to do below it, for people."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("")
+    parts = record["folders"]
+    for part in parts.values():
+        table.add_column(Text(part["root"]), overflow="fold")
+    for name, words in _ROWS.items():
+        table.add_row(name, *(Text(words(part)) for part in parts.values()))
+    if pairs := record.get("test_images_in_train"):
+        table.add_row("test in train", "", Text(_listed(len(pairs), [f"{test} is {train}" for test, train in pairs])))
+    elif pairs is not None:
+        table.add_row("test in train", "", "none")
+    notes = [Text(note) for part in parts.values() for note in [*part["notes"], *_notes(part)]]
+    if bad := sum(len(part["unreadable"]) for part in parts.values()):
+        are = "1 image cannot" if bad == 1 else f"{bad:,} images cannot"
+        notes.append(
+            Text(
+                f"{are} be read, and training stops at the first. Repair or remove what cannot, or leave up to 1 % "
+                "out: simclr train ... --data.on_error skip",
+                style="bold yellow",
+            )
+        )
+    return Group(table, *([Text(), *notes] if notes else []))
+
+
+def _listed(count: int, lines: list[str]) -> str:
+    more = ["..."] if count > _NAMED else []
+    return "\n".join([f"{count:,}", *lines[:_NAMED], *more]) if count else "none"
+
+
+def _counts(found: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in found.items()) or "none"
+
+
+def _classes(part: dict[str, Any]) -> str:
+    if part["classes"] is None:
+        return "none: no labels"
+    counts = part["classes"].values()
+    return f"{len(counts):,}, of {min(counts):,} to {max(counts):,} images"
+
+
+def _sizes(part: dict[str, Any]) -> str:
+    if part["sizes"] is None:
+        return "unknown"
+    (w, h), (width, height) = part["sizes"]["smallest"], part["sizes"]["largest"]
+    return f"{w} x {h}" if (w, h) == (width, height) else f"{w} x {h} to {width} x {height}"
+
+
+_ROWS = {
+    "images": lambda part: f"{part['images']:,}",
+    "classes": _classes,
+    "sizes": _sizes,
+    "formats": lambda part: _counts(part["formats"]),
+    "colour modes": lambda part: _counts(part["modes"]),
+    "unreadable": lambda part: _listed(
+        len(part["unreadable"]), [f"{bad['file']} ({bad['reason']})" for bad in part["unreadable"]]
+    ),
+    "duplicates": lambda part: _listed(len(part["duplicates"]), [f"{a} is {b}" for a, b in part["duplicates"]]),
+    "blank": lambda part: _listed(len(part["blank"]), part["blank"]),
+    "not taken": lambda part: part["not_taken"] or "none",
+}
+
+
+def _notes(part: dict[str, Any]) -> list[str]:
+    """What decoding makes of images that are not 8-bit RGB, upright and still."""
+    modes = part["modes"]
+    kinds = {
+        "have 16 bits a channel: the high byte is taken": sum(n for mode, n in modes.items() if mode.endswith("bit")),
+        "have an alpha channel, which is dropped": sum(modes.get(mode, 0) for mode in ("RGBA", "LA", "PA")),
+        "are gray: all three channels are the same": sum(modes.get(mode, 0) for mode in ("L", "1")),
+        "are CMYK, turned into RGB": modes.get("CMYK", 0),
+        "are turned upright by their EXIF orientation": part["turned"],
+        "are animations, of which the first frame is taken": part["animated"],
+    }
+    return [f"{count:,} of {part['images']:,} in {part['root']} {what}." for what, count in kinds.items() if count]

@@ -1,0 +1,130 @@
+"""Every image of a folder, decoded once as training would, and what each is."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from simclr.data import png
+from simclr.data.decode import decode_square
+
+_RUN = 32  # files of a task: one task a file would cost as much as decoding a small one
+_ALONE = 256  # files that are decoded sooner than other processes have imported torch
+_ORIENTATION = 0x0112  # EXIF
+
+
+class Scanned(NamedTuple):
+    """What a file is.
+
+    Attributes:
+        error: why it cannot be read; None if it can.
+        digest: of the pixels that training sees, 16 bytes; empty if it cannot be read.
+        blank: whether all these pixels are equal in every channel.
+        kind, mode: the file's format and colour mode in Pillow's words, `16 bit` after it where samples are.
+        width, height: in pixels, as stored; 0 where Pillow does not know.
+        turned: whether EXIF says that the picture is not stored upright.
+        frames: of an animation; 1 for others.
+    """
+
+    error: str | None
+    digest: bytes = b""
+    blank: bool = False
+    kind: str = "unknown"
+    mode: str = "unknown"
+    width: int = 0
+    height: int = 0
+    turned: bool = False
+    frames: int = 1
+
+
+def scan_file(path: str, side: int) -> Scanned:
+    """Decode one file as `read_images` does, and look at its header."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        image = decode_square(content, side)
+    except (OSError, ValueError) as error:
+        return Scanned(str(error))
+    pixels = image.contiguous()
+    digest = hashlib.blake2b(pixels.numpy().data, digest_size=16).digest()
+    blank = bool((pixels.amax((1, 2)) == pixels.amin((1, 2))).all())
+    return _with_header(Scanned(None, digest, blank), content)
+
+
+def _with_header(found: Scanned, content: bytes) -> Scanned:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes, which the decoder has judged
+            with Image.open(io.BytesIO(content)) as picture:
+                # Pillow shows colours of 16 bits a sample as RGB: IHDR has the truth, at byte 24.
+                deep = picture.mode.startswith("I") or (content.startswith(png.SIGNATURE) and content[24] == 16)
+                return found._replace(
+                    kind=picture.format or "unknown",
+                    mode=f"{picture.mode.partition(';')[0]} 16 bit" if deep else picture.mode,
+                    width=picture.width,
+                    height=picture.height,
+                    turned=picture.getexif().get(_ORIENTATION, 1) != 1,
+                    frames=getattr(picture, "n_frames", 1),
+                )
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return found  # torchvision has read it all the same
+
+
+def scan(paths: Sequence[str], side: int, processes: int) -> Iterator[Scanned]:
+    """What N files are, in their order.
+
+    Args:
+        paths: N files.
+        side: of the squares that training would hold, in pixels.
+        processes: how many decode at once; with 1, and of a few files, this one.
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: if a process dies, of too little memory for example.
+    """
+    if processes <= 1 or len(paths) <= _ALONE:
+        yield from (scan_file(path, side) for path in paths)
+        return
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(processes, context, _begin)
+    try:
+        coming: deque[Future[list[Scanned]]] = deque()
+        for start in range(0, len(paths), _RUN):
+            coming.append(
+                pool.submit(_scan_files, [paths[i] for i in range(start, min(start + _RUN, len(paths)))], side)
+            )
+            if len(coming) > 3 * processes:  # Ctrl-C waits for these at most
+                yield from coming.popleft().result()
+        while coming:
+            yield from coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _scan_files(paths: list[str], side: int) -> list[Scanned]:
+    return [scan_file(path, side) for path in paths]
+
+
+def _begin() -> None:
+    """In a process that decodes: Ctrl-C is its parent's to answer, and it ends with that one, however it died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def _end_after_parent() -> None:  # as in data/loader.py
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
