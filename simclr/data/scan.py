@@ -55,9 +55,11 @@ def scan_file(path: str, side: int) -> Scanned:
         image = decode_square(content, side)
     except (OSError, ValueError) as error:
         return Scanned(str(error))
-    pixels = image.contiguous()
-    digest = hashlib.blake2b(pixels.numpy().data, digest_size=16).digest()
-    blank = bool((pixels.amax((1, 2)) == pixels.amin((1, 2))).all())
+    pixels = image.permute(1, 2, 0).contiguous()  # (side, side, 3): as decoded, so that nothing is copied
+    # Not for secrets: of the hashes at hand, the one that processors have instructions for.
+    digest = hashlib.sha256(pixels.numpy().data, usedforsecurity=False).digest()[:16]
+    some = pixels[::32, ::32]  # tells all but a few images, and those are looked at whole
+    blank = bool((some == pixels[0, 0]).all()) and bool((pixels == pixels[0, 0]).all())
     return _with_header(Scanned(None, digest, blank), content)
 
 
