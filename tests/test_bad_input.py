@@ -15,6 +15,7 @@ from pytorch_lightning import Callback
 from simclr.cli import main
 from simclr.cli import train as command
 from simclr.cli.messages import BAD_INPUT, FAILED
+from simclr.cli.refusals import check_devices
 from simclr.module import SimCLR
 from tiny import flags
 
@@ -158,7 +159,7 @@ ROWS = {
     "train --config nan.yaml": "temperature=nan is not positive.",
     "linear-eval run --config misspelt.yaml": "unknown key model.temprature in misspelt.yaml. Did you mean "
     "knn_temperature?",
-    "train --config photos": "config: Path is not a file: ...",
+    "train --config photos": "config=photos is a folder. Give a file in it, or the images as --data.train_dir photos.",
     "train --config ''": "config is empty. Give it a value, or leave it out.",
     # Checkpoints and runs
     "linear-eval ck/text.ckpt": f"ck/text.ckpt {UNREADABLE}",
@@ -207,6 +208,12 @@ ROWS = {
     "train --data.batch_size 1": "data.batch_size=1 leaves no image to tell another from. Use 2 at least.",
     "train --data.batch_size 100000": "data.batch_size=100000 is more than the 64 training images ...",
     "train --data.workers -1": "data.workers=-1 is negative. Use 0 to decode in the training process.",
+    "train --data.workers 100000": "data.workers=100000 is more than 1,024. Leave it out for one a core.",
+    "train --trainer.devices 0": "trainer.devices=0 is not 1 or more. Leave it out for the default.",
+    "train --trainer.devices -3": "trainer.devices=-3 is not 1 or more. Leave it out for the default.",
+    "train --trainer.num_nodes 0": "trainer.num_nodes=0 is not 1 or more. Leave it out for the default.",
+    "train --trainer.max_steps 99999999999999999999": "trainer.max_steps=99999999999999999999 is more than a run ...",
+    "train --trainer.max_epochs 99999999999999999999": "trainer.max_epochs=99999999999999999999 is more than a run ...",
     "train --data.shapes_train 1000000000000": "these settings need 768,000 GB in one piece, more than there is. Use "
     "smaller sizes.",
     "train --model.projection_dim 1000000000000": "these settings need 64,000 GB in one piece, more than there is. "
@@ -306,3 +313,18 @@ def test_an_encoder_that_breaks_is_a_line_too(tmp_path, monkeypatch, capsys):
     assert stopped.value.code == FAILED
     assert said.startswith(f"error: RuntimeError: shapes cannot be multiplied (in {__file__}, line ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_told_in_words_of_the_options(accelerator, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    check_devices("auto", "auto")
+    with pytest.raises(ValueError, match=f"^trainer.accelerator={accelerator}: torch .* finds no GPU on this machine"):
+        check_devices(accelerator, "auto")
+
+
+def test_devices_that_may_be_meant_pass(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for devices in ("auto", 2, "2", -1, "-1", [0, 1], "0,1"):
+        check_devices("gpu", devices)

@@ -24,10 +24,12 @@ def config_file(given: str, kind: str) -> Path:
         ValueError: if there is neither, with the recipes there are.
     """
     path, known = expanded(given), recipes(kind)
-    if path.is_file() or (path.exists() and given not in known):  # a folder: the parser refuses it
+    if path.exists() and not path.is_dir():
         return path
     if given in known:
         return known[given]
+    if path.is_dir():
+        raise ValueError(f"config={given} is a folder. Give a file in it, or the images as --data.train_dir {given}.")
     nearest = [path.stem] if path.stem in known else difflib.get_close_matches(path.stem, known, n=1)
     meant = f"Did you mean --config {nearest[0]}? " if nearest else ""
     raise ValueError(f"config={given} is neither a file nor a recipe. {meant}Recipes: {', '.join(known) or 'none'}.")

@@ -3,6 +3,7 @@
 Lightning finds most of them in `fit`, when the run has a folder, and some never.
 """
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 
@@ -19,6 +20,32 @@ LOGGED = (
     "positive_cosine",
     "negative_cosine",
 )
+
+
+_MOST = 10**12  # epochs or steps: beyond, learning rates are computed from numbers that floats do not tell apart
+
+
+def check_devices(accelerator: object, devices: object, num_nodes: object = 1) -> None:
+    """Refuse devices that are not there, in the words of the options, before Lightning does in those of its classes.
+
+    Args:
+        accelerator, devices, num_nodes: as given.
+    Raises:
+        ValueError: with what to use.
+    """
+    cuda = torch.cuda.is_available()
+    if (accelerator == "cuda" and not cuda) or (
+        accelerator == "gpu" and not cuda and not torch.backends.mps.is_available()
+    ):
+        built = "that is built for CPUs only" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+        raise ValueError(
+            f"trainer.accelerator={accelerator}: torch {torch.__version__}, {built}, finds no GPU on this machine. "
+            "Look at nvidia-smi and the driver's version, or leave it out to train on what there is."
+        )
+    for name, given in (("devices", devices), ("num_nodes", num_nodes)):
+        number = int(given) if isinstance(given, int | str) and str(given).lstrip("-").isdecimal() else 1
+        if number < 1 and not (name == "devices" and number == -1 and accelerator != "cpu"):
+            raise ValueError(f"trainer.{name}={given} is not 1 or more. Leave it out for the default.")
 
 
 def check_trainer(trainer: Trainer, val_check_interval: float | None = None) -> None:
@@ -49,6 +76,8 @@ def check_trainer(trainer: Trainer, val_check_interval: float | None = None) -> 
     for name in ("max_epochs", "max_steps"):
         if getattr(trainer, name) == 0:
             problems.append(f"trainer.{name}=0 trains nothing. Use 1 or more.")
+        if (getattr(trainer, name) or 0) > _MOST:
+            problems.append(f"trainer.{name}={getattr(trainer, name)} is more than a run can take: {_MOST:,} at most.")
     problems += filter(None, map(_problem_of, trainer.callbacks))
     if problems:
         raise ValueError("\n".join(problems))

@@ -28,7 +28,7 @@ from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
 from simclr.cli.recipes import with_config_files
-from simclr.cli.refusals import check_trainer
+from simclr.cli.refusals import check_devices, check_trainer
 from simclr.cli.saving import (
     InsideEpochs,
     SaveOnInterrupt,
@@ -153,6 +153,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with this project's loggers and callbacks, the user's beside them."""
         config = self.config.trainer
+        check_devices(config.accelerator, config.devices, config.num_nodes)
         watched = not (config.fast_dev_run or config.barebones)
         if config.logger in (None, True) and watched:
             mode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes

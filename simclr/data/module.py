@@ -31,6 +31,7 @@ _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed m
 _STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
 _MOST_SKIPPED = 10  # files of a folder, or 1 % of them
 # The sets torchvision reads: the folder it keeps below data_dir, the images' side, how many are for training.
+_MOST_WORKERS = 1024  # processes that decode: more than any machine's cores, and each takes memory
 _NAMED = {
     "cifar10": ("cifar-10-batches-py", 32, 50_000),
     "cifar100": ("cifar-100-python", 32, 50_000),
@@ -194,6 +195,8 @@ class ImageData(LightningDataModule):
             found.append(f"data.load_size={self.load_size} is not a positive number.")
         if self.workers is not None and self.workers < 0:
             found.append(f"data.workers={self.workers} is negative. Use 0 to decode in the training process.")
+        if self.workers is not None and self.workers > _MOST_WORKERS:
+            found.append(f"data.workers={self.workers} is more than {_MOST_WORKERS:,}. Leave it out for one a core.")
         if not 0 < self.holdout < 1:
             found.append(f"data.holdout={self.holdout} is not a fraction between 0 and 1.")
         if self.cache_dir:
