@@ -281,7 +281,7 @@ def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
         ("--trainer.limit_train_batches=0", "trainer.limit_train_batches=0 leaves no step"),
         ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 is not 1 or more"),
         ("--trainer.max_epochs=0", "trainer.max_epochs=0 trains nothing"),
-        ("--trainer.devices=-1", "should be an int > 0"),
+        ("--trainer.devices=-1", "is not 1 or more"),
         ("--trainer.callbacks=BatchSizeFinder", "Set --data.batch_size"),
         ("--trainer.callbacks=LearningRateFinder", "Set --model.base_lr"),
         (

@@ -181,7 +181,10 @@ def _classes(part: dict[str, Any]) -> str:
     if part["classes"] is None:
         return "none: no labels"
     counts = part["classes"].values()
-    return f"{len(counts):,}, of {min(counts):,} to {max(counts):,} images"
+    least, most = min(counts), max(counts)
+    return (
+        f"{len(counts):,}, of {least:,} images each" if least == most else f"{len(counts):,}, of {least:,} to {most:,}"
+    )
 
 
 def _sizes(part: dict[str, Any]) -> str:
