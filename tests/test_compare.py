@@ -5,7 +5,6 @@ import io
 import json
 import re
 import statistics
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import yaml
 from rich.console import Console
 from scipy.stats import binomtest
 
+from page import Page
 from simclr.cli.compare import compare
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT
@@ -31,7 +31,6 @@ METRICS = (
     "epoch,knn_top1,lr,rankme,retrieval_top1,step,train_loss,train_loss_epoch\n"
     "0,,0.1,,,4,2.5,\n0,,,,,9,,2.25\n1,,0.2,,,14,2.0,\n1,0.4375,,7.5,0.5,19,,1.75\n"
 )
-VOID = {"meta", "img", "br", "use", "input"}
 
 
 def hand_made(folder: Path, *, seed=0, result=None, step=20, metrics=METRICS, run_dir=None, **model) -> Path:
@@ -287,35 +286,6 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys, argu
 
 
 # How it is shown
-
-
-class Page(HTMLParser):
-    """Resources and ids of a page, and whether its tags close."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.resources, self.ids, self.labels, self.open, self.text = [], [], [], [], ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.resources += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "action")]
-        self.ids += [v for k, v in attrs if k == "id"]
-        self.labels += [v for k, v in attrs if k == "aria-label"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_the_page_needs_nothing_and_takes_no_name_for_its_own_marks(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from page import Page
 from simclr.checkpoint import load_encoder
 from simclr.data import ImageData
 from simclr.eval import encoder_sha256
@@ -19,7 +19,6 @@ from simclr.report import write_report
 from simclr.report.page import render
 
 CLASSES = ["<script>alert('1')", "a & b", 'say "c"']
-VOID = {"meta", "img", "br", "use"}
 
 
 def fill(folder: Path, names: list[str], seed: int) -> None:
@@ -83,50 +82,29 @@ def result_of(run_dir: Path, **changes) -> dict:
     }
 
 
-class Page(HTMLParser):
-    """What a browser makes of a page: text, resources, the figures of neighbours, and whether tags close."""
+class ReportPage(Page):
+    """And its rows of neighbours: (query, [(neighbour, whether it is of another class)])."""
 
     def __init__(self, path: Path):
-        super().__init__()
-        self.text, self.resources, self.rows, self.open, self.tags = "", [], [], [], set()
-        self.feed(path.read_text())
-        self.close()
-        self.text = " ".join(self.text.split())
-        assert not self.open, f"left open: {self.open}"
+        self.rows = []
+        super().__init__(path.read_text())
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.add(tag)
-        self.resources += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data", "action")]
-        self.resources += re.findall(r"url\(([^)]*)\)", attributes.get("style") or "")
-        kind = (attributes.get("class") or "").split()
+        super().handle_starttag(tag, attrs)
         if tag == "figure":
-            number = int(attributes["data-number"])
+            attributes = dict(attrs)
+            number, kind = int(attributes["data-number"]), (attributes.get("class") or "").split()
             if "query" in kind:
                 self.rows.append((number, []))
             else:
                 self.rows[-1][1].append((number, "wrong" in kind))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += "" if self.open and self.open[-1] == "style" else data
 
 
 def test_the_first_sentence_holds_the_numbers_of_the_evaluation(labelled):
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
     path = write_report(labelled)
     assert path == labelled / "report.html"
-    text = Page(path).text
+    text = ReportPage(path).text
     sentence = (
         "A linear classifier on the frozen features reaches 83.1 % (95 % interval 81.4 to 84.7), "
         "64.0 points above raw pixels and 42.1 points above a random encoder."
@@ -141,7 +119,7 @@ def test_the_first_sentence_holds_the_numbers_of_the_evaluation(labelled):
 
 def test_a_result_below_a_yardstick_is_said_to_be_below(labelled):
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, raw_pixels_top1=0.9)))
-    assert "6.9 points below raw pixels" in Page(write_report(labelled)).text
+    assert "6.9 points below raw pixels" in ReportPage(write_report(labelled)).text
 
 
 def test_a_yardstick_without_a_number_is_left_out(labelled):
@@ -154,7 +132,7 @@ def test_a_yardstick_without_a_number_is_left_out(labelled):
 def test_the_page_needs_nothing_beside_it(labelled):
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
     path = write_report(labelled)
-    resources = Page(path).resources
+    resources = ReportPage(path).resources
     assert len(resources) > 20
     assert all(resource.startswith(("data:image/", "#")) for resource in resources)
     assert not re.search(r"https?://|@import|<script|<link", path.read_text())
@@ -170,7 +148,7 @@ def test_names_of_classes_folders_and_settings_are_text_not_markup(labelled):
     (labelled / "linear_eval.1.json").write_text(json.dumps({**result, "protocol": hostile, "epoch": hostile}))
     (labelled / "config.yaml").write_text(f'trainer: {{precision: "{hostile}"}}')
     path = write_report(labelled)
-    page = Page(path)
+    page = ReportPage(path)
     assert "run <i>" in page.text
     assert all(page.text.count(name) > 5 for name in CLASSES)
     assert page.text.count(hostile) == 10
@@ -204,7 +182,7 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
 
 
 def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labelled):
-    page = Page(write_report(labelled))
+    page = ReportPage(write_report(labelled))
     data = ImageData(train_dir=str(labelled.parent / "train"), test_dir=str(labelled.parent / "test"), image_size=8)
     data.setup()
     encoder = load_encoder(labelled)
@@ -226,7 +204,7 @@ def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labe
 
 
 def test_without_an_evaluation_the_page_says_how_to_make_one(labelled):
-    text = Page(write_report(labelled)).text
+    text = ReportPage(write_report(labelled)).text
     assert "online kNN 43.8 % on training images, not yet measured" in text
     assert f"python linear_eval.py --checkpoint '{labelled}'" in text
     assert "What it confuses" not in text
@@ -235,7 +213,7 @@ def test_without_an_evaluation_the_page_says_how_to_make_one(labelled):
 def test_without_labels_there_are_neighbours_and_curves_and_no_query_is_in_its_own_bank(tmp_path):
     fill(tmp_path / "flat", [f"{i}.png" for i in range(60)], 0)
     run_dir = make_run(tmp_path / "run", ImageData(train_dir=str(tmp_path / "flat"), image_size=8, batch_size=4))
-    page = Page(write_report(run_dir, map_images=50))
+    page = ReportPage(write_report(run_dir, map_images=50))
     assert "no labels" in page.text
     assert "linear_eval.py" not in page.text
     assert "How it learned" in page.text
@@ -247,7 +225,7 @@ def test_without_labels_there_are_neighbours_and_curves_and_no_query_is_in_its_o
 
 def test_an_evaluation_of_another_encoder_is_called_that(labelled):
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, encoder_sha256="0" * 64, epoch=1)))
-    text = Page(write_report(labelled)).text
+    text = ReportPage(write_report(labelled)).text
     assert "These numbers are of another encoder (epoch 1) than the checkpoint now holds (epoch 2)" in text
 
 
@@ -255,7 +233,7 @@ def test_images_that_are_gone_leave_the_rest_of_the_page(labelled):
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
     (labelled.parent / "train").rename(labelled.parent / "moved")
     said = []
-    page = Page(write_report(labelled, say=said.append))
+    page = ReportPage(write_report(labelled, say=said.append))
     assert "83.1 %" in page.text
     assert "No images to show: the run's own data.train_dir=" in page.text
     assert not page.rows
@@ -266,7 +244,7 @@ def test_a_hundred_classes_are_drawn_as_a_picture(labelled):
     matrix = (torch.eye(100, dtype=torch.int64) * 3 + torch.eye(100, dtype=torch.int64).roll(1, 1)).tolist()
     data = {**result_of(labelled)["data"], "classes": [f"class {i}" for i in range(100)]}
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, confusion_matrix=matrix, data=data)))
-    page = Page(write_report(labelled))
+    page = ReportPage(write_report(labelled))
     assert "table" not in page.tags
     assert "class 0 taken for class 1: 25.0 % (1 of 4)" in page.text
 
