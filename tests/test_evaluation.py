@@ -12,6 +12,7 @@ from simclr.cli.train import train
 from simclr.data import EvalLoader, FileImages, MemoryImages, draw_shapes, sources
 from simclr.eval import encoder_sha256, evaluation, extract_features, linear_probe, raw_pixels
 from simclr.eval.evaluation import linear_evaluation, write_result
+from simclr.eval.predictions import unpacked
 from simclr.module import SimCLR
 from test_eval_linear import of_views, plain_sgd
 from tiny import fit, flags, tiny_data
@@ -80,6 +81,16 @@ def test_test_labels_decide_nothing(run, record):
     columns = [torch.tensor(r["confusion_matrix"]).sum(0).tolist() for r in (record, other)]
     assert columns[0] == columns[1]
     assert other["confusion_matrix"] != record["confusion_matrix"]
+
+
+def test_predictions_are_those_of_the_record_and_name_the_images_they_are_of(run, record):
+    kept = record["predictions"]
+    labels = unpacked(kept["labels"])
+    for name in ("linear", "knn"):
+        assert (unpacked(kept[name]) == labels).double().mean().item() == pytest.approx(record[f"{name}_top1"])
+    other = linear_evaluation(run, tiny_data(shapes_train=96, shapes_test=48, seed=5, load_size=20))["predictions"]
+    assert other["labels"] == kept["labels"]
+    assert other["images_sha256"] != kept["images_sha256"]  # of other pixels
 
 
 def test_the_global_generator_changes_nothing(run, record):

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from simclr.checkpoint import load_encoder, new_encoder, read_checkpoint
+from simclr.checkpoint import Checkpoint, load_encoder, new_encoder, read_checkpoint
 from simclr.data import EvalLoader, ImageData
 from simclr.eval.classifier import ProbeResult
 from simclr.eval.duplicates import HashedImages, duplicates_in_words, duplicates_record
@@ -111,34 +111,19 @@ def linear_evaluation(
     say(f"linear classifier ({protocol})")
     linear = find_protocol(classifier)(features, **settings)
     neighbours = find_protocol("knn")(features, **votes)
-    say("yardstick: a random encoder of the same kind")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(read.model["seed"])  # the weights the run began with
-        random = new_encoder(read)
-    random_probe = _yardstick(
-        *extract_features(random, train_loader, device=device),
-        *extract_features(random, test_loader, device=device),
-        device=device,
-        say=say,
-    )
-    say("yardstick: raw pixels")
-    pixels_probe = _yardstick(*raw_pixels(train_loader), *raw_pixels(test_loader), device=device, say=say)
+    yardsticks = _yardsticks(read, train_loader, test_loader, device, say)
     if encoder_sha256(encoder) != sha256:
         raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
     correct = int((linear.predictions == labels).sum())
     about = dict(linear.about)
     ends = {"linear": about.pop("regularization_end", None)}
-    ends |= {
-        name: found and found.regularization_end
-        for name, found in (("random_encoder", random_probe), ("raw_pixels", pixels_probe))
-    }
+    ends |= {name: found and found.regularization_end for name, found in yardsticks.items()}
     return {
         "linear_top1": correct / len(labels),
         "linear_top5": linear.top5,
         "ci95": list(wilson_interval(correct, len(labels))),
         "knn_top1": int((neighbours.predictions == labels).sum()) / len(labels),
-        "random_encoder_top1": random_probe and random_probe.accuracy,
-        "raw_pixels_top1": pixels_probe and pixels_probe.accuracy,
+        **{f"{name}_top1": found and found.accuracy for name, found in yardsticks.items()},
         "duplicates": duplicates_record(train_images, test_images, linear.predictions, neighbours.predictions),
         "encoder_sha256": sha256,
         "checkpoint": stored(read.path),
@@ -155,8 +140,7 @@ def linear_evaluation(
         "confusion_matrix": confusion_matrix(
             linear.predictions, labels, len(test_loader.source.classes or ()) or None
         ).tolist(),
-        # With these two runs can be compared image by image.
-        "predictions": {
+        "predictions": {  # with these two runs can be compared image by image
             "linear": packed(linear.predictions),
             "knn": packed(neighbours.predictions),
             "labels": packed(labels),
@@ -199,6 +183,25 @@ def _refuse_too_many_neighbours(knn_k: int | None, train: EvalLoader) -> None:
             f"knn_k={knn_k} is more than the {len(train.index)} training images. "
             "Use fewer, or leave it out: it then follows from the sizes of the classes."
         )
+
+
+def _yardsticks(
+    read: Checkpoint,
+    train: EvalLoader,
+    test: EvalLoader,
+    device: torch.device | str,
+    say: Callable[[str], None],
+) -> dict[str, ProbeResult | None]:
+    """What a random encoder of the same kind and raw pixels reach on the same images."""
+    say("yardstick: a random encoder of the same kind")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(read.model["seed"])  # the weights the run began with
+        random = new_encoder(read)
+    features = [part for loader in (train, test) for part in extract_features(random, loader, device=device)]
+    found = {"random_encoder": _yardstick(*features, device=device, say=say)}
+    say("yardstick: raw pixels")
+    pixels = [part for loader in (train, test) for part in raw_pixels(loader)]
+    return {**found, "raw_pixels": _yardstick(*pixels, device=device, say=say)}
 
 
 def _yardstick(*split: Tensor, device: torch.device | str, say: Callable[[str], None]) -> ProbeResult | None:
