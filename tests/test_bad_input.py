@@ -328,3 +328,7 @@ def test_devices_that_may_be_meant_pass(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for devices in ("auto", 2, "2", -1, "-1", [0, 1], "0,1"):
         check_devices("gpu", devices)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^trainer\.devices=-1 is not 1 or more"):
+        check_devices("auto", -1)  # of which there are none

@@ -22,7 +22,7 @@ LOGGED = (
 )
 
 
-_MOST = 10**12  # epochs or steps: beyond, learning rates are computed from numbers that floats do not tell apart
+_MOST = 10**12  # epochs or steps: three decades of steps of a millisecond, so a slip of the hand
 
 
 def check_devices(accelerator: object, devices: object, num_nodes: object = 1) -> None:
@@ -34,17 +34,17 @@ def check_devices(accelerator: object, devices: object, num_nodes: object = 1) -
         ValueError: with what to use.
     """
     cuda = torch.cuda.is_available()
-    if (accelerator == "cuda" and not cuda) or (
-        accelerator == "gpu" and not cuda and not torch.backends.mps.is_available()
-    ):
-        built = "that is built for CPUs only" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+    gpu = cuda or torch.backends.mps.is_available()
+    if (accelerator == "cuda" and not cuda) or (accelerator == "gpu" and not gpu):
+        built = "built for CPUs only" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         raise ValueError(
             f"trainer.accelerator={accelerator}: torch {torch.__version__}, {built}, finds no GPU on this machine. "
             "Look at nvidia-smi and the driver's version, or leave it out to train on what there is."
         )
     for name, given in (("devices", devices), ("num_nodes", num_nodes)):
         number = int(given) if isinstance(given, int | str) and str(given).lstrip("-").isdecimal() else 1
-        if number < 1 and not (name == "devices" and number == -1 and accelerator != "cpu"):
+        all_gpus = name == "devices" and number == -1 and gpu and accelerator != "cpu"
+        if number < 1 and not all_gpus:
             raise ValueError(f"trainer.{name}={given} is not 1 or more. Leave it out for the default.")
 
 
