@@ -119,4 +119,4 @@ def _pairs(found: Comparison) -> Lines:
         ahead = f"{100 * pair.difference:.1f} ({low} to {high})"
         alone = f"{pair.only_best:,} : {pair.only_other:,} of {pair.images:,}"
         lines.append([pair.best, pair.other, ahead, alone, f"{pair.p:.2g}"])
-    return "The same test images, paired", head, lines
+    return "The same test images, paired (these encoders; other seeds would give others)", head, lines
