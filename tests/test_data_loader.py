@@ -238,7 +238,7 @@ def test_no_process_outlives_the_one_that_reads(tmp_path):
         assert len(session(process.pid)) >= 4  # itself, worker, fork server, what clears up
         process.kill()
         process.wait()
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60  # on however busy a machine; what stays longer is a failure
         while session(process.pid) and time.monotonic() < until:
             time.sleep(0.05)
         left = session(process.pid)
