@@ -16,7 +16,7 @@ from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, q
 from simclr.cli.parsing import Parser
 from simclr.container import cores
 from simclr.data.scan import Scanned, scan
-from simclr.data.sources import Folder, list_folder, match_classes
+from simclr.data.sources import Folder, list_folder, match_classes, may_be_skipped, refuse_shared
 from simclr.eval.duplicates import copies
 from simclr.files import write_atomically
 from simclr.paths import expanded, shown
@@ -35,7 +35,7 @@ def check_data(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped: not all images were looked at", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
-    except BrokenProcessPool:
+    except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 1.", FAILED)
     record = record_of(folders, scanned)
     guarded(lambda: _write(config, record))
@@ -74,6 +74,7 @@ def _folders(config: Any) -> dict[str, Folder]:
     found = {"train": list_folder(config.train_dir, "train_dir")}
     if config.test_dir is not None:
         found["test"] = list_folder(config.test_dir, "test_dir")
+        refuse_shared(found["train"], found["test"])
         match_classes(found["train"], found["test"])
     return found
 
@@ -158,13 +159,9 @@ def draw(record: dict[str, Any]) -> Group:
     notes = [Text(note) for part in parts.values() for note in [*part["notes"], *_notes(part)]]
     if bad := sum(len(part["unreadable"]) for part in parts.values()):
         are = "1 image cannot" if bad == 1 else f"{bad:,} images cannot"
-        notes.append(
-            Text(
-                f"{are} be read, and training stops at the first. Repair or remove what cannot, or leave up to 1 % "
-                "out: simclr train ... --data.on_error skip",
-                style="bold yellow",
-            )
-        )
+        few = all(may_be_skipped(len(part["unreadable"]), part["images"]) for part in parts.values())
+        way = ", or leave them out: simclr train ... --data.on_error skip" if few else ": too many to leave out."
+        notes.append(Text(f"{are} be read, and training stops there. Repair or remove{way}", style="bold yellow"))
     return Group(table, *([Text(), *notes] if notes else []))
 
 

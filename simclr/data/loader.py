@@ -182,7 +182,7 @@ class Batches:
                 persistent_workers=workers > 0,
                 pin_memory=torch.cuda.is_available(),
                 # Forking a process that runs threads (decoding, OpenMP, loggers) can deadlock; these start clean.
-                multiprocessing_context=_start_method() if workers else None,
+                multiprocessing_context=start_method() if workers else None,
                 worker_init_fn=_die_with_parent if workers else None,
             )
 
@@ -249,7 +249,8 @@ def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) ->
             yield coming.popleft().result()
 
 
-def _start_method() -> multiprocessing.context.BaseContext:
+def start_method() -> multiprocessing.context.BaseContext:
+    """How processes that decode are started: never by a fork of this one, whose threads may hold locks."""
     methods = multiprocessing.get_all_start_methods()
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
@@ -265,6 +266,11 @@ def _die_with_parent(worker: int) -> None:
     torch's own watchdog watches the worker's parent, which is the fork server: that one waits for its last worker. With
     the workers gone it ends too, and after it the process that clears up what all of them shared.
     """
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """In a process that was started by another: end when that one has, however it did."""
     threading.Thread(target=_end_after_parent, daemon=True).start()
 
 

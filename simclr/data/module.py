@@ -18,7 +18,17 @@ from simclr.data.decode import to_square, unreadable
 from simclr.data.fingerprint import compare_files, fingerprint_files
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, uneven_batch
 from simclr.data.shapes import CLASSES, draw_shapes
-from simclr.data.sources import FileImages, Folder, ImageSet, MemoryImages, list_folder, match_classes, refuse_shared
+from simclr.data.sources import (
+    MOST_SKIPPED,
+    FileImages,
+    Folder,
+    ImageSet,
+    MemoryImages,
+    list_folder,
+    match_classes,
+    may_be_skipped,
+    refuse_shared,
+)
 from simclr.data.splits import stratified_split
 from simclr.paths import shown, stored
 from simclr.seeding import check_seed, epoch_order
@@ -29,9 +39,8 @@ SKIPPED = "skipped_images.txt"  # in the folder of a run
 FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir")
 _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
 _STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
-_MOST_SKIPPED = 10  # files of a folder, or 1 % of them
+_MOST_WORKERS = 1024  # more than any machine has cores; each is a process
 # The sets torchvision reads: the folder it keeps below data_dir, the images' side, how many are for training.
-_MOST_WORKERS = 1024  # processes that decode: more than any machine's cores, and each takes memory
 _NAMED = {
     "cifar10": ("cifar-10-batches-py", 32, 50_000),
     "cifar100": ("cifar-100-python", 32, 50_000),
@@ -290,11 +299,11 @@ class ImageData(LightningDataModule):
         """Go on as if the files that cannot be read were not in a folder."""
         folder = self._folder(path, option, given)
         bad, size = unreadable(folder.paths, self.load_size, max(1, self._processes())), len(folder.paths)
-        if len(bad) > max(_MOST_SKIPPED, size // 100) or len(bad) == size:
+        if not may_be_skipped(len(bad), size):
             first = "; ".join(list(bad.values())[:3])
             raise ValueError(
                 f"{option}={given}: {len(bad):,} of {size:,} images cannot be read, more than the 1 % or "
-                f"{_MOST_SKIPPED} that data.on_error=skip leaves out: {first} ..."
+                f"{MOST_SKIPPED} that data.on_error=skip leaves out: {first} ..."
             )
         self.skipped += bad.values()
         self._folders[path] = folder.without(bad)

@@ -1,11 +1,9 @@
 """Every image of a folder, decoded once as training would, and what each is."""
 
-import hashlib
 import io
 import multiprocessing
-import os
 import signal
-import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,9 +15,11 @@ from PIL import Image
 
 from simclr.data import png
 from simclr.data.decode import decode_square
+from simclr.data.fingerprint import pixel_digest
+from simclr.data.loader import end_with_parent, start_method
 
 _RUN = 32  # files of a task: one task a file would cost as much as decoding a small one
-_ALONE = 256  # files that are decoded sooner than other processes have imported torch
+_ALONE = 5.0  # seconds in which this process decodes alone: others would still be importing torch
 _ORIENTATION = 0x0112  # EXIF
 
 
@@ -28,7 +28,7 @@ class Scanned(NamedTuple):
 
     Attributes:
         error: why it cannot be read; None if it can.
-        digest: of the pixels that training sees, 16 bytes; empty if it cannot be read.
+        digest: `pixel_digest` of the pixels that training sees; empty if it cannot be read.
         blank: whether all these pixels are equal in every channel.
         kind, mode: the file's format and colour mode in Pillow's words, `16 bit` after it where samples are.
         width, height: in pixels, as stored; 0 where Pillow does not know.
@@ -56,11 +56,9 @@ def scan_file(path: str, side: int) -> Scanned:
     except (OSError, ValueError) as error:
         return Scanned(str(error))
     pixels = image.permute(1, 2, 0).contiguous()  # (side, side, 3): as decoded, so that nothing is copied
-    # Not for secrets: of the hashes at hand, the one that processors have instructions for.
-    digest = hashlib.sha256(pixels.numpy().data, usedforsecurity=False).digest()[:16]
     some = pixels[::32, ::32]  # tells all but a few images, and those are looked at whole
     blank = bool((some == pixels[0, 0]).all()) and bool((pixels == pixels[0, 0]).all())
-    return _with_header(Scanned(None, digest, blank), content)
+    return _with_header(Scanned(None, pixel_digest(pixels.numpy()), blank), content)
 
 
 def _with_header(found: Scanned, content: bytes) -> Scanned:
@@ -88,29 +86,32 @@ def scan(paths: Sequence[str], side: int, processes: int) -> Iterator[Scanned]:
     Args:
         paths: N files.
         side: of the squares that training would hold, in pixels.
-        processes: how many decode at once; with 1, and of a few files, this one.
+        processes: how many decode at once; with 1, and for the first seconds, this one alone.
     Raises:
         concurrent.futures.process.BrokenProcessPool: if a process dies, of too little memory for example.
     """
-    if processes <= 1 or len(paths) <= _ALONE:
-        yield from (scan_file(path, side) for path in paths)
+    begun, done = time.monotonic(), 0
+    while done < len(paths) and (processes <= 1 or time.monotonic() - begun < _ALONE):
+        yield scan_file(paths[done], side)
+        done += 1
+    if done == len(paths):
         return
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(processes, context, _begin)
+    others, whole = set(multiprocessing.active_children()), False
+    pool = ProcessPoolExecutor(processes, start_method(), _begin)
     try:
         coming: deque[Future[list[Scanned]]] = deque()
-        for start in range(0, len(paths), _RUN):
-            coming.append(
-                pool.submit(_scan_files, [paths[i] for i in range(start, min(start + _RUN, len(paths)))], side)
-            )
-            if len(coming) > 3 * processes:  # Ctrl-C waits for these at most
+        for start in range(done, len(paths), _RUN):
+            run = [paths[i] for i in range(start, min(start + _RUN, len(paths)))]
+            coming.append(pool.submit(_scan_files, run, side))
+            if len(coming) > 3 * processes:
                 yield from coming.popleft().result()
         while coming:
             yield from coming.popleft().result()
+        whole = True
     finally:
+        if not whole:  # Ctrl-C, or one has died: the others may be waiting for a disk that does not answer
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
         pool.shutdown(cancel_futures=True)
 
 
@@ -122,11 +123,4 @@ def _begin() -> None:
     """In a process that decodes: Ctrl-C is its parent's to answer, and it ends with that one, however it died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_after_parent, daemon=True).start()
-
-
-def _end_after_parent() -> None:  # as in data/loader.py
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()

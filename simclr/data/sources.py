@@ -18,6 +18,7 @@ from simclr.data.cache import map_decoded
 from simclr.data.decode import EXTENSIONS, read_images
 from simclr.paths import expanded, stored
 
+MOST_SKIPPED = 10  # files of a folder, or 1 % of them
 _SPLITS = frozenset(("train", "training", "test", "val", "valid", "validation", "unlabeled"))
 
 
@@ -322,6 +323,11 @@ def _nearest(path: Path) -> str:
     close = difflib.get_close_matches(path.name, names, n=3)
     hint = f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
     return f"{path.parent} exists and has no {path.name}.{hint}"
+
+
+def may_be_skipped(bad: int, images: int) -> bool:
+    """Whether `data.on_error=skip` leaves out so many of a folder's images: ten or 1 %, and never all."""
+    return bad <= max(MOST_SKIPPED, images // 100) and bad < images
 
 
 def refuse_shared(train: Folder, test: Folder) -> None:

@@ -1,6 +1,5 @@
 """Test images that are training images too, pixel for pixel, found by a hash of each image while it passes by."""
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from simclr.data import EvalLoader
+from simclr.data.fingerprint import DIGEST_BYTES, pixel_digest
 from simclr.eval.metrics import wilson_interval
 from simclr.paths import shown
 
-_BYTES = 16  # of a hash: among a million images two unlike ones share 128 bits with a chance of 1e-27
 _NAMED, _PRINTED = 10, 3  # duplicates in a record, and in a line for people
 
 
@@ -48,7 +47,7 @@ class HashedImages:
 
 def _digests(images: Tensor) -> bytes:
     rows = images.cpu().contiguous().flatten(1).numpy()
-    return b"".join(hashlib.blake2b(row, digest_size=_BYTES).digest() for row in rows)
+    return b"".join(map(pixel_digest, rows))
 
 
 def copies(train: bytes | bytearray, test: bytes | bytearray) -> Tensor:
@@ -66,7 +65,7 @@ def copies(train: bytes | bytearray, test: bytes | bytearray) -> Tensor:
 
 
 def _each(digests: bytes | bytearray) -> Iterator[bytes]:
-    return (bytes(digests[start : start + _BYTES]) for start in range(0, len(digests), _BYTES))
+    return (bytes(digests[start : start + DIGEST_BYTES]) for start in range(0, len(digests), DIGEST_BYTES))
 
 
 def duplicates_record(train: HashedImages, test: HashedImages, linear: Tensor, knn: Tensor) -> dict[str, Any]:
