@@ -109,7 +109,7 @@ def test_several_processes_find_the_same_in_the_same_order(photos, monkeypatch):
 
 # The script is imported in the processes that decode too, so there an image named slow never ends.
 SLOW = """
-import os, pathlib, time
+import os, pathlib, signal, time
 from simclr.cli import main
 from simclr.data import scan
 of_a_file, scan._ALONE, scan._RUN = scan.scan_file, 0.0, 1
@@ -120,6 +120,7 @@ def scan_file(path, side):
     time.sleep(1000)
 scan.scan_file = scan_file
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where a shell has it ignored
     main(["check-data", "photos", "--workers", "2"])
 """
 
