@@ -166,9 +166,12 @@ class PretrainingRun:
         if settings["warmup_epochs"] is None:
             settings["warmup_epochs"] = default_warmup(total_steps / steps_per_epoch)
         warmup_steps = round(settings["warmup_epochs"] * steps_per_epoch)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, warmup_steps, self.total_steps)
-        )
+
+        def factor(step: int) -> float:
+            assert self.total_steps is not None  # set above; `start` may set another length
+            return warmup_cosine(step, warmup_steps, self.total_steps)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def start(self, module: LightningModule) -> None:
