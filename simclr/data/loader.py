@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from simclr.data.decode import kills_its_reader
 from simclr.data.sources import ImageSet, MemoryImages
@@ -146,19 +146,20 @@ class EvalLoader:
         if source.labels is None:
             raise ValueError(f"{source.name} has no labels: evaluation needs class folders.")
         self.source, self.index, self.batch_size, self.workers = source, index, batch_size, workers
+        self._labels = source.labels  # (N,), of the whole source
         self._batches = Batches(source, workers)
 
     @property
     def labels(self) -> Tensor:
         """(M,) int64, in the order of the batches."""
-        return self.source.labels[self.index]
+        return self._labels[self.index]
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, index in self._batches(part[None] for part in self.index.split(self.batch_size)):
-            yield images, self.source.labels[index.cpu()].to(images.device)
+            yield images, self._labels[index.cpu()].to(images.device)
 
 
 class Batches:
@@ -194,20 +195,21 @@ class Batches:
         """
         if self._loader is not None:
             self._order.batches = itertools.chain.from_iterable(parts)
-            yield from self._decoded()
+            yield from self._decoded(self._loader)
             return
+        source = self.source
+        assert isinstance(source, MemoryImages)  # all others have a loader
         # A part goes to the images in one transfer, and the numbers are handed out as they are.
-        device = self.source.pixels.device
-        pairs = (pair for part in parts for pair in zip(part, part.to(device), strict=True))
-        if self.source.pin:
-            yield from _ahead(self.source.pixels, pairs, pin=True)
+        pairs = (pair for part in parts for pair in zip(part, part.to(source.pixels.device), strict=True))
+        if source.pin:
+            yield from _ahead(source.pixels, pairs, pin=True)
             return
         for index, placed in pairs:
-            yield self.source.images(placed), index
+            yield source.images(placed), index
 
-    def _decoded(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _decoded(self, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         try:
-            for images, index in self._loader:
+            for images, index in loader:
                 if isinstance(images, str):
                     raise ValueError(images)
                 yield images, index
@@ -220,6 +222,8 @@ class Batches:
         """What became of a worker, and of which image, as far as that can be told."""
         lines = reason.strip().splitlines()
         what = f"a process that reads images died: {lines[-1] if lines else reason}."
+        if self.source.paths is None:
+            return f"{what} Is there too little memory?"
         paths = [self.source.paths[i] for batch in self._order.handed_out for i in batch]
         if deadly := [path for path in dict.fromkeys(paths) if kills_its_reader(path)]:
             return f"{what} The pixels of {', '.join(deadly[:3])} are damaged. Repair or remove them."
@@ -275,7 +279,9 @@ def end_with_parent() -> None:
 
 
 def _end_after_parent() -> None:
-    multiprocessing.parent_process().join()  # of who asked for the worker, not of the fork server
+    parent = multiprocessing.parent_process()  # who asked for the worker, not the fork server
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
@@ -292,7 +298,7 @@ class _Order:
             yield self.handed_out[-1]
 
 
-class _Decode:
+class _Decode(Dataset[tuple[Tensor | str, Tensor]]):
     """A map-style data set that is asked for whole batches, as torch's loader does of one with __getitems__."""
 
     def __init__(self, source: ImageSet):
@@ -311,5 +317,5 @@ class _Decode:
             return str(error), torch.tensor(index)
 
 
-def _as_it_is(batch):
+def _as_it_is(batch: Any) -> Any:  # a pair of `_Decode`, where torch's types expect a list
     return batch
