@@ -37,6 +37,7 @@ Source = Literal["auto", "shapes", "folder", "cifar10", "cifar100", "stl10", "im
 
 SKIPPED = "skipped_images.txt"  # in the folder of a run
 FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir")
+_Sets = tuple[ImageSet, ImageSet | None, ImageSet | None]  # for training, for testing; with labels, if not the first
 _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
 _STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
 _MOST_WORKERS = 1024  # more than any machine has cores; each is a process
@@ -233,7 +234,8 @@ class ImageData(LightningDataModule):
         return found
 
     def _where(self) -> str:
-        return {"folder": self.given["train_dir"], "shapes": "the built-in shapes"}.get(self.source, self.source)
+        shown = {"folder": self.given["train_dir"], "shapes": "the built-in shapes"}
+        return shown.get(self.source) or self.source
 
     # Reading
 
@@ -259,30 +261,32 @@ class ImageData(LightningDataModule):
         """Take the default batch of so many training images, if none was given."""
         self.batch_size = self.hparams.batch_size = default_batch_size(images, world_size)
 
-    def _read_shapes(self):
-        sets = []
-        for part, (name, count) in enumerate((("train", self.shapes_train), ("test", self.shapes_test))):
-            sets.append(MemoryImages(f"shapes ({name})", *draw_shapes(count, self.load_size, part), CLASSES))
-        return *sets, None
+    def _read_shapes(self) -> _Sets:
+        train, test = (
+            MemoryImages(f"shapes ({name})", *draw_shapes(count, self.load_size, part), CLASSES)
+            for part, (name, count) in enumerate((("train", self.shapes_train), ("test", self.shapes_test)))
+        )
+        return train, test, None
 
     def _folder_paths(self) -> list[tuple[str, str, str]]:
         """The training folder and, if there is one, the test folder, each with the setting that named it and how."""
         if self.source == "imagenet":  # as its archives unpack: data_dir/train/WNID/*.JPEG and data_dir/val/WNID/*.JPEG
-            parts = ("train", "val") if self.data_dir else ()
-            given = self.given["data_dir"]
-            return [(os.path.join(self.data_dir, part), "data.data_dir", f"{given}/{part}") for part in parts]
+            if not self.data_dir:
+                return []
+            top, given = self.data_dir, self.given["data_dir"]
+            return [(os.path.join(top, part), "data.data_dir", f"{given}/{part}") for part in ("train", "val")]
         named = ((self.train_dir, "train_dir"), (self.test_dir, "test_dir"))
-        return [(path, f"data.{name}", self.given[name]) for path, name in named if path]
+        return [(path, f"data.{name}", self.given[name] or path) for path, name in named if path]
 
     def _folder(self, path: str, option: str, given: str) -> Folder:
         if path not in self._folders:
             self._folders[path] = list_folder(path, option, given)
         return self._folders[path]
 
-    def _read_folders(self):
+    def _read_folders(self) -> _Sets:
         self._look_at_all()
         train, *tests = (self._folder(*folder) for folder in self._folder_paths())
-        test = None
+        test: ImageSet | None = None
         for folder in tests:
             classes = train.classes if train.classes and folder.classes else folder.classes
             test = self._files(folder, classes, match_classes(train, folder))
@@ -327,7 +331,7 @@ class ImageData(LightningDataModule):
             )
         return top
 
-    def _read_named(self):
+    def _read_named(self) -> _Sets:
         top, sets = self._find_named(), torchvision.datasets
         try:
             if self.source == "stl10":
@@ -344,7 +348,7 @@ class ImageData(LightningDataModule):
             return held["unlabeled"], held["test"], held["train"]
         return held["train"], held["test"], None
 
-    def _named_part(self, split: str, part) -> MemoryImages:
+    def _named_part(self, split: str, part: torchvision.datasets.VisionDataset) -> MemoryImages:
         pixels = torch.as_tensor(part.data)
         if self.source == "stl10":
             labels = None if split == "unlabeled" else torch.as_tensor(part.labels).to(torch.int64)
@@ -422,7 +426,15 @@ class ImageData(LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch: whole global batches."""
-        return len(self.train) // self.batch_size
+        images, batch_size = self._training
+        return len(images) // batch_size
+
+    @property
+    def _training(self) -> tuple[ImageSet, int]:
+        """The training images and the global batch, known once `setup` is done."""
+        assert self.train is not None, "setup comes first"
+        assert self.batch_size is not None
+        return self.train, self.batch_size
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's batches, (images (n, 3, S, S) uint8, index (n,) int64) with n = batch_size / world size.
@@ -431,19 +443,20 @@ class ImageData(LightningDataModule):
         Trainer's overfit_batches every epoch has the order of epoch 0, and so the same images.
         """
         self.setup()
+        images, batch_size = self._training
         trainer = self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         same = trainer is not None and trainer.overfit_batches > 0
-        sampler = GlobalBatchSampler(len(self.train), self.batch_size, self.seed, rank, world_size, reshuffle=not same)
+        sampler = GlobalBatchSampler(len(images), batch_size, self.seed, rank, world_size, reshuffle=not same)
         if trainer is None or not trainer.training:  # a loop of the caller's own, which no run has begun
-            return TrainLoader(self.train, sampler, self._processes())
+            return TrainLoader(images, sampler, self._processes())
         if trainer.is_global_zero:  # which writes the checkpoints
             self.fingerprint()
-        if isinstance(self.train, MemoryImages):
-            self.train.hold_pixels_on(trainer.strategy.root_device)
+        if isinstance(images, MemoryImages):
+            images.hold_pixels_on(trainer.strategy.root_device)
         # `ready` counts the batches the loop has begun; when the next one is asked for, those are the ones trained on.
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        return TrainLoader(self.train, sampler, self._processes(), lambda: progress.current.ready)
+        return TrainLoader(images, sampler, self._processes(), lambda: progress.current.ready)
 
     def eval_loader(
         self, split: Literal["train", "test"], batch_size: int = 512, limit: int | None = None
@@ -483,16 +496,18 @@ class ImageData(LightningDataModule):
         return True
 
     def _evaluation(self) -> dict[str, tuple[ImageSet, Tensor, str | None]]:
-        train, test = self.labelled_train, self.test
-        if all(part is None or part.labels is None for part in (train, test)):
+        assert self.labelled_train is not None  # set up
+        sets = (("train", self.labelled_train), ("test", self.test))
+        labelled = [(split, s, s.labels) for split, s in sets if s is not None and s.labels is not None]
+        if not labelled:
             raise ValueError(
-                f"{train.name} has no labels: evaluation needs an image set with two or more class folders, "
-                f"in data.train_dir or data.test_dir."
+                f"{self.labelled_train.name} has no labels: evaluation needs an image set with two or more class "
+                "folders, in data.train_dir or data.test_dir."
             )
-        if train.labels is not None and test is not None and test.labels is not None:
-            return {"train": (train, torch.arange(len(train)), None), "test": (test, torch.arange(len(test)), None)}
-        pool, seen = (train, True) if train.labels is not None else (test, False)
-        kept, held = (part.sort().values for part in stratified_split(pool.labels, self.holdout, seed=_HOLDOUT))
+        if len(labelled) == 2:
+            return {split: (images, torch.arange(len(images)), None) for split, images, _ in labelled}
+        [(split, pool, labels)] = labelled
+        kept, held = (part.sort().values for part in stratified_split(labels, self.holdout, seed=_HOLDOUT))
         if len(held) == 0:
             raise ValueError(
                 f"no class of {pool.name} has two images: none can be held out as test. "
@@ -502,7 +517,7 @@ class ImageData(LightningDataModule):
             f"no labelled test set: {len(held)} of the {len(pool)} images of {pool.name}, kept from the probe, "
             "are the test"
         )
-        note += "; pretraining saw them, without labels" if seen else ""
+        note += "; pretraining saw them, without labels" if split == "train" else ""
         return {"train": (pool, kept, note), "test": (pool, held, note)}
 
 

@@ -37,7 +37,9 @@ class ImageSet(Protocol):
     side: int
     labels: Tensor | None
     classes: list[str] | None
-    paths: Sequence[str] | None
+
+    @property
+    def paths(self) -> Sequence[str] | None: ...
 
     def __len__(self) -> int: ...
 
