@@ -38,7 +38,7 @@ from simclr.cli.saving import (
     take_over_checkpoints,
 )
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
-from simclr.continuation import check_resume
+from simclr.continuation import Continuation, check_resume
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
@@ -71,6 +71,7 @@ class TrainCLI(LightningCLI):
         self.began = time.monotonic()
         self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
         self.pace: Pace | None = None
+        self.continuation: Continuation | None = None
         self.schedule = Schedule()
         self.loggers: list[Logger] | None = None  # made once, also where the Trainer is built anew
         super().__init__(method, ImageData, **kwargs)
@@ -156,7 +157,7 @@ class TrainCLI(LightningCLI):
         check_devices(config.accelerator, config.devices, config.num_nodes)
         watched = not (config.fast_dev_run or config.barebones)
         if config.logger in (None, True) and watched:
-            mode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes
+            mode: WandbMode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes
             if self.loggers is None:
                 self.loggers = build_loggers(self.run_dir, mode, self.config.wandb_project, self.resumed)
             kwargs["logger"] = self.loggers
@@ -224,7 +225,7 @@ def summary(cli: TrainCLI) -> str:
     head = f", z of {model.networks[-1].out_dim} ({head} head)" if head else ""
     rows = {
         "run": str(cli.run_dir),
-        "continued": cli.continuation and f"\n{'':<11}".join((f"from {cli.resumed.stands}", *cli.continuation.said)),
+        "continued": _continued(cli),
         "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
         "left out": data.left_out,
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
@@ -240,8 +241,17 @@ def summary(cli: TrainCLI) -> str:
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 
 
+def _continued(cli: TrainCLI) -> str:
+    """Where a run goes on from, and what is different; empty for one that begins."""
+    if cli.resumed is None or cli.continuation is None:
+        return ""
+    return f"\n{'':<11}".join((f"from {cli.resumed.stands}", *cli.continuation.said))
+
+
 def _left_out(data: ImageData) -> str:
     """How many images the last incomplete batch of an epoch would have held."""
+    assert data.train is not None  # set up
+    assert data.batch_size is not None
     rest = len(data.train) % data.batch_size
     return f"; {rest} of the {len(data.train):,} images sit out each epoch, others each time" if rest else ""
 
@@ -267,16 +277,16 @@ def _train(args: list[str], folder: RunFolder) -> None:
     try:
         cli = guarded(lambda: parse_and_build(args, folder))
         guarded(lambda: check(cli))
-        finished = cli.continuation is not None and cli.continuation.finished
-        if cli.trainer.fast_dev_run or finished:
+        finished = cli.continuation if cli.continuation is not None and cli.continuation.finished else None
+        if cli.trainer.fast_dev_run or finished is not None:
             folder.remove_empty()
     except BaseException:
         folder.remove_empty()
         raise
-    if finished:
+    if finished is not None:
         if folder.first:
             guarded(lambda: _leave_encoder(cli))
-            print(f"already finished, {cli.continuation.length}; --trainer.max_epochs lengthens it", flush=True)
+            print(f"already finished, {finished.length}; --trainer.max_epochs lengthens it", flush=True)
         return
     if folder.first:
         if not cli.trainer.fast_dev_run:
@@ -321,6 +331,7 @@ def _end(cli: TrainCLI, minutes: float) -> None:
 
 def _leave_encoder(cli: TrainCLI) -> None:
     """The encoder of a finished run that was killed, or found no room, before it had written one."""
+    assert cli.resumed is not None  # its checkpoint is that of the last step
     path = cli.resumed.run_dir / ENCODER
     here = cli.run_dir.resolve() == cli.resumed.run_dir.resolve()
     if here and not (path.is_file() and path.with_suffix(".safetensors").is_file()):
@@ -400,7 +411,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
     config.data.allow_changed_images = False
     settings = _writable(lambda: cli.parser.dump(config, skip_none=False))
-    if cli.continuation is None:
+    if cli.continuation is None or cli.resumed is None:
         write_atomically(cli.run_dir / CONFIG, settings.encode())
         return
     found = cli.continuation
