@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simclr.checks import listed
 from simclr.compare.paired import Pair, paired
 from simclr.compare.runs import Run, find_runs, names_of, read_run
 from simclr.eval import wilson_interval
@@ -262,8 +263,7 @@ def _notes(runs: list[Run], differing: list[str], unpaired: list[str]) -> list[s
     every = {name for run in runs for name in run.settings}
     for run in runs:
         if lacking := sorted(every - run.settings.keys()):
-            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-            notes.append(f"{run.name}: of another version, it does not record {', '.join(lacking[:5])}{more}")
+            notes.append(f"{run.name}: of another version, it does not record {listed(lacking, 5)}")
     decides = [
         name for name in differing if name in ("model.loss", "model.temperature", "data.batch_size", "model.views")
     ]

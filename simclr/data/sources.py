@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simclr.checks import listed
 from simclr.data.cache import map_decoded
 from simclr.data.decode import EXTENSIONS, read_images
 from simclr.paths import expanded, stored
@@ -368,6 +369,6 @@ def match_classes(train: Folder, test: Folder) -> Tensor | None:
         return test.labels
     unknown = [name for name in test.classes if name not in train.classes]
     if unknown:
-        listed = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-        raise ValueError(f"data.test_dir={test.root} has classes that data.train_dir={train.root} lacks: {listed}.")
+        names = listed(unknown)
+        raise ValueError(f"data.test_dir={test.root} has classes that data.train_dir={train.root} lacks: {names}.")
     return torch.tensor([train.classes.index(name) for name in test.classes])[test.labels]

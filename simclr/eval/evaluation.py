@@ -17,6 +17,7 @@ import torchvision
 from torch import Tensor
 
 from simclr.checkpoint import Checkpoint, load_encoder, new_encoder, read_checkpoint
+from simclr.checks import listed, out_of_range, refuse
 from simclr.data import EvalLoader, ImageData
 from simclr.eval.classifier import ProbeResult
 from simclr.eval.duplicates import HashedImages, duplicates_in_words, duplicates_record
@@ -155,24 +156,17 @@ def linear_evaluation(
 
 def _refuse_out_of_range(settings: Mapping[str, Any]) -> None:
     """Before the features are computed; a protocol refuses its own settings too, after them."""
-    given = {name: value for name, value in settings.items() if value is not None}
     counts, positive = ("epochs", "batch_size", "max_iterations", "knn_k"), ("base_lr", "knn_temperature")
-    problems = [f"{name}={given[name]} is not 1 or more" for name in counts if name in given and given[name] < 1]
-    problems += [f"{name}={given[name]} is not positive" for name in positive if name in given and not given[name] > 0]
-    if not given.get("weight_decay", 0) >= 0:
-        problems.append(f"weight_decay={given['weight_decay']} is negative")
-    if problems:
-        raise ValueError(f"{'; '.join(problems)}.")
+    refuse(out_of_range(settings, counts=counts, positive=positive, not_negative=("weight_decay",)))
 
 
 def _refuse_unseen_classes(train: EvalLoader, test: EvalLoader) -> None:
     # `check_split` refuses them too, by number, and after the features have been computed.
     unseen = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if unseen:
-        names = ", ".join(test.source.classes[i] if test.source.classes else str(i) for i in unseen[:10])
-        more = f" and {len(unseen) - 10} more" if len(unseen) > 10 else ""
+        names = listed(test.source.classes[i] if test.source.classes else i for i in unseen)
         raise ValueError(
-            f"{test.source.name} has classes of which there is no training image in {train.source.name}: {names}{more}."
+            f"{test.source.name} has classes of which there is no training image in {train.source.name}: {names}."
         )
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from simclr.checks import refuse
 from simclr.inputs import fit_to_size, normalize, to_unit_range
 
 
@@ -225,8 +226,7 @@ def check_split(
             f"train_features are {tuple(train_features.shape)}, test_features {tuple(test_features.shape)}: "
             "the widths differ"
         )
-    if problems:  # what follows reads the labels
-        raise ValueError("; ".join(problems) + ".")
+    refuse(problems)  # what follows reads the labels
     classes = num_classes if num_classes is not None else int(train_labels.max()) + 1
     for part, labels in (("train", train_labels), ("test", test_labels)):
         if labels.min() < 0 or (num_classes is not None and labels.max() >= classes):
@@ -237,6 +237,5 @@ def check_split(
     unseen = sorted(set(test_labels.unique().tolist()) - set(seen.tolist()))
     if unseen:
         problems.append(f"test_labels hold classes {unseen[:10]} that train_labels lack")
-    if problems:
-        raise ValueError("; ".join(problems) + ".")
+    refuse(problems)
     return classes

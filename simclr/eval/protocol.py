@@ -4,7 +4,6 @@ A protocol is chosen by its name in `PROTOCOLS` or by the path of its function; 
 are its settings. One file each: knn.py is the shortest.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from simclr.checks import find_named
 
 PROTOCOLS = {"knn": "simclr.eval.knn.knn", "logreg": "simclr.eval.logreg.logreg", "linear": "simclr.eval.linear.linear"}
 
@@ -68,12 +69,7 @@ def find_protocol(name: str) -> Callable[..., Outcome]:
     Raises:
         ValueError: if there is none.
     """
-    module, _, attribute = PROTOCOLS.get(name, name).rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(PROTOCOLS)
-        raise ValueError(f"protocol={name} is none of {known}, nor the path of a function: {error}.") from error
+    return find_named("protocol", name, PROTOCOLS, "a function")
 
 
 def settings_in(protocol: Callable[..., Outcome]) -> dict[str, inspect.Parameter]:

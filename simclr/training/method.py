@@ -4,12 +4,12 @@ A method is a LightningModule with an `encoder`. It is chosen by `--method NAME`
 typed signature is its configuration. It is made of the parts of this folder; `simclr.module.SimCLR` shows how.
 """
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
 
+from simclr.checks import find_named
 from simclr.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -59,12 +59,7 @@ def find_method(name: str) -> type:
     Raises:
         ValueError: if there is none.
     """
-    module, _, attribute = METHODS.get(name, name).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(METHODS)
-        raise ValueError(f"method={name} is none of {known}, nor the path of a class: {error}.") from error
+    found = find_named("method", name, METHODS, "a class")
     lacking = [part for part in ("architecture", "objective", "training_step") if not hasattr(found, part)]
     if lacking:
         raise ValueError(f"method={name} is no method of pretraining: it lacks {', '.join(lacking)}.")

@@ -1,11 +1,11 @@
 """Settings that methods share: refused where they cannot be meant, completed and plain, as a checkpoint keeps them."""
 
 import inspect
-import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any, get_args
 
 from simclr.augment import SimCLRAugmentation
+from simclr.checks import out_of_range, refuse
 from simclr.contrast.agree import SMALLEST_TEMPERATURE
 from simclr.optim import LrScaling, OptimizerName
 from simclr.training.network import CompileMode
@@ -23,14 +23,8 @@ def refuse_bad_settings(settings: Mapping[str, Any]) -> None:
         settings: those of a method, None for what is left open.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    problems = [f"{n}={given[n]} is not positive" for n in _POSITIVE if n in given and not 0 < given[n] < math.inf]
-    problems += [f"{n}={given[n]} is negative" for n in _NOT_NEGATIVE if n in given and not given[n] >= 0]
-    for name, allowed in _CHOICES.items():
-        if name in given and given[name] not in allowed:
-            problems.append(f"{name}={given[name]} is none of {', '.join(allowed)}")
-    problems += [*_of_the_loss(given), *_of_the_steps(given)]
-    if problems:
-        raise ValueError(f"{'; '.join(problems)}.")
+    problems = out_of_range(given, positive=_POSITIVE, not_negative=_NOT_NEGATIVE, choices=_CHOICES)
+    refuse([*problems, *_of_the_loss(given), *_of_the_steps(given)])
 
 
 def _of_the_loss(given: Mapping[str, Any]) -> list[str]:
