@@ -10,27 +10,23 @@ from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from simclr import distributed
 from simclr.data import GlobalBatchSampler, ImageData, TrainLoader
 from simclr.eval import extract_features, knn_predict
 from simclr.files import say_unwritten, written_whole
-from simclr.online_quality import RETRIEVAL, OnlineQuality, decide_where_measured, watching
+from simclr.online_quality import RETRIEVAL, Measurer, OnlineQuality
 from simclr.paths import expanded
-from simclr.run_length import RunLength, is_due, run_length
+from simclr.run_length import RunLength, run_length
 from simclr.seeding import epoch_order
 
 METRIC = "knn_top1"
 _QUERIES = 20260712  # seed of the choice of queries, which no run's seed may change: runs are compared by it
 
 
-class OnlineKNN(Callback):
+class OnlineKNN(Measurer):
     """Logs `knn_top1`, the accuracy of a kNN classifier on the representations, while the encoder learns.
 
     Both the bank and the queries are *training* images (four fifths and one fifth of a fixed sample), so that choices
-    made by this number never touch the test set. Where that cannot be measured (see `why_not`) it says so once.
-
-    Rank 0 reads the images and measures; every rank logs what it found. A checkpoint or an early stopping that watches
-    `knn_top1` decides in the epochs that measure it: a patience counts measurements.
+    made by this number never touch the test set.
 
     Args:
         every_n_epochs: how often; 0 for never. The last epoch is always measured, also one that a limit of steps ends
@@ -40,58 +36,20 @@ class OnlineKNN(Callback):
         temperature: of the votes, exp(similarity / temperature).
     """
 
+    figures, group, title = (METRIC,), "knn", "online kNN"
+
     def __init__(self, every_n_epochs: int = 5, images: int = 10_000, k: int = 20, temperature: float = 0.1):
         if every_n_epochs < 0 or images < 10 or k < 1 or temperature <= 0:
             raise ValueError(
                 f"knn needs every_n_epochs >= 0, images >= 10, k >= 1 and temperature > 0; "
                 f"got {every_n_epochs}, {images}, {k} and {temperature}."
             )
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.images = images
         self.k = k
         self.temperature = temperature
-        self.measured_epoch: int | None = None  # the last one that has a number, from 0
-        self._measures = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out whether there will be a number, and have those who watch it wait for each.
-
-        Raises:
-            ValueError: if a callback watches a number that this run never measures.
-        """
-        if stage != "fit":
-            return
-        self.check(trainer, trainer.datamodule)
-        reason = self.why_not(trainer, trainer.datamodule)
-        self._measures = reason is None
-        if reason and self.every_n_epochs and not trainer.barebones and trainer.is_global_zero:
-            print(f"no online kNN: {reason}", flush=True)  # no bar yet
-        for callback in watching(trainer, METRIC):
-            decide_where_measured(callback, self)
-
-    def check(self, trainer: Trainer, data: object) -> None:
-        """Refuse callbacks that watch a number which this run never measures.
-
-        Args:
-            data: the data module, set up.
-        Raises:
-            ValueError: with the reason.
-        """
-        waiting = watching(trainer, METRIC)
-        if waiting and (reason := self.why_not(trainer, data)):
-            name = type(waiting[0]).__name__
-            raise ValueError(f"{name} watches {METRIC}, which this run never measures: {reason}.")
-
-    def why_not(self, trainer: Trainer, data: object) -> str | None:
-        """Why there will be no number in this run; None if there will be. The same on every rank, and reads no image.
-
-        Args:
-            data: the data module, set up.
-        """
-        if self.every_n_epochs == 0:
-            return "knn.every_n_epochs is 0"
-        if trainer.barebones:
-            return "trainer.barebones logs nothing"
+    def why_not_on(self, data: object) -> str | None:
         if not isinstance(data, ImageData):
             return "the batches are not from simclr.data.ImageData, whose labelled images it is measured on"
         assert data.labelled_train is not None  # set up
@@ -106,19 +64,9 @@ class OnlineKNN(Callback):
             return "it takes 5 labelled images or more, of two classes among its neighbours"
         return None
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure on rank 0 and log on all, which wait for as long as it takes."""
-        if not self._measures or not is_due(trainer, self.every_n_epochs):
-            return
-
-        def measure() -> float:
-            loader = trainer.datamodule.eval_loader("train", limit=self.images)
-            return self.measure(pl_module.encoder, loader, pl_module.device)
-
-        accuracy = distributed.from_rank_0(measure)
-        # The ranks agree already; without sync_dist Lightning would warn that they might not.
-        pl_module.log(METRIC, accuracy, rank_zero_only=True, sync_dist=True)
-        self.measured_epoch = trainer.current_epoch
+    def figures_of(self, data: ImageData, module: LightningModule) -> dict[str, float]:
+        loader = data.eval_loader("train", limit=self.images)
+        return {METRIC: self.measure(module.encoder, loader, module.device)}
 
     def measure(self, encoder: torch.nn.Module, loader: Iterable[Any], device: torch.device) -> float:
         """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others."""

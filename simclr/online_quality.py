@@ -1,8 +1,9 @@
 """Online figures without labels: what a run is worth while it trains, on images that it never trains on."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -26,68 +27,111 @@ _SEED = (
 _AT_ONCE = 256  # images
 
 
-class OnlineQuality(Callback):
-    """Logs figures of two views of the test images, whose labels play no part; see `simclr.eval.quality`.
+class Measurer(Callback, ABC):
+    """Measures the encoder while it learns, on rank 0, at the end of some epochs and of the last; all ranks log it.
 
-    `heldout_loss` and `heldout_top1`, the loss and the contrastive accuracy in batches of the run's size; `alignment`,
-    `uniformity` and `z_spread` of the projections; `rankme` and `retrieval_top1` of the representations, and beside it
-    `retrieval_top1_before`, of the network before its first step. The network is in eval mode, in float32.
-
-    Rank 0 measures, every rank logs what it found. Where nothing can be measured (see `why_not`) it says so once.
+    Where it cannot measure (see `why_not`) it says so once. A checkpoint or an early stopping that watches one of its
+    figures decides in the epochs that measure it: a patience counts measurements.
 
     Args:
-        every_n_epochs: how often; 0 for never. The last epoch is always measured.
-        images: how many, or fewer if there are fewer.
+        every_n_epochs: how often; 0 for never.
+    Attributes:
+        figures: the names it logs.
+        group: its settings on the command line.
+        title: what it measures, for people.
+        measured_epoch: the last one that has figures, from 0.
     """
 
-    def __init__(self, every_n_epochs: int = 5, images: int = 2000):
-        if every_n_epochs < 0 or images < 2:
-            raise ValueError(f"quality needs every_n_epochs >= 0 and images >= 2; got {every_n_epochs} and {images}.")
+    figures: ClassVar[tuple[str, ...]]
+    group: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(self, every_n_epochs: int):
         self.every_n_epochs = every_n_epochs
-        self.images = images
-        self.before: float | None = None  # retrieval of the network before its first step
-        self.measured_epoch: int | None = None  # the last one that has figures, from 0
+        self.measured_epoch: int | None = None
         self._measures = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out whether there will be figures, and have those who watch them wait for each.
 
         Raises:
-            ValueError: if a callback watches figures that this run never measures.
+            ValueError: if a callback watches a figure that this run never measures.
         """
         if stage != "fit":
             return
         self.check(trainer, trainer.datamodule)
         reason = self.why_not(trainer, trainer.datamodule)
-        for callback in watching(trainer, *FIGURES):
-            decide_where_measured(callback, self)
         self._measures = reason is None
+        for callback in watching(trainer, *self.figures):
+            decide_where_measured(callback, self)
         if reason and self.every_n_epochs and not trainer.barebones and trainer.is_global_zero:
-            print(f"no figures of images never trained on: {reason}", flush=True)  # no bar yet
+            print(f"no {self.title}: {reason}", flush=True)  # no bar yet
 
     def check(self, trainer: Trainer, data: object) -> None:
-        """Refuse callbacks that watch figures which this run never measures.
+        """Refuse callbacks that watch a figure which this run never measures.
 
         Args:
             data: the data module, set up.
         Raises:
             ValueError: with the reason.
         """
-        waiting = watching(trainer, *FIGURES)
+        waiting = watching(trainer, *self.figures)
         if waiting and (reason := self.why_not(trainer, data)):
             name, metric = type(waiting[0]).__name__, waiting[0].monitor
             raise ValueError(f"{name} watches {metric}, which this run never measures: {reason}.")
 
     def why_not(self, trainer: Trainer, data: object) -> str | None:
-        """Why there will be no figures in this run; None if there will be. The same on every rank.
+        """Why there will be no figures in this run; None if there will be. The same on every rank, and reads no image.
 
         Args:
             data: the data module, set up.
         """
         if self.every_n_epochs == 0:
-            return "quality.every_n_epochs is 0"
+            return f"{self.group}.every_n_epochs is 0"
         if trainer.barebones:
             return "trainer.barebones logs nothing"
+        return self.why_not_on(data)
+
+    @abstractmethod
+    def why_not_on(self, data: object) -> str | None:
+        """Why these images are not enough; None if they are."""
+
+    @abstractmethod
+    def figures_of(self, data: ImageData, module: LightningModule) -> dict[str, float]:
+        """The figures by name, of a method as it stands."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure on rank 0 and log on all, which wait for as long as it takes."""
+        if not self._measures or not is_due(trainer, self.every_n_epochs):
+            return
+        figures = distributed.from_rank_0(lambda: self.figures_of(trainer.datamodule, pl_module))
+        # The ranks agree already; without sync_dist Lightning would warn that they might not.
+        pl_module.log_dict(figures, rank_zero_only=True, sync_dist=True)
+        self.measured_epoch = trainer.current_epoch
+
+
+class OnlineQuality(Measurer):
+    """Logs figures of two views of the test images, whose labels play no part; see `simclr.eval.quality`.
+
+    `heldout_loss` and `heldout_top1`, the loss and the contrastive accuracy in batches of the run's size; `alignment`,
+    `uniformity` and `z_spread` of the projections; `rankme` and `retrieval_top1` of the representations, and beside it
+    `retrieval_top1_before`, of the network before its first step. The network is in eval mode, in float32.
+
+    Args:
+        every_n_epochs: how often; 0 for never. The last epoch is always measured.
+        images: how many, or fewer if there are fewer.
+    """
+
+    figures, group, title = FIGURES, "quality", "figures of images never trained on"
+
+    def __init__(self, every_n_epochs: int = 5, images: int = 2000):
+        if every_n_epochs < 0 or images < 2:
+            raise ValueError(f"quality needs every_n_epochs >= 0 and images >= 2; got {every_n_epochs} and {images}.")
+        super().__init__(every_n_epochs)
+        self.images = images
+        self.before: float | None = None  # retrieval of the network before its first step
+
+    def why_not_on(self, data: object) -> str | None:
         if not isinstance(data, ImageData):
             return "the batches are not from simclr.data.ImageData"
         if data.test is None or len(data.test) < 2:
@@ -99,16 +143,9 @@ class OnlineQuality(Callback):
         if self._measures and trainer.global_step == 0:
             self.before = distributed.from_rank_0(lambda: self.measure(trainer.datamodule, pl_module)[RETRIEVAL])
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure on rank 0 and log on all, which wait for as long as it takes."""
-        if not self._measures or not is_due(trainer, self.every_n_epochs):
-            return
-        figures = distributed.from_rank_0(lambda: self.measure(trainer.datamodule, pl_module))
-        if self.before is not None:
-            figures[BEFORE] = self.before
-        # The ranks agree already; without sync_dist Lightning would warn that they might not.
-        pl_module.log_dict(figures, rank_zero_only=True, sync_dist=True)
-        self.measured_epoch = trainer.current_epoch
+    def figures_of(self, data: ImageData, module: LightningModule) -> dict[str, float]:
+        before = {} if self.before is None else {BEFORE: self.before}
+        return self.measure(data, module) | before
 
     def measure(self, data: ImageData, module: LightningModule) -> dict[str, float]:
         """The figures by name, of a method as it stands.

@@ -46,7 +46,7 @@ from simclr.distributed import launched_rank
 from simclr.files import reason_of, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
-from simclr.online_quality import OnlineQuality
+from simclr.online_quality import Measurer, OnlineQuality
 from simclr.pace import Pace
 from simclr.paths import expanded
 from simclr.progress import LogInterval, ProgressBar, ProgressLines
@@ -185,7 +185,7 @@ class TrainCLI(LightningCLI):
             raise ValueError(f"trainer: {error}") from error
         self.checkpoints = take_over_checkpoints(trainer, self.schedule.keep)
         # What measures before the line that shows it.
-        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN | OnlineQuality))
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Measurer))
         return trainer
 
     def _add_progress(self, callbacks: list[Callback]) -> bool:
@@ -555,7 +555,7 @@ def check(cli: TrainCLI) -> None:
     )
     cli.datamodule.setup("fit")
     for callback in trainer.callbacks:
-        if isinstance(callback, OnlineKNN | OnlineQuality):
+        if isinstance(callback, Measurer):
             callback.check(trainer, cli.datamodule)
     settle(cli)
 
