@@ -103,8 +103,8 @@ def knn_accuracy(
     """Fraction of test images that `knn_predict` classifies correctly.
 
     Args:
+        train_features, train_labels, test_features, k, temperature, num_classes, chunk_size: as for `knn_predict`.
         test_labels: (M,) integer; a class that training lacks is refused.
-        The others as for `knn_predict`.
     Returns:
         A fraction in [0, 1].
     Raises:
