@@ -1,5 +1,8 @@
 """Images to views: the SimCLR augmentation (Chen et al. 2020, appendix A) as a pure function.
 
+A view is what is left of an image after a random crop, a flip and changes of its colors. SimCLR makes two of each image
+and learns an encoder that tells, among the views of many images, which two are of the same one.
+
 `SimCLRAugmentation.draw` draws what happens to each image, a table on the CPU that depends on (seed, epoch, image
 index, view number) alone; `view` makes the views from it, by a Kornia pipeline or compiled functions (`simclr/views/`).
 """
@@ -32,7 +35,7 @@ BY_SIZE: tuple[dict[str, Any], ...] = (
 
 
 class SimCLRAugmentation(nn.Module):
-    """Random views of each image, on the images' device.
+    """Random views of each image, on the images' device; `__init__`, with every setting, stands last.
 
     A view is a pure function of (seed, epoch, image index, view number): it does not depend on the batch around the
     image, on the number of devices or workers, or on any random number drawn elsewhere. On a CPU that holds to the last
@@ -65,13 +68,14 @@ class SimCLRAugmentation(nn.Module):
             raise ValueError(f"index={index.min().item()} is negative. Pass the images' numbers in the data set.")
         # One column of numbers per use, at a fixed place, in double so that no rounding decides between two boxes.
         u = uniforms(seed, epoch, index, view, 2 * CROP_TRIES + 20).double().T.contiguous()  # (40, N)
+        # The last effect's gate is apart: numbers are only ever appended, so that views keep their bits.
         box, gates, values, last_gate = u.split((2 * CROP_TRIES + 2, 8, 9, 1))
-        gates = torch.cat((gates, last_gate))  # (9, N)
-        table = {
+        gates = torch.cat((gates, last_gate))  # (9, N), one row for each name in `probs`
+        table = {  # whether: an effect of probability p happens where a number is below p
             name: gate < by_view[min(view, len(by_view) - 1)]
             for gate, (name, by_view) in zip(gates, self.probs.items(), strict=True)
         }
-        change = 0.8 * self.strength
+        change = 0.8 * self.strength  # of brightness, contrast and saturation: factors from 1 - change to 1 + change
         low, high = max(0.0, 1 - change), 1 + change
         side = round(self.cutout_size * self.image_size)
         hole_start = (values[7:9] * self.image_size).long() - side // 2  # (2, N): top, left
@@ -129,13 +133,13 @@ class SimCLRAugmentation(nn.Module):
         refuse_bad_batch(images, index)
         compiles = images.device.type == "cuda" if self.compile_views is None else self.compile_views
         on_cpu, size = images.device.type == "cpu", self.image_size
-        part = _CHUNK_VALUES / (3 * size**2) if on_cpu else max(1, len(images))
+        part = _CHUNK_VALUES / (3 * size**2) if on_cpu else max(1, len(images))  # images at a time
         with in_float32(images.device.type):
             table = self.draw(index, images.shape[2], images.shape[3], epoch, seed, view)
             if compiles and len(images):
                 steps = list(self.pipeline.children())
                 views = compiled_views(images, table, steps, size, part, self.mean, self.std)
-                if views is not None:
+                if views is not None:  # None: compiling failed, a warning has said so
                     return views
             views = images.new_empty(len(images), 3, size, size, dtype=torch.float32)
             for start in range(0, len(images), max(1, int(part))):
@@ -144,7 +148,7 @@ class SimCLRAugmentation(nn.Module):
             return views
 
     def _replay(self, images: Tensor, table: dict[str, Tensor]) -> Tensor:
-        """The Kornia pipeline with the parameters of the table."""
+        """The Kornia pipeline with the parameters of the table, of which each operation reads its `columns`."""
         steps = self.pipeline.named_children()
         params = [ParamItem(name, {c: table[c] for c in getattr(step, "columns", ())}) for name, step in steps]
         return self.pipeline(images, params=params)
@@ -219,7 +223,7 @@ class SimCLRAugmentation(nn.Module):
         self.crop_scale = tuple(usual["crop_scale"] if crop_scale is None else crop_scale)
         self.blur_prob = usual["blur_prob"] if blur_prob is None else blur_prob
         self.crop_ratio, self.blur_sigma = tuple(crop_ratio), tuple(blur_sigma)
-        # In the order of their columns among the random numbers.
+        # The probabilities of each effect by view, in the order of their columns among the random numbers.
         probs = {"flip": flip_prob, "rotation": rotation_prob, "jitter": jitter_prob, "gray": gray_prob}
         probs |= {"blur": self.blur_prob, "sobel": sobel_prob, "noise": noise_prob, "cutout": cutout_prob}
         probs |= {"solarize": solarize_prob}
@@ -227,8 +231,7 @@ class SimCLRAugmentation(nn.Module):
         if not augment_second_view:
             self.probs = {name: (*by_view[:1], 0.0) for name, by_view in self.probs.items()}
         self.solarize_threshold, self.cutout_size, self.noise_std = solarize_threshold, cutout_size, noise_std
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.compile_views = compile_views
+        self.mean, self.std, self.compile_views = tuple(mean), tuple(std), compile_views
         refuse_bad_arguments(self)
         self.pipeline = AugmentationSequential(*self._operations(), data_keys=["input"])
 

@@ -1,8 +1,9 @@
-"""Encoders f by name: images -> representations h. The only place that chooses a stem."""
+"""Encoders f by name: images -> representations h. The only place that chooses a stem, a ResNet's first layers."""
 
 import difflib
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -45,8 +46,8 @@ def build_encoder(
         shortcut: "A", "B", "C" of He et al. 2015, or "none" for a plain network. The CIFAR networks were published
             with "A", those for ImageNet with "B".
         zero_init: start every residual branch at zero, as google-research/simclr does.
-        norm: "batch", or "none" for convolutions with a bias and no BN.
-        The last four and stem are for the ResNets named above; other models take the default only.
+        norm: "batch", or "none" for convolutions with a bias and no BN. Like the three before it and stem, it is for
+            the ResNets named above; other models take the default only.
     Returns:
         The module, on the default device, in training mode; its attribute `feature_dim` is F.
     Raises:
@@ -69,7 +70,8 @@ def build_encoder(
     if build is None:
         raise ValueError(unknown_encoder(name, encoder_names()))
     refuse_resnet_options(name, resnet_options)
-    return guard_projections(build(name, None) if image_size is None else build_for_size(build, name, image_size))
+    encoder = build(name, None) if image_size is None else build_for_size(build, name, image_size)
+    return guard_projections(encoder)  # against a fault of some convolutions on CPUs
 
 
 def encoder_names() -> list[str]:
@@ -80,7 +82,7 @@ def encoder_names() -> list[str]:
 def choose_stem(depth: int, image_size: int | None) -> str:
     """What `auto` means for a ResNet of this depth."""
     if image_size is None:
-        return "imagenet" if len(DEPTHS[depth][1]) == 4 else "small"
+        return "imagenet" if len(DEPTHS[depth][1]) == 4 else "small"  # 4 stages: the ImageNet family; 3: CIFAR's
     return "small" if image_size <= LARGEST_SMALL_IMAGE else "imagenet"
 
 
@@ -170,14 +172,11 @@ def build_timm(name: str, image_size: int | None) -> nn.Module:
 
 def unknown_encoder(name: str, names: Sequence[str]) -> str:
     """The message for a name that nobody knows, with the nearest of those that are known, timm's among them."""
-    known = list(names)
-    try:
+    known, advice = list(names), " If it is one of timm's, install timm: pip install 'simclr[timm]'."
+    with suppress(ImportError):
         import timm
-    except ImportError:
-        advice = " If it is one of timm's, install timm: pip install 'simclr[timm]'."
-    else:
-        known = known + timm.list_models()
-        advice = ""
+
+        known, advice = known + timm.list_models(), ""
     # timm knows some of torchvision's names too; its own go on after what people say: vit_small_patch16_224.
     begun = [other for other in dict.fromkeys(known) if name and other.startswith(f"{name}_")][:2]
     nearest = begun or difflib.get_close_matches(name, dict.fromkeys(known), n=3)

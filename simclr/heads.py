@@ -1,4 +1,8 @@
-"""The projection head g: representations h -> projections z, on which the contrastive loss works."""
+"""The projection head g: representations h -> projections z, on which the contrastive loss works.
+
+Training throws it away at its end: z is to be the same for all views of an image, so it loses what they differ in, such
+as color, which h keeps for other tasks (Chen et al. 2020, section 4.2).
+"""
 
 from typing import Literal
 
@@ -60,10 +64,10 @@ class ProjectionHead(nn.Module):
         self.layers = nn.Sequential()
         dim = in_dim
         for _ in range(hidden_layers):
-            self.layers.append(make_hidden_layer(dim, hidden_dim, batch_norm=batch_norm is not False))
+            self.layers.append(make_layer(dim, hidden_dim, batch_norm=batch_norm is not False, last=False))
             dim = hidden_dim
         if kind != "identity":
-            self.layers.append(make_last_layer(dim, projection_dim, batch_norm=batch_norm is True))
+            self.layers.append(make_layer(dim, projection_dim, batch_norm=batch_norm is True, last=True))
             dim = projection_dim
         self.out_dim = dim
 
@@ -71,23 +75,16 @@ class ProjectionHead(nn.Module):
         return self.layers(h)  # (N, out_dim)
 
 
-def make_hidden_layer(in_dim: int, out_dim: int, *, batch_norm: bool) -> nn.Sequential:
-    """Linear, BN if asked for, ReLU."""
-    layer = nn.Sequential()
-    layer.add_module("linear", nn.Linear(in_dim, out_dim, bias=not batch_norm))
-    if batch_norm:
-        layer.add_module("bn", nn.BatchNorm1d(out_dim))
-    layer.add_module("relu", nn.ReLU(inplace=True))
-    return layer
-
-
-def make_last_layer(in_dim: int, out_dim: int, *, batch_norm: bool) -> nn.Sequential:
-    """Linear, and BN without a shift if asked for."""
+def make_layer(in_dim: int, out_dim: int, *, batch_norm: bool, last: bool) -> nn.Sequential:
+    """Linear, BN if asked for, ReLU; the last layer has no ReLU, and its BN no shift."""
     layer = nn.Sequential()
     layer.add_module("linear", nn.Linear(in_dim, out_dim, bias=not batch_norm))
     if batch_norm:
         bn = nn.BatchNorm1d(out_dim)
-        # `center=False` of google-research/simclr: one shift shared by all z would only move them towards each other.
-        bn.register_parameter("bias", None)  # torch's own `bias=False` for BN is not in every release we support
+        if last:
+            # `center=False` of google-research/simclr: one shift for all z would only move them towards each other.
+            bn.register_parameter("bias", None)  # torch's own `bias=False` for BN is not in every release we support
         layer.add_module("bn", bn)
+    if not last:
+        layer.add_module("relu", nn.ReLU(inplace=True))
     return layer

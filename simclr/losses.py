@@ -1,9 +1,11 @@
 """The contrastive losses, pure functions of the projections: NT-Xent as its paper writes it, and its siblings.
 
-All of them compare every projection of the global batch, whatever the number of ranks, with all others, and cost memory
-that grows with the batch, not with its square: `simclr.contrast.engine` visits the pairs in tiles, forward and, once
-more, backward. With a process group, each rank passes its part of the batch and gets a value whose mean over ranks is
-the loss of the global batch, and whose gradient, averaged over ranks as DDP does, is exactly the gradient of that loss.
+They are small where projections of the same image lie close together and far from all others. Each projection is an
+anchor in turn: its positive is the other view of its image, its negatives are all others of the global batch, which is
+that of all ranks (processes) together. `dense_nt_xent` says all of it in a few lines, with the matrix of all pairs. The
+functions below it need no room for that: `simclr.contrast.engine` sums a term of the logits of an anchor's negatives
+(e^s for NT-Xent), tile by tile; a rule, at the end of this page, makes the anchor's loss of that sum and its positive.
+On several ranks, the mean of what they return, and the mean of the gradients, as DDP takes it, are those of the whole.
 """
 
 from collections.abc import Sequence
@@ -22,23 +24,25 @@ def dense_nt_xent(z: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor
     """NT-Xent (Chen et al. 2020, eq. 1) of a whole batch at once: the readable form, and the fastest for a small one.
 
     The loss of an anchor i, whose positive is the other view j of its image, is the cross-entropy of finding j among
-    all projections but i itself: -log(exp(s_ij) / sum of exp(s_ik) over all k other than i), s = cosine / temperature.
+    all projections but i itself: -log(exp(s_ij) / sum of exp(s_ik) over all k other than i). A logit s is a cosine
+    divided by the temperature: the lower that is, the more the nearest negatives count.
 
     Args:
         z: (2N, D) projections of length 1: view 1 of N images, then view 2.
         temperature: tau.
     Returns:
-        The mean over the 2N anchors; without a gradient each anchor's positive logit and its largest negative one,
-        (2N,).
+        The mean over the 2N anchors; without a gradient, for statistics, each anchor's positive logit and its largest
+        negative one, (2N,).
     """
     logits = z @ z.T / temperature  # (2N, 2N)
     n = len(z) // 2
-    positive = logits.diagonal(n).repeat(2)  # view 2 of an anchor's image stands N columns right of view 1
+    # View 2 of an image stands N columns right of view 1; the logits of the two ends of a pair are the same.
+    positive = logits.diagonal(n).repeat(2)  # (2N,)
     not_negative = torch.zeros_like(logits, requires_grad=False)
-    for k in (0, n, -n):
+    for k in (0, n, -n):  # the anchor itself, its positive if that is view 2, if it is view 1
         not_negative.diagonal(k).fill_(-torch.inf)
     negatives = logits + not_negative
-    # log(e^p + sum of e^s) - p, which keeps its digits where it is near 0.
+    # With p the positive logit, log(e^p + sum of e^s) - p = log(1 + sum of e^s / e^p), which keeps its digits near 0.
     loss = _softplus(negatives.logsumexp(1) - positive).mean()
     return loss, positive.detach(), negatives.detach().amax(1)
 
@@ -180,7 +184,8 @@ def sup_con(
     return loss_by_sums(views, temperature, settings, tiles.EXP, _log_sum_minus_positive, labels)
 
 
-# The rule of each loss: how an anchor's loss follows from the sums over its negatives; see `contrast.engine.Rule`.
+# The rules: from the sums of the term over an anchor's negatives (M, K), its positive logit (M,) and how many negatives
+# it has, the anchor's loss and what the backward pass needs, its derivatives by the sum and by the positive logit.
 
 
 def _nt_xent_of_sums(total: Tensor, positive: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,13 +199,12 @@ def _log_sum_minus_positive(total: Tensor, positive: Tensor, negatives: int) -> 
 
 
 def _logistic_of_sums(total: Tensor, positive: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
-    weight = torch.full_like(positive, 1 / negatives)
-    return _softplus(-positive) + total[:, 0] / negatives, weight, -(-positive).sigmoid()
+    loss = _softplus(-positive) + total[:, 0] / negatives
+    return loss, torch.full_like(positive, 1 / negatives), -(-positive).sigmoid()
 
 
 def _margin_of_sums(total: Tensor, positive: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
-    weight = torch.full_like(positive, 1 / negatives)
-    return total[:, 0] / negatives, weight, -total[:, 1] / negatives
+    return total[:, 0] / negatives, torch.full_like(positive, 1 / negatives), -total[:, 1] / negatives
 
 
 def _softplus(x: Tensor) -> Tensor:

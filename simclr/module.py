@@ -30,16 +30,20 @@ class SimCLR(LightningModule):
     A batch is `(images, index)`: images (n, 3, H, W), uint8 or float in [0, 1], and their numbers in the data set,
     (n,); n is this rank's share of the global batch. Views are made on the training device, as a pure function of
     (seed, epoch, index, view). What training leaves behind is `encoder`; the head is thrown away.
+
+    `training_step` is the method; Lightning takes the gradient of what it returns and steps the optimiser. The objects
+    that do the rest, each in a file of `simclr/training/`, are made at the end of `__init__`.
     """
 
+    # Settings that decide which weights there are.
     architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
     architecture += ("head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, and its gradient where that is made in micro-batches."""
         images, index = batch
-        begin_step(self, index, batch_idx)
-        if self.hparams.micro_batch_size is not None:
+        begin_step(self, index, batch_idx)  # refuses labels in place of numbers, clears gradients left over
+        if self.hparams.micro_batch_size is not None:  # the lines below, for a part of the batch at a time
             return step_in_parts(self, images, index, batch_idx)
         views = self.make_views(images, index)
         loss, stats = self.loss(self.project(views))
@@ -53,13 +57,13 @@ class SimCLR(LightningModule):
 
     @profiled("encoder")
     def project(self, views: tuple[Tensor, ...]) -> Tensor:
-        """Projections z = g(f(x)), (views * n, D), view after view."""
-        return self.network(views, next(self.encoder.parameters()).dtype)
+        """Projections z = g(f(x)), (views * n, D), view after view; they share BatchNorm's statistics."""
+        return self.network(views, next(self.encoder.parameters()).dtype)  # runs `_encode_and_project` on all views
 
     @profiled("loss")
     def loss(self, z: Tensor) -> tuple[Tensor, ContrastStats]:
-        """The contrastive loss of projections, view after view, among those of all ranks."""
-        return loss_of(self.hparams, z.chunk(self.views.count), self.trainer.global_step)
+        """The contrastive loss of projections, view after view, among those of all ranks: see simclr.losses."""
+        return loss_of(self.hparams, z.chunk(self.views.count), self.trainer.global_step)  # each (n, D)
 
     def forward(self, images: Tensor) -> Tensor:
         """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""
@@ -161,7 +165,7 @@ class SimCLR(LightningModule):
         if encoder == "auto":
             encoder, stem = default_encoder(stem, image_size)
         self.augment = SimCLRAugmentation(image_size, **augmentation)
-        complete(settings, self.augment, encoder=encoder, stem=stem)
+        complete(settings, self.augment, encoder=encoder, stem=stem)  # with what was left open, for checkpoints
         options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
         self.encoder = build_encoder(encoder, image_size=image_size, **options)
         if start_size is not None and (reason := why_not(self.encoder, start_size)):
@@ -169,14 +173,8 @@ class SimCLR(LightningModule):
         # What measures the encoder while it learns feeds it as `load_encoder`'s users do.
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         feature_dim: Any = self.encoder.feature_dim
-        self.head = ProjectionHead(
-            feature_dim,
-            kind=head,
-            hidden_dim=hidden_dim,
-            projection_dim=projection_dim,
-            layers=head_layers,
-            batch_norm=head_batch_norm,
-        )
+        sizes = dict[str, Any](hidden_dim=hidden_dim, projection_dim=projection_dim, layers=head_layers)
+        self.head = ProjectionHead(feature_dim, kind=head, batch_norm=head_batch_norm, **sizes)
         if channels_last:
             self.encoder.to(memory_format=torch.channels_last)
         self.views = EpochViews(self.augment, settings)
