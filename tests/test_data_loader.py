@@ -253,3 +253,20 @@ def test_the_numbers_stay_on_the_cpu_wherever_the_images_are():
     for parts in ([order], iter(order.split(1))):
         for images, index in Batches(source)(parts):
             assert (images.shape, images.device.type, index.device.type) == ((4, 3, 4, 4), "meta", "cpu")
+
+
+class Deadly:
+    """A set that is not in files, and whose workers die."""
+
+    name, side, labels, classes, paths = "deadly", 4, None, None, None
+
+    def __len__(self):
+        return 4
+
+    def images(self, index, threads=1):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+
+def test_of_dead_workers_that_read_no_files_the_memory_is_suspected():
+    with pytest.raises(ValueError, match=r"died: .*signal: Killed\. Is there too little memory\?"):
+        list(Batches(Deadly())([torch.arange(4)[None]]))

@@ -221,7 +221,7 @@ class Batches:
     def _what_happened(self, reason: str) -> str:
         """What became of a worker, and of which image, as far as that can be told."""
         lines = reason.strip().splitlines()
-        what = f"a process that reads images died: {lines[-1] if lines else reason}."
+        what = f"a process that reads images died: {lines[-1].rstrip('.') if lines else reason}."
         if self.source.paths is None:
             return f"{what} Is there too little memory?"
         paths = [self.source.paths[i] for batch in self._order.handed_out for i in batch]
