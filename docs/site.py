@@ -39,7 +39,17 @@ REFERENCE = {
     ),
     "run": (
         "A run",
-        ["checkpoint", "callbacks.OnlineKNN", "online_quality", "diagnosis", "report", "compare.rows", "profile"],
+        [
+            "checkpoint",
+            "export.formats",
+            "pyramid",
+            "callbacks.OnlineKNN",
+            "online_quality",
+            "diagnosis",
+            "report",
+            "compare.rows",
+            "profile",
+        ],
     ),
 }
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import LightningModule
@@ -19,13 +19,17 @@ from torch import Tensor, nn
 from simclr import __version__
 from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
+from simclr.export.card import CARD, read_card
+from simclr.export.reading import exported_file, load_graph, runs_by_itself
 from simclr.files import write_atomically
 from simclr.inputs import InputTransform, attach_transform
 from simclr.intact import load, not_finite, refuse_ruined, unfit_to_continue, wrong_parts
 from simclr.paths import expanded
+from simclr.pyramid import FeaturePyramid
 from simclr.training.internals import count_last_batch
 from simclr.training.objective import Objective, objective_of
 
+Features = Literal["mean", "pyramid"]
 _OPTIONS = tuple(name for name in inspect.signature(build_encoder).parameters if name != "name")
 _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
@@ -220,7 +224,7 @@ def new_encoder(checkpoint: Checkpoint) -> nn.Module:
     return _build(_settings_of_checkpoint(checkpoint), checkpoint.path)
 
 
-def load_encoder(path: str | os.PathLike) -> nn.Module:
+def load_encoder(path: str | os.PathLike, features: Features = "mean") -> nn.Module:
     """The pretrained encoder of a run, ready to use.
 
         encoder = load_encoder("runs/photos_resnet18")
@@ -228,8 +232,10 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
 
     Args:
         path: a run folder (its last checkpoint); a checkpoint file, Lightning's own too; `encoder.safetensors`, which
-            needs nothing beside it; or `encoder.pt`, which holds no settings: they are read from the safetensors file
-            beside it, or from the run's last checkpoint.
+            needs nothing beside it; `encoder.pt`, which holds no settings: they are read from the safetensors file
+            beside it, or from the run's last checkpoint; or what `simclr export` has written, the folder or its file.
+        features: what comes out. mean: representations. pyramid: the maps of the stages, for detection and segmentation
+            (`simclr.pyramid.FeaturePyramid`).
     Returns:
         A module: images (N, 3, S, S), normalised, -> representations (N, feature_dim). In eval mode, gradients off, on
         the CPU. Its `.transform` makes such a batch of PIL images, files, tensors or arrays of any size
@@ -238,16 +244,23 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is none of the above, if settings are missing, or if the weights do not match, by name.
     """
-    path, weights, settings = _read_encoder(Path(path).expanduser())
+    if features not in get_args(Features):
+        raise ValueError(f"features={features} is none of {', '.join(get_args(Features))}.")
+    if runs_by_itself(path := exported_file(expanded(path))):
+        if features == "pyramid":
+            raise ValueError(f"{path} gives representations alone. Take the pyramid of the run, or of its safetensors.")
+        return load_graph(path)
+    path, weights, settings = read_encoder(path)
     encoder = _build(settings, path)
     kind = ", ".join(f"{name}={settings[name]}" for name in ("encoder", *_OPTIONS) if name in settings)
     refuse_mismatch(weights, encoder.state_dict(), f"{path} does not fit its own {kind}")
     encoder.load_state_dict(weights)
-    return encoder
+    return encoder if features == "mean" else FeaturePyramid(encoder)
 
 
-def _read_encoder(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
-    """The file meant, an encoder's weights, and the settings that build and feed it."""
+def read_encoder(path: str | os.PathLike) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The file meant, an encoder's weights, and the settings that build and feed it; see `load_encoder`."""
+    path = exported_file(expanded(path))
     alone = (path / ENCODER).with_suffix(".safetensors")
     path = alone if alone.is_file() and not any((path / LAST.parent).glob("*.ckpt")) else find_checkpoint(path)
     if path.suffix == ".safetensors":
@@ -266,6 +279,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             settings = json.loads(metadata.get(_SETTINGS, "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        if settings is None and (card := path.parent / CARD).is_file():  # exported for another library
+            settings = read_card(card)["encoder"]
         if metadata.get(_SHA256, (digest := _sha256(weights, metadata.get(_SETTINGS, "")))) != digest:
             raise ValueError("its weights or settings are not those that were written")
     except (SafetensorError, ValueError) as error:
@@ -286,6 +301,8 @@ def _settings_beside(weights: Path) -> dict[str, Any]:
         return _read_safetensors(described)[1]
     if last.is_file():
         return _settings_of_checkpoint(read_checkpoint(last))
+    if (card := weights.parent / CARD).is_file():
+        return read_card(card)["encoder"]
     raise ValueError(
         f"{weights} holds weights alone, and neither {described.name} nor {LAST} beside it says of what network. "
         f"Give {described.name} or a checkpoint of the run; or build the network with simclr.build_encoder."
@@ -307,6 +324,7 @@ def _encoder_settings(model: Mapping[str, Any], load_size: int) -> dict[str, Any
 
 
 def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
+    """The network of an encoder's settings, in eval mode, gradients off, with its preprocessing."""
     try:
         encoder = build_encoder(settings["encoder"], **{name: settings[name] for name in _OPTIONS if name in settings})
     except TypeError as error:
@@ -372,7 +390,7 @@ def end_epoch(fit_loop: dict[str, Any]) -> None:
     batch["current"] = dict.fromkeys(batch["current"], 0)
 
 
-def _as_file(content: Any) -> memoryview:
+def as_state_dict_file(content: Any) -> memoryview:
     """The bytes of a file that `torch.load` reads."""
     buffer = io.BytesIO()  # not the file itself: what fails in the middle of torch's writer is no OSError
     torch.save(content, buffer)
@@ -389,7 +407,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
         OSError: if it cannot be written; the one that stood there stands there still.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _as_file(content))
+    write_atomically(path, as_state_dict_file(content))
 
 
 def save_encoder(module: LightningModule, path: Path) -> None:
@@ -425,10 +443,14 @@ def _write_encoder(encoder: nn.Module, settings: dict[str, Any], path: Path) -> 
     weights = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in encoder.state_dict().items()
     }
-    write_atomically(path, _as_file(weights))
+    write_atomically(path, as_state_dict_file(weights))
+    write_atomically(path.with_suffix(".safetensors"), as_encoder_file(weights, settings))
+
+
+def as_encoder_file(weights: dict[str, Tensor], settings: dict[str, Any]) -> bytes:
+    """A safetensors file that `load_encoder` opens: weights, and in its metadata the settings and a hash of both."""
     text = json.dumps(settings)
-    metadata = {"format": "pt", _SETTINGS: text, _SHA256: _sha256(weights, text)}
-    write_atomically(path.with_suffix(".safetensors"), save(weights, metadata))
+    return save(weights, {"format": "pt", _SETTINGS: text, _SHA256: _sha256(weights, text)})
 
 
 def _sha256(weights: dict[str, Tensor], settings: str) -> str:

@@ -13,6 +13,7 @@ from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
 from simclr.cli.check_data import check_data_parser
 from simclr.cli.compare import compare_parser
+from simclr.cli.export import export_parser
 from simclr.cli.linear_eval import evaluation_parser
 from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.parsing import Parser
@@ -40,7 +41,7 @@ def parsers() -> dict[str, Parser]:
         pass
 
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
-    built["check-data"] = check_data_parser()
+    built |= {"check-data": check_data_parser(), "export": export_parser()}
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -151,7 +152,7 @@ TYPED = {
     "pretrain photos": "Did you mean train?",
     "fit": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, check-data.",
+    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, export, check-data.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -170,6 +171,13 @@ TYPED = {
     "report --checkpoint runs/x": "Use --run_dir runs/x.",
     "report --out page.html": "report.html is written into the run's folder",
     "compare": "Use simclr compare runs/NAME runs/OTHER.",
+    "export": "Use simclr export runs/NAME.",
+    "export runs/x --out_dir y": "Use --out y.",
+    "export runs/x --onnx": "Use --format onnx, torchvision, timm, safetensors or torch-export.",
+    "export runs/x --torchscript": "Use --format torch-export.",
+    "export runs/x --format onxx": "Did you mean onnx?",
+    "export runs/x --checkpoint runs/y": "Use --encoder runs/y.",
+    "export photos": "no checkpoints/last.ckpt in photos.",
     "compare --out x.html": "Use --html x.html.",
     "compare photos empty": "photos: is not a run, and holds none; empty: is not a run",
 }
@@ -215,7 +223,7 @@ ALL_HINTS += [
 def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x", "compare": "--runs=[x]"}
-    needed["check-data"] = "--train_dir=x"
+    needed |= {"check-data": "--train_dir=x", "export": "--encoder=x"}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said

@@ -36,6 +36,11 @@ COMMANDS = {
         "compare",
         "Show runs beside each other: settings, results, curves. See `simclr compare --help`.",
     ),
+    "export": (
+        "simclr.cli.export",
+        "export",
+        "Write an encoder for torchvision, timm, ONNX or torch.export. See `simclr export --help`.",
+    ),
     "check-data": (
         "simclr.cli.check_data",
         "check_data",

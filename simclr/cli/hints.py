@@ -138,6 +138,16 @@ _COMPARE = {
     "table terminal print": "Leave it out: the tables are always printed.",
     "version": "Use simclr --version.",
 }
+_EXPORT = {
+    f"{_RUN} run_dir checkpoint ckpt_path path".replace(" encoder ", " "): "--encoder {runs/NAME}",
+    _OUT.replace("out output ", "output "): "--out {exported}",
+    "f type to fmt kind target": "--format {onnx}",
+    "onnx torchvision timm safetensors": "Use --format onnx, torchvision, timm, safetensors or torch-export.",
+    "torchscript jit script pt2 torch_export": "--format torch-export",
+    "preprocess transform normalize include_preprocessing": "--preprocessing inside",
+    "licence": "--license {MIT}",
+    "version": "Use simclr --version.",
+}
 _CHECK = {
     _FOLDER: "--train_dir {photos}",
     _TEST: "--test_dir {photos/test}",
@@ -154,6 +164,7 @@ HINTS = {
         ("report", _REPORT),
         ("compare", _COMPARE),
         ("check-data", _CHECK),
+        ("export", _EXPORT),
     )
 }
 # Values under other programs' names.
@@ -175,6 +186,7 @@ REQUIRED = {
     "checkpoint": "simclr linear-eval runs/NAME",
     "run_dir": "simclr report runs/NAME",
     "runs": "simclr compare runs/NAME runs/OTHER",
+    "encoder": "simclr export runs/NAME",
     "train_dir": "simclr check-data photos",
 }
 EXAMPLES = {
@@ -196,6 +208,7 @@ COMMANDS = {
     "report": "plot html visualize visualise page show summary",
     "profile": "prof speed time bench",
     "compare": "diff versus vs table leaderboard",
+    "export": "convert onnx save dump freeze to_onnx",
     "check-data": "check scan verify doctor check_images verify_data validate_data",
 }
 

@@ -1,0 +1,112 @@
+"""The network of torchvision or timm that an encoder's weights belong to, and the lines of Python that make it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import nn
+
+from simclr.encoders import RESNETS, build_timm, build_torchvision, timm_knows, torchvision_names
+
+_SMALL = {"small": 1, "small_stride2": 2}  # stem -> the stride of its convolution
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """A network of another library with an encoder's weights' names.
+
+    Attributes:
+        network: it, in eval mode.
+        lines: how to make it, in Python, as the name `network`.
+    """
+
+    network: nn.Module
+    lines: list[str]
+
+
+def torchvision_counterpart(settings: dict[str, Any]) -> Counterpart:
+    """torchvision's network for an encoder of these settings.
+
+    Raises:
+        ValueError: if it has none, with what to do.
+    """
+    name, size = settings["encoder"], settings["image_size"]
+    if name in RESNETS:
+        _refuse_other_resnets(settings, "torchvision")
+        lines = ["import torch, torchvision", f"network = torchvision.models.{name}()"]
+        return _resnet(torchvision.models.get_model(name), "fc", settings, lines)
+    if name not in torchvision_names():
+        raise ValueError(f"torchvision has no {name}. It is one of timm's: use --format timm.")
+    options = {"image_size": size} if name.startswith("vit_") else {}
+    options |= {"input_size": (size, size)} if name == "maxvit_t" else {}
+    options |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    given = "".join(f", {key}={value!r}" for key, value in options.items())
+    whole, network = torchvision.models.get_model(name, weights=None, **options), build_torchvision(name, size)
+    taken_off = [
+        path
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Identity) and not isinstance(whole.get_submodule(path), nn.Identity)
+    ]
+    lines = ["import torch, torchvision", f"network = torchvision.models.get_model({name!r}, weights=None{given})"]
+    lines += [f"network.set_submodule({path!r}, torch.nn.Identity())" for path in taken_off]
+    return Counterpart(network.eval(), lines)
+
+
+def timm_counterpart(settings: dict[str, Any]) -> Counterpart:
+    """timm's network for an encoder of these settings.
+
+    Raises:
+        ValueError: if it has none, with what to do.
+        ModuleNotFoundError: without timm.
+    """
+    name, size = settings["encoder"], settings["image_size"]
+    try:
+        import timm
+    except ImportError as error:
+        raise ModuleNotFoundError("format=timm needs timm: pip install 'simclr[timm]'.") from error
+    if name in RESNETS:
+        _refuse_other_resnets(settings, "timm")
+        lines = ["import timm, torch", f"network = timm.create_model({name!r}, num_classes=0)"]
+        return _resnet(timm.create_model(name, num_classes=0), None, settings, lines)
+    if name in torchvision_names() or not timm_knows(name):
+        raise ValueError(f"{name} is torchvision's, whose weights have other names in timm. Use --format torchvision.")
+    published = timm.get_pretrained_cfg(name)
+    sized = f", img_size={size}" if published is not None and published.fixed_input_size else ""
+    lines = ["import timm", f"network = timm.create_model({name!r}, num_classes=0{sized})"]
+    return Counterpart(build_timm(name, size).eval(), lines)
+
+
+def _resnet(network: Any, classifier: str | None, settings: dict[str, Any], lines: list[str]) -> Counterpart:
+    """A ResNet of another library with the stem of these settings and without its classifier."""
+    if classifier:
+        network.set_submodule(classifier, nn.Identity())
+        lines = [*lines, f"network.{classifier} = torch.nn.Identity()"]
+    if (stem := settings["stem"]) in _SMALL:
+        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=_SMALL[stem], padding=1, bias=False)
+        network.maxpool = nn.Identity()
+        lines = [
+            *lines,
+            f"network.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride={_SMALL[stem]}, padding=1, bias=False)",
+            "network.maxpool = torch.nn.Identity()",
+        ]
+    return Counterpart(network.eval(), lines)
+
+
+def _refuse_other_resnets(settings: dict[str, Any], library: str) -> None:
+    problems = [] if RESNETS[settings["encoder"]] in (18, 34, 50, 101, 152) else ["is a CIFAR network"]
+    problems += [f"has width {settings['width']:g}"] if settings.get("width", 1) != 1 else []
+    problems += [f"has shortcut {settings['shortcut']}"] if settings.get("shortcut", "B") != "B" else []
+    problems += ["has no normalisation"] if settings.get("norm", "batch") != "batch" else []
+    if problems:
+        raise ValueError(
+            f"{library} has no counterpart of this {settings['encoder']}: it {' and '.join(problems)}. "
+            "Use --format safetensors, onnx or torch-export."
+        )
+
+
+def same_features(network: nn.Module, encoder: nn.Module, image_size: int) -> float:
+    """The largest difference between what two networks make of the same noise."""
+    with torch.no_grad():
+        images = torch.randn(4, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        return float((network(images).flatten(1) - encoder(images)).abs().max())
