@@ -39,7 +39,18 @@ REFERENCE = {
     ),
     "run": (
         "A run",
-        ["checkpoint", "callbacks.OnlineKNN", "online_quality", "diagnosis", "report", "compare.rows", "profile"],
+        [
+            "checkpoint",
+            "callbacks.OnlineKNN",
+            "online_quality",
+            "diagnosis",
+            "nonfinite.watch",
+            "nonfinite.dump",
+            "nonfinite.replay",
+            "report",
+            "compare.rows",
+            "profile",
+        ],
     ),
 }
 
