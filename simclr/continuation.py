@@ -63,7 +63,7 @@ RULES: dict[str, dict[Rule, str]] = {
     "checkpoint": {Rule.FREE: "every_n_steps every_minutes keep"},
     "": {
         Rule.FIXED: "seed_everything method",
-        Rule.FREE: "config run_dir ckpt_path resume wandb wandb_project check_memory minutes",
+        Rule.FREE: "config run_dir ckpt_path resume on_nonfinite wandb wandb_project check_memory minutes",
     },
 }
 

@@ -89,7 +89,7 @@ def _data(signs: Signs) -> str | None:
 class Diagnosis(Callback):
     """Looks at the steps that are logged, gives its verdict after the early ones, and then looks no more.
 
-    Nothing here waits for a device but in a step whose numbers are logged anyway.
+    Nothing here waits for a device but in a step whose numbers are logged anyway, and once for the verdict.
 
     Args:
         say: takes a sentence.
@@ -98,6 +98,7 @@ class Diagnosis(Callback):
     def __init__(self, say: Callable[[Trainer, str], None]):
         self.say = say
         self._rows: list[tuple[int, Mapping[str, Any]]] = []  # optimiser step, what it logged
+        self._losses: list[Any] = []  # of each batch, on its device
         self._seen: object = None
         self._done = False
         self._waited = self._worked = 0.0  # seconds
@@ -127,17 +128,22 @@ class Diagnosis(Callback):
         else:
             self._waited = 0.0
         self._clock = now
-        if not logged or logged is self._seen:
-            return
-        self._seen = logged
-        self._rows.append((trainer.global_step, {name: float(value) for name, value in logged.items()}))
+        self._losses.append(pl_module.step_log.loss)
+        if logged and logged is not self._seen:
+            self._take_down(trainer, logged)
         total = pl_module.run.total_steps or math.inf
-        if trainer.global_step < max(_FEWEST, min(_EARLY, total / 10)):
+        if not self._rows or trainer.global_step < max(_FEWEST, min(_EARLY, total / 10)):
             return
         self._done = True
         if (signs := self._signs()) is not None:
             for text in verdict(signs, pl_module.hparams):
                 self.say(trainer, text)
+
+    def _take_down(self, trainer: Trainer, logged: Mapping[str, Any]) -> None:
+        self._seen = logged
+        row = {name: float(value) for name, value in logged.items()}
+        if math.isfinite(row.get("train_loss", math.nan)):  # else the step was skipped
+            self._rows.append((trainer.global_step, row))
 
     def _signs(self) -> Signs | None:
         last = self._rows[-1][0]
@@ -145,9 +151,12 @@ class Diagnosis(Callback):
         means = {name: sum(row[name] for row in later) / len(later) for name in later[0]}
         if "contrast_top1" not in means:  # of a method that compares nothing
             return None
+        losses = [loss for loss in map(float, self._losses) if math.isfinite(loss)]
+        self._losses = []
+        half = losses[len(losses) // 2 :]
         return Signs(
-            means["train_loss"],
-            self._rows[0][1]["train_loss"],
+            sum(half) / len(half),
+            losses[0],
             means["contrast_top1"],
             means["positive_cosine"],
             means["negative_cosine"],

@@ -16,6 +16,7 @@ from simclr.checkpoint import LAST
 from simclr.data.module import SKIPPED
 from simclr.distributed import launched_rank
 from simclr.files import hold, reason_of, remove_abandoned, write_atomically
+from simclr.nonfinite.dump import PREFIX
 from simclr.paths import expanded
 
 CONFIG = "config.yaml"  # the settings that a run began with
@@ -147,7 +148,10 @@ class RunFolder:
 
 def _ended_before_its_first_checkpoint(folder: Path) -> bool:
     """Whether all that a folder holds are the beginnings of a run, of which there is nothing to lose."""
-    if not (folder / CONFIG).is_file() or any(entry.name not in _BEGINNINGS for entry in folder.iterdir()):
+    others = [
+        entry for entry in folder.iterdir() if entry.name not in _BEGINNINGS and not entry.name.startswith(PREFIX)
+    ]
+    if not (folder / CONFIG).is_file() or others:
         return False
     return not any((folder / LAST.parent).glob("*.ckpt"))
 

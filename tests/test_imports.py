@@ -21,6 +21,7 @@ LAYERS = [
     ["memory"],
     ["eval"],
     ["online_quality"],
+    ["nonfinite"],
     ["callbacks", "diagnosis", "loggers", "run_folder", "profile", "progress"],
     ["report", "pace"],
     ["compare"],

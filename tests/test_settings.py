@@ -37,12 +37,14 @@ from simclr.eval import (
 )
 from simclr.eval.evaluation import linear_evaluation
 from simclr.eval.protocol import find_protocol
+from simclr.nonfinite import FiniteSteps, NonFiniteStep
 from simclr.online_quality import OnlineQuality
 from simclr.seeding import epoch_order
 from simclr.views import compiled
 from test_eval_knn import _clusters, _dumb
 from test_eval_linear import _data, _objective, _Pixels, _standardised, _TrainSet, in_order, of_views, plain_sgd
 from test_losses import reference
+from test_nonfinite import Poison
 from tiny import BATCH, IMAGES, STEPS, fit, tiny_data, tiny_model
 
 
@@ -540,6 +542,18 @@ ONLINE_QUALITY = {
 }
 
 
+# FiniteSteps: what becomes of a step that is not finite.
+
+
+def watched_for_nan(**settings: Any) -> SimpleNamespace:
+    finite = FiniteSteps(**settings, say=lambda *args: None)
+    ended = said(NonFiniteStep, fit, Path("fit"), tiny_model(), callbacks=[Poison(1), finite], max_epochs=1)
+    return SimpleNamespace(ended=ended, skipped=finite.skipped)
+
+
+FINITE_STEPS = {"on_nonfinite": row("skip", lambda a, b: "at step 1" in str(a.ended) and b.skipped == 1)}
+
+
 # The protocols of evaluation: on features of four clouds, and on a run.
 
 
@@ -805,6 +819,7 @@ TABLES = {
     "ImageData": Table(ImageData, read, IMAGE_DATA),
     "OnlineKNN": Table(OnlineKNN, watched, ONLINE_KNN),
     "OnlineQuality": Table(OnlineQuality, measured, ONLINE_QUALITY),
+    "FiniteSteps": Table(FiniteSteps, watched_for_nan, FINITE_STEPS, ("run_dir", "say")),
     "linear_probe": Table(linear_probe, functools.partial(probed, linear_probe), LBFGS, FEATURES),
     "linear_probe_sgd": Table(linear_probe_sgd, functools.partial(probed, linear_probe_sgd), SGD, FEATURES),
     "linear_evaluation_sgd": Table(

@@ -46,6 +46,11 @@ COMMANDS = {
         "check_data",
         "Decode every image of a folder and say what is there. See `simclr check-data --help`.",
     ),
+    "replay": (
+        "simclr.cli.replay",
+        "replay",
+        "Compute a step that was not finite again, and say why. See `simclr replay --help`.",
+    ),
 }
 
 

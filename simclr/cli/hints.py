@@ -91,6 +91,8 @@ _TRAIN = {
     "min_scale min_crop_scale crop_min_scale rr_min": "--model.crop_scale [{0.08},1.0]",
     "clip clip_grad grad_clip clip_grad_norm max_grad_norm gradient_clip": "--trainer.gradient_clip_val {1.0}",
     "max_hours timeout time_limit": "--trainer.max_time 00:01:00:00",
+    "nan_policy skip_nan skip_nonfinite skip_nan_steps": "--on_nonfinite skip",
+    "terminate_on_nan detect_nan stop_on_nan": "Leave it out: a loss or gradient that is not finite stops the run.",
     "ssl_method algorithm": "--method {simclr}",
     "gather gather_distributed": "Leave it out: negatives always come from all devices.",
     _CONFIG: "--config {shapes_resnet8}",
@@ -155,6 +157,15 @@ _CHECK = {
     "on_error": "Leave it out: every image is tried, whatever is wrong with others.",
     "version": "Use simclr --version.",
 }
+_REPLAY = {
+    "path file step run run_dir checkpoint ckpt_path": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    "precision amp fp16 bf16": "Leave it out: the run's precision and finer ones are computed.",
+    _FOLDER: "Leave it out: the images are in the dump.",
+    f"{_OUT}": "--json replay.json",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -165,6 +176,7 @@ HINTS = {
         ("compare", _COMPARE),
         ("check-data", _CHECK),
         ("export", _EXPORT),
+        ("replay", _REPLAY),
     )
 }
 # Values under other programs' names.
@@ -188,6 +200,7 @@ REQUIRED = {
     "runs": "simclr compare runs/NAME runs/OTHER",
     "encoder": "simclr export runs/NAME",
     "train_dir": "simclr check-data photos",
+    "dump": "simclr replay runs/NAME/nonfinite_step_N.pt",
 }
 EXAMPLES = {
     "config": "shapes_resnet8",
@@ -209,6 +222,7 @@ COMMANDS = {
     "profile": "prof speed time bench",
     "compare": "diff versus vs table leaderboard",
     "export": "convert onnx save dump freeze to_onnx",
+    "replay": "rerun reproduce debug",
     "check-data": "check scan verify doctor check_images verify_data validate_data",
 }
 

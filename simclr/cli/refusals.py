@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 
+from simclr.nonfinite.watch import METRIC
 from simclr.online_quality import FIGURES
 
 # What callbacks may watch: of the epoch, and of single steps.
@@ -90,6 +91,6 @@ def _problem_of(callback: Callback) -> str | None:
     if isinstance(callback, LearningRateFinder):
         return f"trainer.callbacks={name}: a contrastive loss does not tell a good rate early. Set --model.base_lr."
     monitor = getattr(callback, "monitor", None)
-    if isinstance(monitor, str) and monitor not in (*LOGGED, "gradient_cache_error", "epoch", "step"):
+    if isinstance(monitor, str) and monitor not in (*LOGGED, "gradient_cache_error", METRIC, "epoch", "step"):
         return f"trainer.callbacks={name} watches {monitor}, which is not logged. Watch one of {', '.join(LOGGED)}."
     return None

@@ -46,6 +46,7 @@ from simclr.distributed import launched_rank
 from simclr.files import reason_of, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
+from simclr.nonfinite.watch import FiniteSteps, NonFiniteStep, OnNonFinite
 from simclr.online_quality import Measurer, OnlineQuality
 from simclr.pace import Pace
 from simclr.paths import expanded
@@ -115,6 +116,13 @@ class TrainCLI(LightningCLI):
             "finished. By itself where a scheduler has restarted the job (SLURM, torchrun).",
         )
         parser.add_argument(
+            "--on_nonfinite",
+            type=OnNonFinite,
+            default="stop",
+            help="What becomes of a step whose loss or gradient is NaN or infinite: stop the run, with a dump that "
+            "`simclr replay` computes again; or skip the step, up to ten in a row and 1 %% of the run.",
+        )
+        parser.add_argument(
             "--wandb",
             type=WandbMode,
             default="disabled",
@@ -173,6 +181,9 @@ class TrainCLI(LightningCLI):
         if watched:
             diagnosis = Diagnosis(lambda trainer, text: print_line(trainer, f"warning: {text}"))
             kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines(), diagnosis]
+        self.finite = FiniteSteps(self.run_dir if watched else None, self.config.on_nonfinite, print_line)
+        if not config.barebones:
+            kwargs["callbacks"].append(self.finite)
         self.keeps_checkpoint = watched and config.enable_checkpointing is not False
         self.stop = SaveOnInterrupt(self.run_dir)
         if self.keeps_checkpoint:
@@ -302,7 +313,7 @@ def _train(args: list[str], folder: RunFolder) -> None:
     try:
         _fit(cli, folder)
     except FloatingPointError as error:
-        fail(f"{error}{_last_good(cli)}", FAILED)
+        _fail_of_numbers(cli, error)
     except ValueError as error:  # an image that cannot be read, found while training
         if os.environ.get("SIMCLR_TRACEBACK"):
             raise
@@ -338,9 +349,22 @@ def _leave_encoder(cli: TrainCLI) -> None:
         save_encoder_of(cli.resumed, path)
 
 
+def _fail_of_numbers(cli: TrainCLI, error: FloatingPointError) -> None:
+    """Loss, gradient or weights are not finite: said once, with the way on."""
+    if isinstance(error, NonFiniteStep) and not cli.trainer.is_global_zero:  # all ranks have met it
+        sys.exit(FAILED)
+    dump = cli.finite.dump
+    replayed = "" if dump is None or isinstance(error, NonFiniteStep) else f" Look at it: simclr replay {dump}."
+    end = "." if isinstance(error, NonFiniteStep) and dump is not None else ""
+    fail(f"{error}{end}{replayed}{_last_good(cli)}", FAILED)
+
+
 def _last_good(cli: TrainCLI) -> str:
     path = cli.run_dir / LAST
-    return f" {path} holds the last good ones." if path.exists() else ""
+    if not path.exists():
+        return ""
+    way = " To go on from there without such steps: --on_nonfinite skip." if cli.finite.on_nonfinite == "stop" else ""
+    return f" {path} holds the last good weights.{way}"
 
 
 def _unsaved(cli: TrainCLI) -> str | None:
@@ -359,10 +383,12 @@ def _stopped_early(cli: TrainCLI) -> bool:
 
 
 def _ended(cli: TrainCLI, minutes: float) -> str:
+    count = cli.finite.skipped
+    skipped = f", {count} {'step' if count == 1 else 'steps'} skipped" if count else ""
     if not _stopped_early(cli):
-        return f"trained {minutes:.1f} min"
+        return f"trained {minutes:.1f} min{skipped}"
     cause = cli.stop.cause or cause_of_stop(cli.trainer)
-    return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}"
+    return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}{skipped}"
 
 
 def _fit(cli: TrainCLI, folder: RunFolder) -> None:
@@ -370,7 +396,7 @@ def _fit(cli: TrainCLI, folder: RunFolder) -> None:
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
     except Exception as error:
-        if cli.trainer.global_step == 0:
+        if cli.trainer.global_step == 0 and cli.finite.dump is None:
             folder.discard()
         if isinstance(error, MisconfigurationException):
             raise ValueError(str(error)) from error
@@ -541,6 +567,7 @@ def check(cli: TrainCLI) -> None:
     cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer) if cli.resumed else None
     cli.model.run.settle(cli.datamodule.batch_size)
     check_trainer(trainer, cli.config.trainer.val_check_interval)
+    cli.finite.check(trainer)
     cli.model.run.check(trainer)
     if cli.continuation is not None and cli.continuation.finished:
         return
