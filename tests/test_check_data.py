@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from simclr.cli import main
+from simclr.data import kinds
 from simclr.data import scan as scanning
 from simclr.data.decode import unreadable
 from simclr.data.scan import scan
@@ -29,6 +30,7 @@ def picture(path: Path, seed: int, mode: str = "RGB", **settings) -> None:
 def photos(tmp_path, monkeypatch):
     """Good ones, a copy in another format, and four that cannot be read, each for another reason."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kinds, "has_heif", lambda: False)
     root = Path("photos")
     picture(root / "a/good.png", 1)
     picture(root / "a/copy.bmp", 1)
@@ -111,6 +113,7 @@ def test_several_processes_find_the_same_in_the_same_order(photos, monkeypatch):
 SLOW = """
 import os, pathlib, signal, time
 from simclr.cli import main
+from simclr.data import kinds
 from simclr.data import scan
 of_a_file, scan._ALONE, scan._RUN = scan.scan_file, 0.0, 1
 def scan_file(path, side):
