@@ -361,9 +361,9 @@ def _folders(tmp_path_factory) -> Iterator[None]:
         patch.chdir(tmp_path_factory.mktemp("settings"))
         paint("photos", [f"{c}/{i}.png" for c in "ab" for i in range(5)])
         Path("list.txt").write_text("a/1.png\nb/3.png\n")
-        Path("deep").mkdir()
-        for i in range(4):
-            Image.fromarray(np.full((10, 10), 1000 + i, np.uint16)).save(f"deep/{i}.png")
+        for i in range(8):
+            Path("deep", "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((10, 10), 1000 + i, np.uint16)).save(Path("deep", "ab"[i % 2], f"{i}.png"))
         paint("tests", [f"{c}/{i}.png" for c in "ab" for i in range(2)], green=255)
         paint("one", [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(3)])
         paint("two", [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(4)])

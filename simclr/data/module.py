@@ -101,7 +101,9 @@ class ImageData(LightningDataModule):
             of each class at least is kept for training.
         on_error: what becomes of a file of an image folder that cannot be read. raise: an error that names it. skip:
             every file is decoded once before the run, and those that cannot be read are left out, up to 1 % of them or
-            ten; `skipped` names them.
+            ten; `skipped` names them. A file that can no longer be read later in the run, or is another, ends it with
+            either, because the order of the images would change; the error says how to go on. What is held in memory
+            or in a cache stays as it was read.
         leave_out: a file that names images, one a line, by their paths below `train_dir` or from the root, as
             `simclr check-data --bad` and `--copies` write it: the run is that of the folder without them.
         read_timeout_s: seconds that reading one image file may take, here, in a thread or in a worker process, before
