@@ -140,7 +140,7 @@ def _decoded_samples(content: bytes, rules: ReadingRules) -> Tensor:
         else:
             return image if image.dtype == torch.uint8 else image.to(torch.int32)
     try:
-        with _opened(content) as picture:
+        with opened(content) as picture:
             _refuse_too_many(*picture.size, rules)
             if Image.MAX_IMAGE_PIXELS is not None and math.prod(picture.size) > Image.MAX_IMAGE_PIXELS:
                 with _of_any_size():  # TIFFs are measured a second time as they are decoded
@@ -165,7 +165,7 @@ def _decoded_samples(content: bytes, rules: ReadingRules) -> Tensor:
         raise ValueError("not an image in a known format") from error
 
 
-def _opened(content: bytes) -> Image.Image:
+def opened(content: bytes) -> Image.Image:
     """A file in Pillow's hands, of any size: the limit is ours, and has to be, because Pillow's is one for all."""
     if kinds.is_heif(content):
         return kinds.open_heif(content)

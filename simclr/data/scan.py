@@ -1,10 +1,8 @@
 """Every image of a folder, decoded once as training would, and what each is."""
 
-import io
 import multiprocessing
 import signal
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,7 +13,7 @@ from PIL import Image
 
 from simclr.data import png
 from simclr.data.alike import picture_hash
-from simclr.data.decode import RULES, ReadingRules, decode_square, sixteen_bit_peak
+from simclr.data.decode import RULES, ReadingRules, decode_square, opened, sixteen_bit_peak
 from simclr.data.fingerprint import pixel_digest
 from simclr.data.loader import end_with_parent, start_method
 
@@ -70,19 +68,17 @@ def scan_file(path: str, side: int, rules: ReadingRules = RULES) -> Scanned:
 
 def _with_header(found: Scanned, content: bytes) -> Scanned:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which the decoder has judged
-            with Image.open(io.BytesIO(content)) as picture:
-                # Pillow shows colours of 16 bits a sample as RGB: IHDR has the truth, at byte 24.
-                deep = picture.mode.startswith("I") or (content.startswith(png.SIGNATURE) and content[24] == 16)
-                return found._replace(
-                    kind=picture.format or "unknown",
-                    mode=f"{picture.mode.partition(';')[0]} 16 bit" if deep else picture.mode,
-                    width=picture.width,
-                    height=picture.height,
-                    turned=picture.getexif().get(_ORIENTATION, 1) != 1,
-                    frames=getattr(picture, "n_frames", 1),
-                )
+        with opened(content) as picture:
+            # Pillow shows colours of 16 bits a sample as RGB: IHDR has the truth, at byte 24.
+            deep = picture.mode.startswith("I") or (content.startswith(png.SIGNATURE) and content[24] == 16)
+            return found._replace(
+                kind=picture.format or "unknown",
+                mode=f"{picture.mode.partition(';')[0]} 16 bit" if deep else picture.mode,
+                width=picture.width,
+                height=picture.height,
+                turned=picture.getexif().get(_ORIENTATION, 1) != 1,
+                frames=getattr(picture, "n_frames", 1),
+            )
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         return found  # torchvision has read it all the same
 
