@@ -42,10 +42,10 @@ RULES: dict[str, dict[Rule, str]] = {
         Rule.ROUNDING: "channels_last compile_encoder compile_views",
     },
     "data": {
-        Rule.FIXED: "source load_size batch_size image_size seed shapes_train",
-        Rule.IMAGES: "train_dir data_dir",
+        Rule.FIXED: "source load_size batch_size image_size seed shapes_train sixteen_bit_max",
+        Rule.IMAGES: "train_dir data_dir leave_out",
         Rule.FREE: """test_dir shapes_test holdout workers memory_limit_gb cache_dir download on_error
-            allow_changed_images""",
+            read_timeout_s max_pixels allow_changed_images""",
     },
     "trainer": {
         Rule.FIXED: """precision accumulate_grad_batches gradient_clip_val gradient_clip_algorithm

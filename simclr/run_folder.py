@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 
 from simclr import __version__
 from simclr.checkpoint import LAST
-from simclr.data.module import SKIPPED
+from simclr.data.module import LEFT_OUT, SKIPPED
 from simclr.distributed import launched_rank
 from simclr.files import hold, reason_of, remove_abandoned, write_atomically
 from simclr.nonfinite.dump import PREFIX
@@ -21,7 +21,8 @@ from simclr.paths import expanded
 
 CONFIG = "config.yaml"  # the settings that a run began with
 CONTINUATIONS = "continuations.json"  # a record of each time that it was continued, in their order
-_BEGINNINGS = {CONFIG, CONTINUATIONS, SKIPPED, LAST.parent.name, "metrics.csv", "views.png", "tensorboard", "wandb"}
+_BEGINNINGS = {CONFIG, CONTINUATIONS, SKIPPED, LEFT_OUT, LAST.parent.name}
+_BEGINNINGS |= {"metrics.csv", "views.png", "tensorboard", "wandb"}
 _DECIDE = ("torch", "torchvision", "kornia", "pytorch-lightning")  # packages whose versions decide a run's bits
 _CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches
 

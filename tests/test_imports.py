@@ -27,7 +27,16 @@ LAYERS = [
     ["compare"],
     ["cli"],
 ]
-HEAVY = {"wandb", "matplotlib", "sklearn", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used
+HEAVY = {
+    "pillow_heif",
+    "wandb",
+    "matplotlib",
+    "sklearn",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "litdata",
+}  # imported where they are used
 
 
 def name_of(path: Path) -> str:

@@ -362,6 +362,10 @@ def _folders(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("settings"))
         paint("photos", [f"{c}/{i}.png" for c in "ab" for i in range(5)])
+        Path("list.txt").write_text("a/1.png\nb/3.png\n")
+        for i in range(8):
+            Path("deep", "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((10, 10), 1000 + i, np.uint16)).save(Path("deep", "ab"[i % 2], f"{i}.png"))
         paint("tests", [f"{c}/{i}.png" for c in "ab" for i in range(2)], green=255)
         paint("one", [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(3)])
         paint("two", [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(4)])
@@ -381,15 +385,16 @@ def read(**settings: Any) -> SimpleNamespace:
     """What ImageData makes of its settings: sets and batches, and who reads which files when."""
     small = {"batch_size": 4, "image_size": 8, "workers": 0, "shapes_train": 20, "shapes_test": 10}
     decode, cache, load = sources.read_images, sources.map_decoded, loader.DataLoader
-    opened, threads, processes, checked = [], [], [], []
+    opened, threads, processes, checked, asked = [], [], [], [], []
 
-    def decoding(paths, side, threads):
+    def decoding(paths, side, threads, rules, **others):
         opened.append((len(paths), threads))
-        return decode(paths, side, threads=threads)
+        asked.append(rules)
+        return decode(paths, side, threads=threads, rules=rules, **others)
 
-    def caching(paths, names, side, cache_dir, number, name):
+    def caching(paths, names, side, cache_dir, number, name, rules):
         threads.append(number)
-        return cache(paths, names, side, cache_dir, number, name)
+        return cache(paths, names, side, cache_dir, number, name, rules)
 
     def loading(source, num_workers, persistent_workers, multiprocessing_context, **options):
         processes.append(num_workers)
@@ -415,6 +420,7 @@ def read(**settings: Any) -> SimpleNamespace:
     return SimpleNamespace(
         goes_on=goes_on,
         checked=checked,
+        rules=asked[-1] if asked else None,
         train=len(data.train),
         test=data.test and len(data.test),
         pixels=torch.cat([images for images, _ in batches]),
@@ -461,6 +467,12 @@ IMAGE_DATA = {
     "shapes_test": row(15, lambda a, b: b.test == 15),
     "holdout": row(0.4, lambda a, b: b.held == 4, train_dir="photos", holdout=0.2),
     "on_error": row("skip", lambda a, b: b.checked == [10], train_dir="photos"),
+    "leave_out": row("list.txt", lambda a, b: b.train == 8 and a.train == 10, train_dir="photos"),
+    "read_timeout_s": row(7.0, lambda a, b: b.rules.timeout_s == 7, train_dir="photos"),
+    "max_pixels": row(100, lambda a, b: b.rules.max_pixels == 100, train_dir="photos"),
+    "sixteen_bit_max": row(
+        4095, lambda a, b: (b.pixels == 1000 // 16).any() and a.pixels.amax() == 3, train_dir="deep"
+    ),
     "allow_changed_images": row(True, lambda a, b: b.goes_on, train_dir="photos"),
 }
 

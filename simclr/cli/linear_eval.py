@@ -86,10 +86,13 @@ def _add_protocols(parser: Parser) -> None:
 
 def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
     parser = evaluation_parser()
-    checkpoint = read_checkpoint(parser.parse_args(args).checkpoint)
+    asked = parser.parse_args(args)
+    checkpoint = read_checkpoint(asked.checkpoint)
     known = {f"data.{name}" for name in inspect.signature(ImageData.__init__).parameters}
     known -= {"data.self", "data.image_size", "data.seed", "data.batch_size"}
     trained_on = folders_shown(checkpoint.data)
+    if asked.data.train_dir is not None:
+        trained_on["leave_out"] = None  # names images of the folder trained on
     parser.set_defaults({f"data.{name}": value for name, value in trained_on.items() if f"data.{name}" in known})
     config = parser.parse_args(args)
     data = ImageData(**config.data.as_dict(), image_size=checkpoint.model["image_size"], batch_size=2)

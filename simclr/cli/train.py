@@ -40,7 +40,7 @@ from simclr.cli.saving import (
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.continuation import Continuation, check_resume
 from simclr.data import ImageData
-from simclr.data.module import FOLDERS, SKIPPED, folders_of_run
+from simclr.data.module import FOLDERS, LEFT_OUT, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
 from simclr.distributed import launched_rank
 from simclr.files import reason_of, write_atomically
@@ -430,6 +430,8 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
     record(cli)
     if cli.datamodule.skipped:
         write_atomically(cli.run_dir / SKIPPED, ("\n".join(cli.datamodule.skipped) + "\n").encode())
+    if named := cli.datamodule.left_out_names:
+        write_atomically(cli.run_dir / LEFT_OUT, os.fsencode("\n".join(named) + "\n"))
     # Without what belongs to this run alone, so that `--config` repeats it in another folder.
     config = cli.config.clone()
     config.run_dir = config.ckpt_path = None

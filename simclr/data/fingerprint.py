@@ -45,11 +45,21 @@ def fingerprint_files(root: str, paths: Sequence[str]) -> dict[str, Tensor]:
     try:
         files = np.fromiter(codes(), np.uint64, len(paths))
         names = files >> 32
-        chosen = np.argsort(names, kind="stable")[:_SAMPLED]
-        samples = [(int(names[i]), _content(paths[int(i)])) for i in chosen]
+        samples = [(int(names[i]), _content(paths[i])) for i in _some(names)]
     except OSError as error:
         refuse_unreadable([f"{error.filename} ({error})"])
     return {"files": torch.from_numpy(files.view(np.int64)), "samples": torch.tensor(samples, dtype=torch.int64)}
+
+
+def sampled(root: str, paths: Sequence[str]) -> list[int]:
+    """The places of the files, 64 at most, that `fingerprint_files` looks into, chosen by their names below a root."""
+    below = len(os.path.join(root, ""))
+    names = (zlib.crc32(os.fsencode(path[below:].replace(os.sep, "/"))) for path in paths)
+    return _some(np.fromiter(names, np.uint64, len(paths)))
+
+
+def _some(names: np.ndarray) -> list[int]:
+    return np.argsort(names, kind="stable")[:_SAMPLED].tolist()
 
 
 def pixel_digest(pixels: np.ndarray) -> bytes:

@@ -14,7 +14,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from simclr.container import cores
-from simclr.data.decode import to_square, unreadable
+from simclr.data.decode import DEEPEST, RULES, ReadingRules, to_square, unreadable
+from simclr.data.depth import low_range
 from simclr.data.fingerprint import compare_files, fingerprint_files
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, uneven_batch
 from simclr.data.shapes import CLASSES, draw_shapes
@@ -27,6 +28,8 @@ from simclr.data.sources import (
     list_folder,
     match_classes,
     may_be_skipped,
+    names_in,
+    places_of,
     refuse_shared,
 )
 from simclr.data.splits import stratified_split
@@ -36,7 +39,8 @@ from simclr.seeding import check_seed, epoch_order
 Source = Literal["auto", "shapes", "folder", "cifar10", "cifar100", "stl10", "imagenet"]
 
 SKIPPED = "skipped_images.txt"  # in the folder of a run
-FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir")
+LEFT_OUT = "left_out_images.txt"
+FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir", "leave_out")  # settings that name a place
 _Sets = tuple[ImageSet, ImageSet | None, ImageSet | None]  # for training, for testing; with labels, if not the first
 _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
 _STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
@@ -98,7 +102,16 @@ class ImageData(LightningDataModule):
             of each class at least is kept for training.
         on_error: what becomes of a file of an image folder that cannot be read. raise: an error that names it. skip:
             every file is decoded once before the run, and those that cannot be read are left out, up to 1 % of them or
-            ten; `skipped` names them.
+            ten; `skipped` names them. A file that can no longer be read later in the run, or is another, ends it with
+            either, because the order of the images would change; the error says how to go on. What is held in memory
+            or in a cache stays as it was read.
+        leave_out: a file that names images, one a line, by their paths below `train_dir` or from the root, as
+            `simclr check-data --bad` and `--copies` write it: the run is that of the folder without them.
+        read_timeout_s: seconds that reading one image file may take, here, in a thread or in a worker process, before
+            it is an error that names it; without limit if 0 or not given.
+        max_pixels: a file with more pixels than this is refused before it is decoded; without limit if not given.
+        sixteen_bit_max: which value of 16-bit images is white: value v is read as v * 256 / (sixteen_bit_max + 1) of
+            255. 12-bit data needs 4095 to be seen.
         allow_changed_images: continue a run although files of its image folder were added, removed or changed since:
             its order is that of the new set from then on.
     """
@@ -121,14 +134,18 @@ class ImageData(LightningDataModule):
         shapes_test: int = 2048,
         holdout: float = 0.2,
         on_error: Literal["raise", "skip"] = "raise",
+        leave_out: str | None = None,
+        read_timeout_s: float | None = 300.0,
+        max_pixels: int | None = RULES.max_pixels,
+        sixteen_bit_max: int = DEEPEST,
         allow_changed_images: bool = False,
     ):
         super().__init__()
-        folders = (train_dir, test_dir, data_dir, cache_dir)
+        folders = (train_dir, test_dir, data_dir, cache_dir, leave_out)
         self.given = dict(zip(FOLDERS, (path and os.fspath(path) for path in folders), strict=True))
         # A checkpoint keeps them, as text: weights_only loading refuses one that holds a Path. From the root: it is
         # read from other folders too.
-        train_dir, test_dir, data_dir, cache_dir = (path and stored(path) for path in folders)
+        train_dir, test_dir, data_dir, cache_dir, leave_out = (path and stored(path) for path in folders)
         self.save_hyperparameters(logger=False)  # a checkpoint tells what the encoder was trained on
         self.source = source if source != "auto" else ("folder" if train_dir else "shapes")
         self.train_dir, self.test_dir, self.data_dir, self.download = train_dir, test_dir, data_dir, download
@@ -142,6 +159,9 @@ class ImageData(LightningDataModule):
         self.labelled_train: ImageSet | None = None
         self.on_error, self.allow_changed_images = on_error, allow_changed_images
         self.skipped: list[str] = []  # a line for each file that was left out
+        self.leave_out, self.read_timeout_s = leave_out, read_timeout_s
+        self.max_pixels, self.sixteen_bit_max = max_pixels, sixteen_bit_max
+        self._named: dict[str, dict[int, str]] = {}  # by folder: what `leave_out` names there
         self._looked = False
         self._folders: dict[str, Folder] = {}
         self._fingerprint: dict[str, Tensor] = {}
@@ -194,6 +214,8 @@ class ImageData(LightningDataModule):
                 match_classes(*listed)
             except ValueError as error:
                 found.append(str(error))
+        if len(listed) == len(self._folder_paths()):
+            found += self._unknown_names()
         return found, len(listed[0].paths) if listed and not found else None
 
     def _setting_problems(self) -> list[str]:
@@ -207,6 +229,16 @@ class ImageData(LightningDataModule):
             found.append(f"data.workers={self.workers} is negative. Use 0 to decode in the training process.")
         if self.workers is not None and self.workers > _MOST_WORKERS:
             found.append(f"data.workers={self.workers} is more than {_MOST_WORKERS:,}. Leave it out for one a core.")
+        if self.read_timeout_s is not None and not 0 <= self.read_timeout_s < math.inf:
+            found.append(f"data.read_timeout_s={self.read_timeout_s} is no number of seconds. Use 0 for no limit.")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            found.append(f"data.max_pixels={self.max_pixels} is not a positive number. Use null for no limit.")
+        if not 1 <= self.sixteen_bit_max <= DEEPEST:
+            found.append(f"data.sixteen_bit_max={self.sixteen_bit_max} is not between 1 and {DEEPEST}.")
+        if self.leave_out and self.source not in ("folder", "imagenet"):
+            found.append(f"data.leave_out is not used with data.source={self.source}, which has no files of yours.")
+        elif self.leave_out and not Path(self.leave_out).is_file():
+            found.append(f"data.leave_out={self.given['leave_out']} is not a file: it has to list images, one a line.")
         if not 0 < self.holdout < 1:
             found.append(f"data.holdout={self.holdout} is not a fraction between 0 and 1.")
         if self.cache_dir:
@@ -280,8 +312,42 @@ class ImageData(LightningDataModule):
 
     def _folder(self, path: str, option: str, given: str) -> Folder:
         if path not in self._folders:
-            self._folders[path] = list_folder(path, option, given)
+            folder = list_folder(path, option, given)
+            if self.leave_out and Path(self.leave_out).is_file():
+                first = not self._named  # the training images, which names alone are of
+                known = {name for names in self._named.values() for name in names.values()}
+                names = [name for name in names_in(self.leave_out) if name not in known]
+                self._named[path] = places_of(names, folder, path if first else None)
+                folder = folder.without(self._named[path])
+                if not len(folder.paths):
+                    raise ValueError(f"data.leave_out={self.given['leave_out']} names all images of {given}.")
+            self._folders[path] = folder
         return self._folders[path]
+
+    def _unknown_names(self) -> list[str]:
+        """What `leave_out` names and no folder has, in a line."""
+        if not self.leave_out or not Path(self.leave_out).is_file():
+            return []
+        known = {name for names in self._named.values() for name in names.values()}
+        lacking = [name for name in dict.fromkeys(names_in(self.leave_out)) if name not in known]
+        if not lacking:
+            return []
+        many = "1 file that is" if len(lacking) == 1 else f"{len(lacking):,} files that are"
+        more = f" and {len(lacking) - 3:,} more" if len(lacking) > 3 else ""
+        return [
+            f"data.leave_out={self.given['leave_out']} names {many} not among the images of {self._where()}: "
+            f"{', '.join(lacking[:3])}{more}. Name them by their paths below that folder, or from the root."
+        ]
+
+    @property
+    def left_out_names(self) -> list[str]:
+        """The images that `leave_out` has taken out of the folders, as it names them."""
+        return [name for names in self._named.values() for name in names.values()]
+
+    @property
+    def rules(self) -> ReadingRules:
+        """How image files are read, by these settings."""
+        return ReadingRules(self.max_pixels, self.sixteen_bit_max, self.read_timeout_s or None)
 
     def _read_folders(self) -> _Sets:
         self._look_at_all()
@@ -302,7 +368,7 @@ class ImageData(LightningDataModule):
     def _skip_unreadable(self, path: str, option: str, given: str) -> None:
         """Go on as if the files that cannot be read were not in a folder."""
         folder = self._folder(path, option, given)
-        bad, size = unreadable(folder.paths, self.load_size, max(1, self._processes())), len(folder.paths)
+        bad, size = unreadable(folder.paths, self.load_size, max(1, self._processes()), self.rules), len(folder.paths)
         if not may_be_skipped(len(bad), size):
             first = "; ".join(list(bad.values())[:3])
             raise ValueError(
@@ -313,7 +379,7 @@ class ImageData(LightningDataModule):
         self._folders[path] = folder.without(bad)
 
     def _files(self, folder: Folder, classes: list[str] | None, labels: Tensor | None) -> ImageSet:
-        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes, folder.fingerprint)
+        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes, folder.fingerprint, self.rules)
         if self.cache_dir:
             # One process builds for all of this machine, so it may use what the others will.
             return files.cached(self.cache_dir, max(1, self.workers if self.workers is not None else min(16, cores())))
@@ -380,6 +446,12 @@ class ImageData(LightningDataModule):
         if self.skipped:
             many = "1 image" if len(self.skipped) == 1 else f"{len(self.skipped):,} images"
             found.append(f"left out, because unreadable: {many}, listed in {SKIPPED}; the first is {self.skipped[0]}.")
+        if named := self.left_out_names:
+            many = "1 image" if len(named) == 1 else f"{len(named):,} images"
+            listed = f"listed in {LEFT_OUT}; the first is {named[0]}"
+            found.append(f"left out, as data.leave_out={self.given['leave_out']} says: {many}, {listed}.")
+        if self.sixteen_bit_max == DEEPEST:
+            found += filter(None, (low_range(self._folder(*folder), self.rules) for folder in self._folder_paths()))
         return found
 
     # Continuing

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from simclr.container import cores
 from simclr.data import FileImages, ImageData, ImageSet
-from simclr.data.decode import read_images
 from simclr.eval import extract_features
 from simclr.seeding import epoch_order
 
@@ -78,10 +77,8 @@ def take_samples(
 
 def _sample(encoder: nn.Module, source: ImageSet, pool: Tensor, limit: int, device: torch.device | str) -> Sample:
     index = pool[epoch_order(_CHOICE, 0, len(pool))[:limit].sort().values]
-    if isinstance(source, FileImages):
-        pixels = read_images([source.paths[i] for i in index.tolist()], source.side, threads=cores())
-    else:
-        pixels = source.images(index).cpu()
+    files = isinstance(source, FileImages)
+    pixels = source.images(index, threads=cores() if files else 1).cpu()
     # extract_features hands back each image's label; their numbers do where there are no labels.
     batches = zip(pixels.split(256), index.split(256), strict=True)
     features, _ = extract_features(encoder, batches, device=device)

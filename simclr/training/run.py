@@ -98,8 +98,9 @@ class PretrainingRun:
         whole = epochs is not None and epochs > 0 and trainer.max_steps < 0
         batch = given["batch_size"]
         self.settle(batch if isinstance(batch, int) else None, epochs if whole else None)
-        held = getattr(trainer.datamodule, "load_size", None)
-        attach_transform(module.encoder, replace(module.encoder.transform, load_size=held))
+        given = {name: getattr(trainer.datamodule, name, None) for name in ("load_size", "sixteen_bit_max")}
+        of_data = {"load_size": None} | {name: value for name, value in given.items() if value is not None}
+        attach_transform(module.encoder, replace(module.encoder.transform, **of_data))
         self.check(trainer)
         group, views = self.batch_norm_group(module, trainer), self.settings.get("views", 2)
         few = group is not None and group < min(_SMALL_GROUP, views * self.settings["batch_size"])
