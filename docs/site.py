@@ -39,7 +39,7 @@ REFERENCE = {
     ),
     "run": (
         "A run",
-        ["checkpoint", "callbacks.OnlineKNN", "online_quality", "diagnosis", "report", "compare.rows", "profile"],
+        ["checkpoint", "online_accuracy", "online_quality", "diagnosis", "report", "compare.rows", "profile"],
     ),
 }
 

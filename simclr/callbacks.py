@@ -1,139 +1,26 @@
-"""What watches a pretraining run: online kNN, a picture of the views, a line per epoch. None of it changes the run."""
+"""What watches a pretraining run: a picture of the views, a line per epoch. None of it changes the run."""
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from simclr import distributed
-from simclr.data import GlobalBatchSampler, ImageData, TrainLoader
-from simclr.eval import extract_features, knn_predict
+from simclr.data import GlobalBatchSampler, TrainLoader
 from simclr.files import say_unwritten, written_whole
-from simclr.online_quality import RETRIEVAL, OnlineQuality, decide_where_measured, watching
+from simclr.online_accuracy import METRIC, PROBE, OnlineKNN, OnlineProbe
+from simclr.online_quality import RETRIEVAL, OnlineQuality
 from simclr.paths import expanded
-from simclr.run_length import RunLength, is_due, run_length
-from simclr.seeding import epoch_order
+from simclr.run_length import RunLength, run_length
 
-METRIC = "knn_top1"
-_QUERIES = 20260712  # seed of the choice of queries, which no run's seed may change: runs are compared by it
-
-
-class OnlineKNN(Callback):
-    """Logs `knn_top1`, the accuracy of a kNN classifier on the representations, while the encoder learns.
-
-    Both the bank and the queries are *training* images (four fifths and one fifth of a fixed sample), so that choices
-    made by this number never touch the test set. Where that cannot be measured (see `why_not`) it says so once.
-
-    Rank 0 reads the images and measures; every rank logs what it found. A checkpoint or an early stopping that watches
-    `knn_top1` decides in the epochs that measure it: a patience counts measurements.
-
-    Args:
-        every_n_epochs: how often; 0 for never. The last epoch is always measured, also one that a limit of steps ends
-            early.
-        images: the size of the sample, or fewer if there are fewer.
-        k: neighbours that vote.
-        temperature: of the votes, exp(similarity / temperature).
-    """
-
-    def __init__(self, every_n_epochs: int = 5, images: int = 10_000, k: int = 20, temperature: float = 0.1):
-        if every_n_epochs < 0 or images < 10 or k < 1 or temperature <= 0:
-            raise ValueError(
-                f"knn needs every_n_epochs >= 0, images >= 10, k >= 1 and temperature > 0; "
-                f"got {every_n_epochs}, {images}, {k} and {temperature}."
-            )
-        self.every_n_epochs = every_n_epochs
-        self.images = images
-        self.k = k
-        self.temperature = temperature
-        self.measured_epoch: int | None = None  # the last one that has a number, from 0
-        self._measures = False
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out whether there will be a number, and have those who watch it wait for each.
-
-        Raises:
-            ValueError: if a callback watches a number that this run never measures.
-        """
-        if stage != "fit":
-            return
-        self.check(trainer, trainer.datamodule)
-        reason = self.why_not(trainer, trainer.datamodule)
-        self._measures = reason is None
-        if reason and self.every_n_epochs and not trainer.barebones and trainer.is_global_zero:
-            print(f"no online kNN: {reason}", flush=True)  # no bar yet
-        for callback in watching(trainer, METRIC):
-            decide_where_measured(callback, self)
-
-    def check(self, trainer: Trainer, data: object) -> None:
-        """Refuse callbacks that watch a number which this run never measures.
-
-        Args:
-            data: the data module, set up.
-        Raises:
-            ValueError: with the reason.
-        """
-        waiting = watching(trainer, METRIC)
-        if waiting and (reason := self.why_not(trainer, data)):
-            name = type(waiting[0]).__name__
-            raise ValueError(f"{name} watches {METRIC}, which this run never measures: {reason}.")
-
-    def why_not(self, trainer: Trainer, data: object) -> str | None:
-        """Why there will be no number in this run; None if there will be. The same on every rank, and reads no image.
-
-        Args:
-            data: the data module, set up.
-        """
-        if self.every_n_epochs == 0:
-            return "knn.every_n_epochs is 0"
-        if trainer.barebones:
-            return "trainer.barebones logs nothing"
-        if not isinstance(data, ImageData):
-            return "the batches are not from simclr.data.ImageData, whose labelled images it is measured on"
-        assert data.labelled_train is not None  # set up
-        if data.labelled_train.labels is None:  # labelled test images are not for this
-            return "there are no labelled training images to measure it on"
-        try:
-            labels = data.eval_loader("train", limit=self.images).labels
-        except ValueError as error:  # none to hold out beside them
-            return str(error).rstrip(".")
-        query, bank = _query_and_bank(len(labels))
-        if not len(query) or len(labels[bank].unique()) < 2:
-            return "it takes 5 labelled images or more, of two classes among its neighbours"
-        return None
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure on rank 0 and log on all, which wait for as long as it takes."""
-        if not self._measures or not is_due(trainer, self.every_n_epochs):
-            return
-
-        def measure() -> float:
-            loader = trainer.datamodule.eval_loader("train", limit=self.images)
-            return self.measure(pl_module.encoder, loader, pl_module.device)
-
-        accuracy = distributed.from_rank_0(measure)
-        # The ranks agree already; without sync_dist Lightning would warn that they might not.
-        pl_module.log(METRIC, accuracy, rank_zero_only=True, sync_dist=True)
-        self.measured_epoch = trainer.current_epoch
-
-    def measure(self, encoder: torch.nn.Module, loader: Iterable[Any], device: torch.device) -> float:
-        """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others."""
-        features, labels = extract_features(encoder, loader, device=device)
-        query, bank = _query_and_bank(len(labels))
-        k = min(self.k, len(bank))
-        predictions = knn_predict(features[bank], labels[bank], features[query], k=k, temperature=self.temperature)
-        return (predictions == labels[query]).float().mean().item()
-
-
-def _query_and_bank(count: int) -> tuple[Tensor, ...]:
-    """The places, among `count` images, of the fifth to classify and of their neighbours."""
-    # At random, because images are often sorted by class or dealt out in turn: a run or a stride would hold classes
-    # that the bank has not.
-    return epoch_order(_QUERIES, 0, count).tensor_split([count // 5])
+# What the line of an epoch shows where it was measured: who measures, its name there, the metric.
+_SHOWN: tuple[tuple[type[Callback], str, str], ...] = (
+    (OnlineKNN, "kNN", METRIC),
+    (OnlineProbe, "probe", PROBE),
+    (OnlineQuality, "retrieval", RETRIEVAL),
+)
 
 
 class ViewGrid(Callback):
@@ -241,7 +128,7 @@ class EpochLines(Callback):
             return
         seconds = time.perf_counter() - self._started
         found = ""
-        for kind, name, metric in ((OnlineKNN, "kNN", METRIC), (OnlineQuality, "retrieval", RETRIEVAL)):
+        for kind, name, metric in _SHOWN:
             # callback_metrics keeps what earlier epochs have measured.
             if any(c.measured_epoch == trainer.current_epoch for c in trainer.callbacks if isinstance(c, kind)):
                 found += f"  {name} {100 * trainer.callback_metrics[metric].item():5.1f} %"

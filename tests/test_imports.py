@@ -21,6 +21,7 @@ LAYERS = [
     ["memory"],
     ["eval"],
     ["online_quality"],
+    ["online_accuracy"],
     ["callbacks", "diagnosis", "loggers", "export", "run_folder", "profile", "progress"],
     ["report", "pace"],
     ["compare"],

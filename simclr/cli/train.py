@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.allocator import keep_freed_memory
-from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid, print_line
+from simclr.callbacks import EpochLines, ViewGrid, print_line
 from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
 from simclr.cli.config_files import read_settings
 from simclr.cli.hints import refuse_file_as_encoder
@@ -46,6 +46,7 @@ from simclr.distributed import launched_rank
 from simclr.files import reason_of, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
+from simclr.online_accuracy import OnlineAccuracy, OnlineKNN, OnlineProbe
 from simclr.online_quality import OnlineQuality
 from simclr.pace import Pace
 from simclr.paths import expanded
@@ -123,6 +124,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
         parser.add_class_arguments(Schedule, "checkpoint")
         parser.add_lightning_class_args(OnlineKNN, "knn")
+        parser.add_lightning_class_args(OnlineProbe, "probe")
         parser.add_lightning_class_args(OnlineQuality, "quality")
         # int: jsonargparse's own kind of number could not be read from a checkpoint.
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -184,7 +186,7 @@ class TrainCLI(LightningCLI):
             raise ValueError(f"trainer: {error}") from error
         self.checkpoints = take_over_checkpoints(trainer, self.schedule.keep)
         # What measures before the line that shows it.
-        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN | OnlineQuality))
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineAccuracy | OnlineQuality))
         return trainer
 
     def _add_progress(self, callbacks: list[Callback]) -> bool:
@@ -204,6 +206,7 @@ def summary(cli: TrainCLI) -> str:
     model, data, trainer, hparams = cli.model, cli.datamodule, cli.trainer, cli.model.hparams
     million = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     classes = f", {len(data.train.classes)} classes" if data.train.classes else ", no labels"
+    held = f"; {data.held_out:,} of the images are held out, never trained on" if data.held_out else ""
     lr = (
         f"{hparams.base_lr:g} x {hparams.lr_scaling} scaling"
         if hparams.lr_scaling != "none"
@@ -225,7 +228,7 @@ def summary(cli: TrainCLI) -> str:
     rows = {
         "run": str(cli.run_dir),
         "continued": cli.continuation and f"\n{'':<11}".join((f"from {cli.resumed.stands}", *cli.continuation.said)),
-        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
+        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}{held}",
         "left out": data.left_out,
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
@@ -242,8 +245,8 @@ def summary(cli: TrainCLI) -> str:
 
 def _left_out(data: ImageData) -> str:
     """How many images the last incomplete batch of an epoch would have held."""
-    rest = len(data.train) % data.batch_size
-    return f"; {rest} of the {len(data.train):,} images sit out each epoch, others each time" if rest else ""
+    rest = data.training_images % data.batch_size
+    return f"; {rest} of the {data.training_images:,} images sit out each epoch, others each time" if rest else ""
 
 
 @in_a_line
@@ -522,6 +525,8 @@ def check(cli: TrainCLI) -> None:
     Raises:
         ValueError: with what to use.
     """
+    if cli.resumed and cli.resumed.data:
+        cli.datamodule.adopt(cli.resumed.data)
     with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):
         cli.datamodule.validate(cli.trainer.world_size)
     trainer = cli.trainer
@@ -544,7 +549,7 @@ def check(cli: TrainCLI) -> None:
     )
     cli.datamodule.setup("fit")
     for callback in trainer.callbacks:
-        if isinstance(callback, OnlineKNN | OnlineQuality):
+        if isinstance(callback, OnlineAccuracy | OnlineQuality):
             callback.check(trainer, cli.datamodule)
     settle(cli)
 
