@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-_EARLY = 200  # optimiser steps, or a tenth of the run, but no fewer than _FEWEST: when a verdict is given
-_FEWEST = 20
+# A run is looked at after a tenth of it, but no fewer than _FEWEST steps of the optimiser, and, where nothing was said and
+# that was earlier, again after _LAST: by then the learning rate of most runs has been up for a while.
+_FEWEST, _LAST = 20, 200
 
 
 class Signs(NamedTuple):
@@ -20,7 +21,8 @@ class Signs(NamedTuple):
         top1: contrastive accuracy.
         positive_cosine, negative_cosine: mean cosines of the views of one image, and of two images.
         waiting: the share of the time spent waiting for images.
-        warming: whether the learning rate still rises.
+        warming: whether the learning rate was below half of its height.
+        steps: taken.
     """
 
     loss: float
@@ -30,6 +32,7 @@ class Signs(NamedTuple):
     negative_cosine: float
     waiting: float
     warming: bool = False
+    steps: int = 0
 
 
 def verdict(signs: Signs, settings: Mapping[str, Any]) -> list[str]:
@@ -52,13 +55,19 @@ def _learning(signs: Signs, settings: Mapping[str, Any]) -> str | None:
             f"divided by a temperature of {temperature:g}, cosines hardly differ: the loss can fall by "
             f"{100 * _reach(others, temperature):.0f} % at most. Try a --model.temperature of 0.1 to 0.5."
         )
-    if signs.positive_cosine == signs.negative_cosine == 0:
-        return f"all projections are zero: the projection head is dead. Try {lower}."
+    if signs.positive_cosine == 0:  # exactly, which no other projections have
+        return f"all projections are zero: the projection head is dead. Try {lower}, --model.head_batch_norm true."
     if signs.negative_cosine > 0.95:
         same = f"the mean cosine of two images is {signs.negative_cosine:.3f}"
         return f"the projections have collapsed: {same}. Try {lower}."
     if signs.loss > signs.first_loss + 0.1 * abs(signs.first_loss):
         return f"the loss rises, from {signs.first_loss:.3g} to {signs.loss:.3g}: the run diverges. Try {lower}."
+    guessing = math.log(others)
+    if settings.get("loss") == "nt_xent" and signs.steps >= _LAST and not signs.warming and signs.loss > guessing:
+        return (
+            f"after {signs.steps} steps the loss, {signs.loss:.3g}, is above that of guessing, log({others}) = "
+            f"{guessing:.3g}: the steps are too large. Try {lower}."
+        )
     if not signs.warming and signs.positive_cosine - signs.negative_cosine < 0.02 and signs.top1 < 3 / others:
         return (
             f"two views of an image are no nearer to each other than to other images ({signs.positive_cosine:.3f} and "
@@ -87,7 +96,7 @@ def _data(signs: Signs) -> str | None:
 
 
 class Diagnosis(Callback):
-    """Looks at the steps that are logged, gives its verdict after the early ones, and then looks no more.
+    """Looks at the steps that are logged, once or twice, gives its verdict, and then looks no more.
 
     Nothing here waits for a device but in a step whose numbers are logged anyway.
 
@@ -99,7 +108,7 @@ class Diagnosis(Callback):
         self.say = say
         self._rows: list[tuple[int, Mapping[str, Any]]] = []  # optimiser step, what it logged
         self._seen: object = None
-        self._done = False
+        self._looked = self._done = False
         self._waited = self._worked = 0.0  # seconds
         self._clock = 0.0  # of the end of the last batch, or of the start of this one
         self._begun = False
@@ -132,14 +141,16 @@ class Diagnosis(Callback):
         self._seen = logged
         self._rows.append((trainer.global_step, {name: float(value) for name, value in logged.items()}))
         total = pl_module.run.total_steps or math.inf
-        if trainer.global_step < max(_FEWEST, min(_EARLY, total / 10)):
+        if trainer.global_step < (_LAST if self._looked else max(_FEWEST, min(_LAST, total / 10))):
             return
-        self._done = True
-        if (signs := self._signs()) is not None:
-            for text in verdict(signs, pl_module.hparams):
-                self.say(trainer, text)
+        signs = self._signs(_highest_rate(pl_module))
+        said = verdict(signs, pl_module.hparams) if signs is not None else []
+        for text in said:
+            self.say(trainer, text)
+        self._done = signs is None or bool(said) or trainer.global_step >= _LAST or total < _LAST
+        self._looked = True
 
-    def _signs(self) -> Signs | None:
+    def _signs(self, highest: float) -> Signs | None:
         last = self._rows[-1][0]
         later = [row for step, row in self._rows if step > last / 2]
         means = {name: sum(row[name] for row in later) / len(later) for name in later[0]}
@@ -152,5 +163,12 @@ class Diagnosis(Callback):
             means["positive_cosine"],
             means["negative_cosine"],
             self._waited / max(self._waited + self._worked, 1e-9),
-            later[-1]["lr"] > later[0]["lr"],
+            means["lr"] < 0.5 * highest,
+            last,
         )
+
+
+def _highest_rate(module: LightningModule) -> float:
+    """The learning rate between warm-up and cosine; 0 where another schedule than ours is used."""
+    schedule = module.lr_schedulers()
+    return max(getattr(schedule, "base_lrs", [0.0]))

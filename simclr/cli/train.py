@@ -24,6 +24,7 @@ from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, ViewGrid, print_line
 from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
 from simclr.cli.config_files import read_settings
+from simclr.cli.ending import reached
 from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
@@ -50,7 +51,7 @@ from simclr.online_accuracy import OnlineAccuracy, OnlineKNN, OnlineProbe
 from simclr.online_quality import OnlineQuality
 from simclr.pace import Pace
 from simclr.paths import expanded
-from simclr.progress import LogInterval, ProgressBar, ProgressLines
+from simclr.progress import LogInterval, ProgressBar, ProgressLines, duration
 from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuation
 from simclr.run_length import RunLength, run_length
 from simclr.training.method import DEFAULT_METHOD, find_method
@@ -305,21 +306,22 @@ def _train(args: list[str], folder: RunFolder) -> None:
             _say_how_to_continue(cli)
             sys.exit(cli.stop.exit_code)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
-        _end(cli, (time.perf_counter() - started) / 60)
+        _end(cli, time.perf_counter() - started)
 
 
-def _end(cli: TrainCLI, minutes: float) -> None:
+def _end(cli: TrainCLI, seconds: float) -> None:
     """The encoder of a run that has ended by itself; what could not be saved is an error, and how to go on."""
     path = cli.run_dir / ENCODER
+    print(*(f"{'' if i else 'reached':<10} {line}\n" for i, line in enumerate(reached(cli.trainer))), sep="", end="")
     try:
         save_encoder(cli.model, path)
     except FloatingPointError as error:  # of a run that keeps no checkpoint
         fail(str(error), FAILED)
     except OSError as error:
-        fail(f"{_ended(cli, minutes)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
+        fail(f"{_ended(cli, seconds)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
     if unsaved := _unsaved(cli):
-        fail(f"{_ended(cli, minutes)}; encoder in {path}; but {unsaved}. {_repeat(cli)}", FAILED)
-    print(f"{_ended(cli, minutes)}; encoder in {path}; {_next_step(cli)}", flush=True)
+        fail(f"{_ended(cli, seconds)}; encoder in {path}; but {unsaved}. {_repeat(cli)}", FAILED)
+    print(f"{_ended(cli, seconds)}; encoder in {path}; {_next_step(cli)}", flush=True)
 
 
 def _leave_encoder(cli: TrainCLI) -> None:
@@ -350,9 +352,9 @@ def _stopped_early(cli: TrainCLI) -> bool:
     return cli.model.run.total_steps is not None and cli.trainer.global_step < cli.model.run.total_steps
 
 
-def _ended(cli: TrainCLI, minutes: float) -> str:
+def _ended(cli: TrainCLI, seconds: float) -> str:
     if not _stopped_early(cli):
-        return f"trained {minutes:.1f} min"
+        return f"trained for {duration(seconds)}"
     cause = cli.stop.cause or cause_of_stop(cli.trainer)
     return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}"
 
