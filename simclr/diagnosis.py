@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-# A run is looked at after a tenth of it, but no fewer than _FEWEST steps of the optimiser, and, where nothing was said and
-# that was earlier, again after _LAST: by then the learning rate of most runs has been up for a while.
+# A run is looked at after a tenth of it, but no fewer than _FEWEST steps of the optimiser, and, where nothing was said
+# and that was earlier, again after _LAST: by then the learning rate of most runs has been up for a while.
 _FEWEST, _LAST = 20, 200
+_FASTEST_GROWTH = 10.0
 
 
 class Signs(NamedTuple):
@@ -23,6 +25,7 @@ class Signs(NamedTuple):
         waiting: the share of the time spent waiting for images.
         warming: whether the learning rate was below half of its height.
         steps: taken.
+        growth: of the weights' norm since the first step, as a factor.
     """
 
     loss: float
@@ -33,6 +36,7 @@ class Signs(NamedTuple):
     waiting: float
     warming: bool = False
     steps: int = 0
+    growth: float = 1.0
 
 
 def verdict(signs: Signs, settings: Mapping[str, Any]) -> list[str]:
@@ -62,11 +66,10 @@ def _learning(signs: Signs, settings: Mapping[str, Any]) -> str | None:
         return f"the projections have collapsed: {same}. Try {lower}."
     if signs.loss > signs.first_loss + 0.1 * abs(signs.first_loss):
         return f"the loss rises, from {signs.first_loss:.3g} to {signs.loss:.3g}: the run diverges. Try {lower}."
-    guessing = math.log(others)
-    if settings.get("loss") == "nt_xent" and signs.steps >= _LAST and not signs.warming and signs.loss > guessing:
+    if signs.growth > _FASTEST_GROWTH:
         return (
-            f"after {signs.steps} steps the loss, {signs.loss:.3g}, is above that of guessing, log({others}) = "
-            f"{guessing:.3g}: the steps are too large. Try {lower}."
+            f"the weights have grown to {signs.growth:.3g} times their size in {signs.steps} steps, too large to learn "
+            f"by. Try {lower}."
         )
     if not signs.warming and signs.positive_cosine - signs.negative_cosine < 0.02 and signs.top1 < 3 / others:
         return (
@@ -112,11 +115,14 @@ class Diagnosis(Callback):
         self._waited = self._worked = 0.0  # seconds
         self._clock = 0.0  # of the end of the last batch, or of the start of this one
         self._begun = False
+        self._norm = 0.0  # of the weights at the start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on has had its verdict."""
         self._done = trainer.global_step > 0 or not trainer.is_global_zero
         self._begun = False
+        if not self._done:
+            self._norm = _norm(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The images are there."""
@@ -143,14 +149,14 @@ class Diagnosis(Callback):
         total = pl_module.run.total_steps or math.inf
         if trainer.global_step < (_LAST if self._looked else max(_FEWEST, min(_LAST, total / 10))):
             return
-        signs = self._signs(_highest_rate(pl_module))
+        signs = self._signs(_highest_rate(pl_module), _norm(pl_module) / max(self._norm, 1e-12))
         said = verdict(signs, pl_module.hparams) if signs is not None else []
         for text in said:
             self.say(trainer, text)
         self._done = signs is None or bool(said) or trainer.global_step >= _LAST or total < _LAST
         self._looked = True
 
-    def _signs(self, highest: float) -> Signs | None:
+    def _signs(self, highest: float, growth: float) -> Signs | None:
         last = self._rows[-1][0]
         later = [row for step, row in self._rows if step > last / 2]
         means = {name: sum(row[name] for row in later) / len(later) for name in later[0]}
@@ -165,6 +171,7 @@ class Diagnosis(Callback):
             self._waited / max(self._waited + self._worked, 1e-9),
             means["lr"] < 0.5 * highest,
             last,
+            growth,
         )
 
 
@@ -172,3 +179,9 @@ def _highest_rate(module: LightningModule) -> float:
     """The learning rate between warm-up and cosine; 0 where another schedule than ours is used."""
     schedule = module.lr_schedulers()
     return max(getattr(schedule, "base_lrs", [0.0]))
+
+
+def _norm(module: LightningModule) -> float:
+    """Of all weights, without biases and normalisation, which start from nothing."""
+    weights = [parameter.detach().float() for parameter in module.parameters() if parameter.ndim > 1]
+    return float(torch.stack([weight.square().sum() for weight in weights]).sum().sqrt()) if weights else 0.0

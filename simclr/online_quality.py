@@ -127,7 +127,7 @@ class OnlineQuality(Callback):
         """
         h, z = (torch.cat(parts) for parts in zip(*self._features(data, module), strict=True))  # (2 N, ...)
         self.measured_images = len(h) // 2
-        figures = _loss_and_top1(module.hparams, *z.chunk(2))
+        figures = _loss_and_top1(module.hparams, *z.double().chunk(2))
         z1, z2 = z.chunk(2)
         figures |= {"alignment": alignment(z1, z2), "uniformity": uniformity(z1), "z_spread": spread(z1)}
         h1, h2 = h.chunk(2)
