@@ -172,7 +172,8 @@ class ProgressBar(TQDMProgressBar):
         left = _speed_and_rest(None, self._pace.seconds_left(trainer, now))
         bar.n = batch_idx + 1
         # The loss, the speed and the rest beside the epoch and the count of its batches.
-        room = _columns(bar) - len(f"{_epoch(trainer)}  {bar.n}/{bar.total}, ")
+        # tqdm gives the bar a column at least, and leaves the last one free.
+        room = _columns(bar) - len(f"{_epoch(trainer)} | {bar.n}/{bar.total}, ") - 1
         bar.set_postfix_str(fitting(room, [self._loss], self._said, left))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -62,7 +62,7 @@ def screen(written: str) -> list[str]:
 @pytest.mark.parametrize(
     ("columns", "drawn"),
     [
-        (40, r"epoch 2/2 +2/2, loss \d\.\d{3}$"),
+        (40, r"epoch 2/2 █ 2/2, loss \d\.\d{3}"),
         (80, r"epoch 2/2 \S*█\S* 2/2, loss \d\.\d{3}"),
         (120, r"epoch 2/2 \S*█{20}\S* 2/2, loss \d\.\d{3}"),
     ],
@@ -75,8 +75,9 @@ def test_the_bar_fits_its_window(tmp_path, monkeypatch, columns, drawn):
     assert bars
     assert max(map(len, bars)) <= columns
     assert re.match(drawn, bars[-1]), bars[-1]
+    assert all(re.search(r"(left|images/s|loss \d\.\d{3})$", bar) for bar in bars), bars  # whole words
     if columns > 40:
-        assert re.search(r"images/s", bars[-1]), bars[-1]
+        assert "images/s" in bars[-1], bars[-1]
     assert "\x1b[3" not in written, "a colour"
     # The end of the run.
     lines = screen(written)
