@@ -15,11 +15,14 @@ def reached(trainer: Trainer) -> list[str]:
     """
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     lines = []
-    if "train_loss_epoch" in metrics:
-        held = metrics.get("heldout_loss")
-        other = "" if held is None else f"; on {_images(trainer.datamodule)}s, in eval mode, {held:.3f}"
-        lines.append(f"loss {metrics['train_loss_epoch']:.3f} in the last epoch{other}")
     quality = next((callback for callback in _measured(trainer) if isinstance(callback, OnlineQuality)), None)
+    if "train_loss_epoch" in metrics:
+        held = ""
+        if quality is not None and "heldout_loss" in metrics:
+            batch = trainer.lightning_module.hparams.batch_size
+            few = f", in one batch of {quality.measured_images}" if quality.measured_images < batch else ""
+            held = f"; on {_images(trainer.datamodule)}s, in eval mode{few}, {metrics['heldout_loss']:.3f}"
+        lines.append(f"loss {metrics['train_loss_epoch']:.3f} in the last epoch{held}")
     if quality is not None:
         yardstick = f", untrained network {metrics[BEFORE]:.1%}" if BEFORE in metrics else ""
         lines.append(
