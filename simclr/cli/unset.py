@@ -123,7 +123,9 @@ def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
     data, views = cli.datamodule, 0.0  # through the encoder
     for callback in cli.trainer.callbacks:
         if isinstance(callback, OnlineAccuracy) and callback.why_not(cli.trainer, data) is None:
-            views += len(callback.labels(data)) / callback.every_n_epochs
+            labels = callback.labels(data)
+            assert labels is not None  # or there would be a reason why not
+            views += len(labels) / callback.every_n_epochs
         if isinstance(callback, OnlineQuality) and callback.why_not(cli.trainer, data) is None:
             assert data.unseen is not None  # or there would be a reason why not
             views += 2 * min(callback.images, len(data.unseen[1])) / callback.every_n_epochs
