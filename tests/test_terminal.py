@@ -62,7 +62,7 @@ def screen(written: str) -> list[str]:
 @pytest.mark.parametrize(
     ("columns", "drawn"),
     [
-        (40, r"epoch 2/2 █ 2/2, loss \d\.\d{3}"),
+        (40, r"epoch 2/2 █+ 2/2, loss \d\.\d{3}"),
         (80, r"epoch 2/2 \S*█\S* 2/2, loss \d\.\d{3}"),
         (120, r"epoch 2/2 \S*█{20}\S* 2/2, loss \d\.\d{3}"),
     ],
