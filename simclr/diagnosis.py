@@ -11,7 +11,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 # A run is looked at after a tenth of it, but no fewer than _FEWEST steps of the optimiser, and, where nothing was said
 # and that was earlier, again after _LAST: by then the learning rate of most runs has been up for a while.
 _FEWEST, _LAST = 20, 200
-# Of the weights' norm. After 50 steps of the built-in shapes: 1.00 by LARS, 1.02 by AdamW, 1.18 by SGD, which all learn;
+_ENOUGH = 100  # steps before which views that are no nearer to each other say nothing
+# Of the weights' norm. After 50 steps of the built-in shapes: 1.00 by LARS, 1.02 by AdamW, 1.18 by SGD, which learn;
 # 2.4 by LARS and 36 by SGD at a hundred times those rates, LARS's growing by another half every 20 steps.
 _FASTEST_GROWTH = 4.0
 
@@ -73,7 +74,8 @@ def _learning(signs: Signs, settings: Mapping[str, Any]) -> str | None:
             f"the weights have grown to {signs.growth:.3g} times their size in {signs.steps} steps, too large to learn "
             f"by. Try {lower}."
         )
-    if not signs.warming and signs.positive_cosine - signs.negative_cosine < 0.02 and signs.top1 < 3 / others:
+    apart = signs.positive_cosine - signs.negative_cosine
+    if not signs.warming and signs.steps >= _ENOUGH and apart < 0.02 and signs.top1 < 3 / others:
         return (
             f"two views of an image are no nearer to each other than to other images ({signs.positive_cosine:.3f} and "
             f"{signs.negative_cosine:.3f}, mean cosines). Try {lower}, weaker views (--model.strength 0.5)."

@@ -22,6 +22,7 @@ HEALTHY = {
     "small batches": (Signs(4.41, 4.61, 0.078, 0.087, -0.014, 0.1), {"batch_size": 32}),
     "much learned": (Signs(1.2, 5.5, 0.8, 0.8, 0.0, 0.4), {}),
     "warm-up": (Signs(5.6, 5.9, 0.004, 0.01, 0.0, 0.1, warming=True), {}),
+    "hardly begun": (Signs(5.6, 5.9, 0.004, 0.01, 0.0, 0.1, steps=24), {}),
     "a margin": (Signs(0.2, 0.5, 0.3, 0.5, 0.0, 0.1), {"loss": "margin_triplet", "temperature": 10}),
 }
 WELL = HEALTHY["shapes"][0]
@@ -39,7 +40,11 @@ ILL = {
         {},
         r"the weights have grown to 40 times their size in 50 steps.*a lower --model\.base_lr",
     ),
-    "nothing learned": (WELL._replace(positive_cosine=0.01, top1=0.004), {}, "no nearer to each other than to other"),
+    "nothing learned": (
+        WELL._replace(positive_cosine=0.01, top1=0.004, steps=200),
+        {},
+        "no nearer to each other than to other",
+    ),
     "weak views": (WELL._replace(top1=0.97), {}, r"97 % of the images are told .*too alike.*--model\.strength 1"),
     "slow images": (WELL._replace(waiting=0.7), {}, r"70 % of the time is spent waiting for images.*--data\.workers"),
 }
