@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 # A run is looked at after a tenth of it, but no fewer than _FEWEST steps of the optimiser, and, where nothing was said
 # and that was earlier, again after _LAST: by then the learning rate of most runs has been up for a while.
 _FEWEST, _LAST = 20, 200
-_ENOUGH = 100  # steps before which views that are no nearer to each other say nothing
+_ENOUGH = 100  # steps before which a few noisy losses, or views that are not yet nearer to each other, say nothing
 # Of the weights' norm. After 50 steps of the built-in shapes: 1.00 by LARS, 1.02 by AdamW, 1.18 by SGD, which learn;
 # 2.4 by LARS and 36 by SGD at a hundred times those rates, LARS's growing by another half every 20 steps.
 _FASTEST_GROWTH = 4.0
@@ -67,7 +67,7 @@ def _learning(signs: Signs, settings: Mapping[str, Any]) -> str | None:
     if signs.negative_cosine > 0.95:
         same = f"the mean cosine of two images is {signs.negative_cosine:.3f}"
         return f"the projections have collapsed: {same}. Try {lower}."
-    if signs.loss > signs.first_loss + 0.1 * abs(signs.first_loss):
+    if signs.steps >= _ENOUGH and signs.loss > signs.first_loss + 0.1 * abs(signs.first_loss):
         return f"the loss rises, from {signs.first_loss:.3g} to {signs.loss:.3g}: the run diverges. Try {lower}."
     if signs.growth > _FASTEST_GROWTH:
         return (

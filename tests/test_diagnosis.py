@@ -34,7 +34,11 @@ ILL = {
     ),
     "zero": (WELL._replace(positive_cosine=0.0, negative_cosine=-0.004), {}, "all projections are zero"),
     "collapse": (WELL._replace(negative_cosine=0.98), {}, r"collapsed: the mean cosine of two images is 0\.980"),
-    "divergence": (WELL._replace(loss=9.0), {}, r"the loss rises, from 5\.91 to 9: .*a lower --model\.base_lr"),
+    "divergence": (
+        WELL._replace(loss=9.0, steps=200),
+        {},
+        r"the loss rises, from 5\.91 to 9: .*a lower --model\.base_lr",
+    ),
     "too fast": (
         WELL._replace(growth=40.0, steps=50),
         {},
