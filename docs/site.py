@@ -43,7 +43,7 @@ REFERENCE = {
             "checkpoint",
             "export.formats",
             "pyramid",
-            "callbacks.OnlineKNN",
+            "online_accuracy",
             "online_quality",
             "diagnosis",
             "nonfinite.watch",

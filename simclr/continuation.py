@@ -42,7 +42,7 @@ RULES: dict[str, dict[Rule, str]] = {
         Rule.ROUNDING: "channels_last compile_encoder compile_views",
     },
     "data": {
-        Rule.FIXED: "source load_size batch_size image_size seed shapes_train sixteen_bit_max",
+        Rule.FIXED: "source load_size batch_size image_size seed shapes_train sixteen_bit_max held_out",
         Rule.IMAGES: "train_dir data_dir leave_out",
         Rule.FREE: """test_dir shapes_test holdout workers memory_limit_gb cache_dir download on_error
             read_timeout_s max_pixels allow_changed_images""",
@@ -59,6 +59,7 @@ RULES: dict[str, dict[Rule, str]] = {
             default_root_dir enable_autolog_hparams model_registry""",
     },
     "knn": {Rule.FREE: "every_n_epochs images k temperature"},
+    "probe": {Rule.FREE: "every_n_epochs images regularization train_dir"},
     "quality": {Rule.FREE: "every_n_epochs images"},
     "checkpoint": {Rule.FREE: "every_n_steps every_minutes keep"},
     "": {
@@ -149,7 +150,8 @@ def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
 def data_changes(data: LightningDataModule, was: Mapping[str, Any]) -> Changes:
     """The settings of `ImageData` that decide the images of a step, those left to it as it resolves them."""
     names = names_under(Rule.FIXED, "data")
-    return _differences("data", names, _resolved(was), _resolved(data.hparams))
+    # A run from before there was the setting held nothing out.
+    return _differences("data", names, {"held_out": 0, **_resolved(was)}, _resolved(data.hparams))
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +239,7 @@ def check_resume(
     if now and run.get("total_steps"):
         steps_per_epoch = run["steps_per_epoch"]
         if data is not None and images is not None:
-            steps_per_epoch = steps_in(images["now"] // data.batch_size, trainer)
+            steps_per_epoch = steps_in((images["now"] - data.held_out) // data.batch_size, trainer)
         total = planned_steps(run, checkpoint.global_step, steps_per_epoch, now["max_epochs"], now["max_steps"])
         _refuse_shorter(checkpoint, total, now)
     found = Continuation(checkpoint.global_step, total, _length(checkpoint, total, now), changes, images)
@@ -261,7 +263,7 @@ def end_shorter_epoch(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     """
     data, run = trainer.datamodule, checkpoint.get("run", {})
     files = data.fingerprint() if run.get("steps_inside") and isinstance(data, ImageData) else {}
-    if files and run["steps_inside"] >= steps_in(len(files["files"]) // data.batch_size, trainer):
+    if files and run["steps_inside"] >= steps_in((len(files["files"]) - data.held_out) // data.batch_size, trainer):
         end_epoch(checkpoint["loops"]["fit_loop"])
         run["epochs"], run["steps_inside"] = run["epochs"] + 1, 0
 

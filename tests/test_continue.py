@@ -18,7 +18,6 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Timer
 
 from simclr.augment import SimCLRAugmentation
-from simclr.callbacks import OnlineKNN
 from simclr.checkpoint import read_checkpoint
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT, INTERRUPTED, TERMINATED
@@ -27,6 +26,7 @@ from simclr.cli.train import TrainCLI, parse_and_build, train
 from simclr.continuation import RULES, Continuation, Rule, describe, refuse_changes, rule_of, trainer_changes
 from simclr.data import ImageData
 from simclr.module import SimCLR
+from simclr.online_accuracy import OnlineKNN, OnlineProbe
 from simclr.online_quality import OnlineQuality
 from simclr.optim import warmup_cosine
 from simclr.run_folder import RunFolder
@@ -216,6 +216,7 @@ def test_every_setting_has_one_place_in_the_rules(monkeypatch):
         "data": (ImageData,),
         "trainer": (Trainer,),
         "knn": (OnlineKNN,),
+        "probe": (OnlineProbe,),
         "quality": (OnlineQuality,),
     }
     for group, classes in signatures.items():  # what is not on the command line too

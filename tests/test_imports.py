@@ -21,7 +21,7 @@ LAYERS = [
     ["memory"],
     ["eval"],
     ["online_quality"],
-    ["nonfinite"],
+    ["nonfinite", "online_accuracy"],
     ["callbacks", "diagnosis", "loggers", "run_folder", "profile", "progress"],
     ["report", "pace"],
     ["compare"],

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from simclr import SimCLR, SimCLRAugmentation, load_encoder
-from simclr.callbacks import OnlineKNN
 from simclr.data import ImageData, MemoryImages, draw_shapes, loader, module, sources
 from simclr.eval import (
     extract_features,
@@ -36,8 +35,10 @@ from simclr.eval import (
     linear_probe_sgd,
 )
 from simclr.eval.evaluation import linear_evaluation
+from simclr.eval.logreg import predict_by_logreg
 from simclr.eval.protocol import find_protocol
 from simclr.nonfinite import FiniteSteps, NonFiniteStep
+from simclr.online_accuracy import OnlineKNN, OnlineProbe
 from simclr.online_quality import OnlineQuality
 from simclr.seeding import epoch_order
 from simclr.views import compiled
@@ -466,6 +467,7 @@ IMAGE_DATA = {
     "shapes_train": row(24, lambda a, b: b.train == 24),
     "shapes_test": row(15, lambda a, b: b.test == 15),
     "holdout": row(0.4, lambda a, b: b.held == 4, train_dir="photos", holdout=0.2),
+    "held_out": row(3, lambda a, b: b.batches == [4] and a.batches == [4, 4], train_dir="photos"),
     "on_error": row("skip", lambda a, b: b.checked == [10], train_dir="photos"),
     "leave_out": row("list.txt", lambda a, b: b.train == 8 and a.train == 10, train_dir="photos"),
     "read_timeout_s": row(7.0, lambda a, b: b.rules.timeout_s == 7, train_dir="photos"),
@@ -530,6 +532,40 @@ ONLINE_KNN = {
     # With the whole bank voting alike, every image is taken for the class that is most frequent in it.
     "k": row(160, online_knn_is(160, 10.0)),
     "temperature": row(0.003, online_knn_is(160, 0.003), k=160),
+}
+
+
+# OnlineProbe: likewise.
+
+
+def probed_online(**settings: Any) -> SimpleNamespace:
+    looked, epochs, data = [], [], tiny_data()
+    probe = OnlineProbe(**{"every_n_epochs": 1, "images": 40, **settings})
+    predict = probe.predict
+    probe.predict = lambda *args: looked.append((len(args[0]) + len(args[2]), predict(*args))) or looked[-1][1]
+    end = Callback()
+    end.on_train_epoch_end = lambda *args: epochs.append(probe.measured_epoch)
+    trainer = fit(Path("fit"), tiny_model(), data, [probe, end], max_epochs=3, limit_train_batches=1)
+    features, labels = extract_features(trainer.lightning_module.encoder, data.eval_loader("train", limit=40))
+    return SimpleNamespace(epochs=epochs, images=looked[0][0], last=looked[-1][1], features=features, labels=labels)
+
+
+def probe_is(regularization: float) -> Callable[[Any, Any], bool]:
+    """The last predictions are those of torch's optimiser on the definition."""
+
+    def seen(_, b: SimpleNamespace) -> bool:
+        query, bank = epoch_order(20260712, 0, 40).split([8, 32])
+        expected = predict_by_logreg(b.features[bank], b.labels[bank], b.features[query], regularization=regularization)
+        return torch.equal(b.last, expected)
+
+    return seen
+
+
+ONLINE_PROBE = {
+    "every_n_epochs": row(2, lambda a, b: b.epochs == [None, 1, 2]),
+    "images": row(50, lambda a, b: b.images == 50),
+    "regularization": row(1e6, probe_is(1e6)),
+    "train_dir": row("photos", lambda a, b: b.images == 10),
 }
 
 
@@ -830,6 +866,7 @@ TABLES = {
     "SimCLRAugmentation": Table(SimCLRAugmentation, views, AUGMENTATION),
     "ImageData": Table(ImageData, read, IMAGE_DATA),
     "OnlineKNN": Table(OnlineKNN, watched, ONLINE_KNN),
+    "OnlineProbe": Table(OnlineProbe, probed_online, ONLINE_PROBE),
     "OnlineQuality": Table(OnlineQuality, measured, ONLINE_QUALITY),
     "FiniteSteps": Table(FiniteSteps, watched_for_nan, FINITE_STEPS, ("run_dir", "say")),
     "linear_probe": Table(linear_probe, functools.partial(probed, linear_probe), LBFGS, FEATURES),

@@ -67,6 +67,7 @@ _TRAIN = {
     ),
     _TEST: "--data.test_dir {photos/test}",
     "val_split test_split validation_split": "--data.holdout {0.2}",
+    "heldout hold_out val_fraction val_size": "--data.held_out {0.02}",
     "dataset data_set dataset_name ds source": "--data.source {cifar10} --data.data_dir datasets",
     "cache cache_images": "--data.cache_dir cache",
     "ckpt checkpoint_path resume_path resume_from resume_from_checkpoint continue load load_from "
@@ -98,7 +99,8 @@ _TRAIN = {
     _CONFIG: "--config {shapes_resnet8}",
     "debug dry_run test_run smoke_test": "--trainer.fast_dev_run true",
     "no_progress progress progress_bar no_progress_bar": "--trainer.enable_progress_bar false",
-    "eval evaluate linear_eval linear_probe test_only": "Leave it out: simclr linear-eval runs/NAME measures a run.",
+    "linear_probe online_linear online_probe probe_every": "--probe.every_n_epochs {5}",
+    "eval evaluate linear_eval test_only": "Leave it out: simclr linear-eval runs/NAME measures a run.",
     "report": "Leave it out: simclr report runs/NAME writes a run's page.",
     "version": "Use simclr --version.",
 }
@@ -191,7 +193,12 @@ VALUES = {
     "trainer.accelerator": {"cuda:0": "gpu", "true": "gpu", "True": "gpu", "0": "gpu", "1": "gpu"},
     "protocol": {"linear": "lbfgs", "logistic": "lbfgs", "lbgfs": "lbfgs", "SGD": "sgd"},
 }
-GROUPS = {"data": "--data.train_dir {photos}", "model": "--model.encoder {resnet18}", "knn": "--knn.k {20}"}
+GROUPS = {
+    "data": "--data.train_dir {photos}",
+    "model": "--model.encoder {resnet18}",
+    "knn": "--knn.k {20}",
+    "probe": "--probe.every_n_epochs {5}",
+}
 GROUPS |= {"trainer": "--trainer.max_epochs {100}", "checkpoint": "--ckpt_path {runs/NAME/checkpoints/last.ckpt}"}
 REQUIRED = {
     "monitor": "--trainer.callbacks.monitor train_loss_epoch",
@@ -206,6 +213,7 @@ EXAMPLES = {
     "config": "shapes_resnet8",
     "data.train_dir": "photos",
     "data.test_dir": "photos/test",
+    "probe.train_dir": "labelled",
     "run_dir": "runs/first",
 }
 EXAMPLES |= {

@@ -1,6 +1,7 @@
 """What a command says when it cannot go on, one line and an exit code, and what it keeps to itself."""
 
 import functools
+import io
 import logging
 import os
 import re
@@ -44,6 +45,10 @@ def in_a_line(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal or a log in ASCII must not end a run over the name of a folder.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
         try:
             command(*args, **kwargs)
         except Exception as error:

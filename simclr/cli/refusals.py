@@ -14,6 +14,7 @@ from simclr.online_quality import FIGURES
 LOGGED = (
     "train_loss_epoch",
     "knn_top1",
+    "probe_top1",
     *FIGURES,
     "train_loss",
     "lr",

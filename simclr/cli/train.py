@@ -21,9 +21,10 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.allocator import keep_freed_memory
-from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid, print_line
+from simclr.callbacks import EpochLines, ViewGrid, print_line
 from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
 from simclr.cli.config_files import read_settings
+from simclr.cli.ending import reached
 from simclr.cli.hints import refuse_file_as_encoder
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
@@ -47,10 +48,11 @@ from simclr.files import reason_of, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
 from simclr.nonfinite.watch import FiniteSteps, NonFiniteStep, OnNonFinite
+from simclr.online_accuracy import OnlineKNN, OnlineProbe
 from simclr.online_quality import Measurer, OnlineQuality
 from simclr.pace import Pace
 from simclr.paths import expanded
-from simclr.progress import LogInterval, ProgressBar, ProgressLines
+from simclr.progress import LogInterval, ProgressBar, ProgressLines, duration
 from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuation
 from simclr.run_length import RunLength, run_length
 from simclr.training.method import DEFAULT_METHOD, find_method
@@ -132,6 +134,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
         parser.add_class_arguments(Schedule, "checkpoint")
         parser.add_lightning_class_args(OnlineKNN, "knn")
+        parser.add_lightning_class_args(OnlineProbe, "probe")
         parser.add_lightning_class_args(OnlineQuality, "quality")
         # int: jsonargparse's own kind of number could not be read from a checkpoint.
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -216,6 +219,7 @@ def summary(cli: TrainCLI) -> str:
     model, data, trainer, hparams = cli.model, cli.datamodule, cli.trainer, cli.model.hparams
     million = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     classes = f", {len(data.train.classes)} classes" if data.train.classes else ", no labels"
+    held = f"; {data.held_out:,} of the images are held out, never trained on" if data.held_out else ""
     lr = (
         f"{hparams.base_lr:g} x {hparams.lr_scaling} scaling"
         if hparams.lr_scaling != "none"
@@ -237,7 +241,7 @@ def summary(cli: TrainCLI) -> str:
     rows = {
         "run": str(cli.run_dir),
         "continued": _continued(cli),
-        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
+        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}{held}",
         "left out": data.left_out,
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
@@ -261,10 +265,9 @@ def _continued(cli: TrainCLI) -> str:
 
 def _left_out(data: ImageData) -> str:
     """How many images the last incomplete batch of an epoch would have held."""
-    assert data.train is not None  # set up
-    assert data.batch_size is not None
-    rest = len(data.train) % data.batch_size
-    return f"; {rest} of the {len(data.train):,} images sit out each epoch, others each time" if rest else ""
+    assert data.batch_size is not None  # settled
+    rest = data.training_images % data.batch_size
+    return f"; {rest} of the {data.training_images:,} images sit out each epoch, others each time" if rest else ""
 
 
 @in_a_line
@@ -323,21 +326,22 @@ def _train(args: list[str], folder: RunFolder) -> None:
             _say_how_to_continue(cli)
             sys.exit(cli.stop.exit_code)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
-        _end(cli, (time.perf_counter() - started) / 60)
+        _end(cli, time.perf_counter() - started)
 
 
-def _end(cli: TrainCLI, minutes: float) -> None:
+def _end(cli: TrainCLI, seconds: float) -> None:
     """The encoder of a run that has ended by itself; what could not be saved is an error, and how to go on."""
     path = cli.run_dir / ENCODER
+    print(*(f"{'' if i else 'reached':<10} {line}\n" for i, line in enumerate(reached(cli.trainer))), sep="", end="")
     try:
         save_encoder(cli.model, path)
     except FloatingPointError as error:  # of a run that keeps no checkpoint
         fail(str(error), FAILED)
     except OSError as error:
-        fail(f"{_ended(cli, minutes)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
+        fail(f"{_ended(cli, seconds)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
     if unsaved := _unsaved(cli):
-        fail(f"{_ended(cli, minutes)}; encoder in {path}; but {unsaved}. {_repeat(cli)}", FAILED)
-    print(f"{_ended(cli, minutes)}; encoder in {path}; {_next_step(cli)}", flush=True)
+        fail(f"{_ended(cli, seconds)}; encoder in {path}; but {unsaved}. {_repeat(cli)}", FAILED)
+    print(f"{_ended(cli, seconds)}; encoder in {path}; {_next_step(cli)}", flush=True)
 
 
 def _leave_encoder(cli: TrainCLI) -> None:
@@ -382,11 +386,11 @@ def _stopped_early(cli: TrainCLI) -> bool:
     return cli.model.run.total_steps is not None and cli.trainer.global_step < cli.model.run.total_steps
 
 
-def _ended(cli: TrainCLI, minutes: float) -> str:
+def _ended(cli: TrainCLI, seconds: float) -> str:
     count = cli.finite.skipped
     skipped = f", {count} {'step' if count == 1 else 'steps'} skipped" if count else ""
     if not _stopped_early(cli):
-        return f"trained {minutes:.1f} min{skipped}"
+        return f"trained for {duration(seconds)}{skipped}"
     cause = cli.stop.cause or cause_of_stop(cli.trainer)
     return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}{skipped}"
 
@@ -561,6 +565,8 @@ def check(cli: TrainCLI) -> None:
     Raises:
         ValueError: with what to use.
     """
+    if cli.resumed and cli.resumed.data:
+        cli.datamodule.adopt(cli.resumed.data)
     with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):
         cli.datamodule.validate(cli.trainer.world_size)
     trainer = cli.trainer

@@ -23,6 +23,7 @@ _PANELS = {
     "train_loss": "loss of single steps",
     "heldout_loss": "held-out loss",
     "knn_top1": "online kNN, %",
+    "probe_top1": "online linear probe, %",
     "retrieval_top1": "retrieval, %",
     "rankme": "effective rank",
     "contrast_top1": "contrastive top-1, %",

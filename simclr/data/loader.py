@@ -38,6 +38,8 @@ class GlobalBatchSampler:
         seed: the run's seed.
         rank, world_size: r and W.
         reshuffle: another order in each epoch; otherwise that of epoch 0 in all of them.
+        held_out: (m,) int64, ascending: images that are never visited. The `size` others keep their numbers, of
+            0 .. size + m - 1; their order is that of a set of `size`.
     Raises:
         ValueError: if the batch does not divide over the ranks or is larger than the set.
     """
@@ -50,6 +52,7 @@ class GlobalBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         reshuffle: bool = True,
+        held_out: Tensor | None = None,
     ):
         if batch_size % world_size:
             raise ValueError(uneven_batch(batch_size, world_size))
@@ -57,6 +60,8 @@ class GlobalBatchSampler:
             raise ValueError(f"data.batch_size={batch_size} is not between 1 and the {size} images there are.")
         self.size, self.batch_size, self.seed, self.rank, self.world_size = size, batch_size, seed, rank, world_size
         self.reshuffle = reshuffle
+        # How many of the images before each held-out one are visited.
+        self._before = None if held_out is None or not len(held_out) else held_out - torch.arange(len(held_out))
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -71,8 +76,7 @@ class GlobalBatchSampler:
         """(steps, B) int64: the image numbers of an epoch's first batches over all ranks; of all if None."""
         steps = len(self) if steps is None else min(steps, len(self))
         places = torch.arange(steps * self.batch_size)
-        order = epoch_order(self.seed, epoch if self.reshuffle else 0, self.size, places)
-        return order.view(steps, self.batch_size)
+        return self._order(epoch, places).view(steps, self.batch_size)
 
     def from_step(self, step: int) -> Iterator[Tensor]:
         """This rank's batches from this step of the epoch on, some steps at a time: (steps, B / W) int64 each."""
@@ -82,8 +86,11 @@ class GlobalBatchSampler:
         for first in range(step, len(self), at_a_time):
             steps = torch.arange(first, min(first + at_a_time, len(self)))
             places = (steps[:, None] * self.batch_size + own).flatten()
-            epoch = self.epoch if self.reshuffle else 0
-            yield epoch_order(self.seed, epoch, self.size, places).view(-1, share)
+            yield self._order(self.epoch, places).view(-1, share)
+
+    def _order(self, epoch: int, places: Tensor) -> Tensor:
+        order = epoch_order(self.seed, epoch if self.reshuffle else 0, self.size, places)
+        return order if self._before is None else order + torch.searchsorted(self._before, order, right=True)
 
 
 def uneven_batch(batch_size: int, world_size: int) -> str:
