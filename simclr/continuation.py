@@ -60,10 +60,12 @@ RULES: dict[str, dict[Rule, str]] = {
     },
     "knn": {Rule.FREE: "every_n_epochs images k temperature"},
     "quality": {Rule.FREE: "every_n_epochs images"},
+    "dashboard": {Rule.FREE: "every_n_epochs images"},
     "checkpoint": {Rule.FREE: "every_n_steps every_minutes keep"},
     "": {
         Rule.FIXED: "seed_everything method",
-        Rule.FREE: "config run_dir ckpt_path resume wandb wandb_project check_memory minutes",
+        Rule.FREE: """config run_dir ckpt_path resume check_memory minutes wandb wandb_project wandb_entity wandb_group
+            wandb_tags wandb_notes wandb_id log_artifact""",
     },
 }
 

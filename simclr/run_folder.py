@@ -20,7 +20,8 @@ from simclr.paths import expanded
 
 CONFIG = "config.yaml"  # the settings that a run began with
 CONTINUATIONS = "continuations.json"  # a record of each time that it was continued, in their order
-_BEGINNINGS = {CONFIG, CONTINUATIONS, SKIPPED, LAST.parent.name, "metrics.csv", "views.png", "tensorboard", "wandb"}
+_BEGINNINGS = {CONFIG, CONTINUATIONS, SKIPPED, LAST.parent.name, "metrics.csv", "machine.csv", "views.png"}
+_BEGINNINGS |= {"tensorboard", "wandb"}
 _DECIDE = ("torch", "torchvision", "kornia", "pytorch-lightning")  # packages whose versions decide a run's bits
 _CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches
 

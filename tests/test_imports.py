@@ -21,9 +21,9 @@ LAYERS = [
     ["memory"],
     ["eval"],
     ["online_quality"],
-    ["callbacks", "diagnosis", "loggers", "export", "run_folder", "profile", "progress"],
-    ["report", "pace"],
-    ["compare"],
+    ["callbacks", "diagnosis", "step_figures", "loggers", "wandb_run", "provenance", "export", "run_folder", "profile"],
+    ["report", "pace", "progress"],
+    ["compare", "dashboard", "evaluation_figures"],
     ["cli"],
 ]
 HEAVY = {"wandb", "matplotlib", "sklearn", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used

@@ -24,8 +24,10 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import simclr.dashboard
 from simclr import SimCLR, SimCLRAugmentation, load_encoder
 from simclr.callbacks import OnlineKNN
+from simclr.dashboard import Dashboard
 from simclr.data import ImageData, MemoryImages, draw_shapes, loader, module, sources
 from simclr.eval import (
     extract_features,
@@ -540,6 +542,34 @@ ONLINE_QUALITY = {
 }
 
 
+# Dashboard: in which epochs it looks at the network, and at how many images.
+
+
+def looked(**settings: Any) -> SimpleNamespace:
+    data, epochs, images = tiny_data(), [], []
+    dashboard = Dashboard(**{"every_n_epochs": 1, "images": 20, **settings})
+    look = dashboard._look
+
+    def watch(data, module, last=False):
+        found = look(data, module, last)
+        epochs.append(module.current_epoch)
+        images.append(len(dashboard._sample.index))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dashboard, "_look", watch)
+        patch.setattr(simclr.dashboard, "can_show", lambda trainer: True)
+        patch.setattr(simclr.dashboard, "tsne", lambda h: h[:, :2])
+        fit(Path("fit"), tiny_model(), data, [dashboard], max_epochs=3, limit_train_batches=1)
+    return SimpleNamespace(epochs=epochs[1:], images=images)  # without the one before the first step
+
+
+DASHBOARD = {
+    "every_n_epochs": row(2, lambda a, b: b.epochs == [1, 2]),
+    "images": row(30, lambda a, b: set(b.images) == {30}),
+}
+
+
 # The protocols of evaluation: on features of four clouds, and on a run.
 
 
@@ -805,6 +835,7 @@ TABLES = {
     "ImageData": Table(ImageData, read, IMAGE_DATA),
     "OnlineKNN": Table(OnlineKNN, watched, ONLINE_KNN),
     "OnlineQuality": Table(OnlineQuality, measured, ONLINE_QUALITY),
+    "Dashboard": Table(Dashboard, looked, DASHBOARD),
     "linear_probe": Table(linear_probe, functools.partial(probed, linear_probe), LBFGS, FEATURES),
     "linear_probe_sgd": Table(linear_probe_sgd, functools.partial(probed, linear_probe_sgd), SGD, FEATURES),
     "linear_evaluation_sgd": Table(

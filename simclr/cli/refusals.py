@@ -8,6 +8,8 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 
 from simclr.online_quality import FIGURES
+from simclr.step_figures import FIGURES as OF_STEPS
+from simclr.step_figures import MACHINE
 
 # What callbacks may watch: of the epoch, and of single steps.
 LOGGED = (
@@ -19,6 +21,8 @@ LOGGED = (
     "contrast_top1",
     "positive_cosine",
     "negative_cosine",
+    *OF_STEPS,
+    *MACHINE,
 )
 
 

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from simclr.callbacks import OnlineKNN
+from simclr.dashboard import Dashboard
 from simclr.encoders import default_encoder
 from simclr.online_quality import OnlineQuality
 from simclr.pace import Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
@@ -125,6 +126,8 @@ def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
             views += min(callback.images, len(data.train)) / callback.every_n_epochs
         if isinstance(callback, OnlineQuality) and callback.why_not(cli.trainer, data) is None:
             views += 2 * min(callback.images, len(data.test)) / callback.every_n_epochs
+        if isinstance(callback, Dashboard) and callback.every_n_epochs:
+            views += 3 * min(callback.images, len(data.test or data.train)) / callback.every_n_epochs
     return views * pace.seconds / data.batch_size / cli.model.views.count / 3
 
 
