@@ -39,7 +39,10 @@ REFERENCE = {
     ),
     "run": (
         "A run",
-        ["checkpoint", "callbacks.OnlineKNN", "online_quality", "diagnosis", "report", "compare.rows", "profile"],
+        [
+            *("checkpoint", "callbacks.OnlineKNN", "online_quality", "step_figures", "dashboard.Dashboard", "loggers"),
+            *("wandb_run", "diagnosis", "report", "compare.rows", "profile"),
+        ],
     ),
 }
 

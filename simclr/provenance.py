@@ -11,7 +11,7 @@ import torch
 from simclr import __version__
 from simclr.container import cores
 
-_PACKAGES = ("torch", "torchvision", "kornia", "pytorch-lightning")
+_PACKAGES = ("torchvision", "kornia", "pytorch-lightning")
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -24,8 +24,9 @@ def provenance(command: str) -> dict[str, Any]:
         package), `command`, and `machine`: host, system, cores that may be used, GPUs by name.
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {"simclr": __version__, "python": platform.python_version(), "torch": torch.__version__}
     return {
-        "versions": {"simclr": __version__, "python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        "versions": versions | {package: version(package) for package in _PACKAGES},
         "commit": commit(),
         "command": command,
         "machine": {"host": platform.node(), "system": platform.platform(), "cores": cores(), "gpus": gpus},

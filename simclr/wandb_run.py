@@ -86,7 +86,7 @@ class WandbRun(WandbLogger):
         """Add a row."""
         row, number = {**metrics, _STEP: step}, self._first_row
         self._first_row = None
-        self.attempt(lambda: self.experiment.log(row, step=number))
+        self.attempt(lambda: self.experiment.log(row, step=number, commit=True))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any = None) -> None:

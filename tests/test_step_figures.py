@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from pytorch_lightning import Callback
+from torch.overrides import TorchFunctionMode
 
 from simclr.progress import LogInterval
 from simclr.step_figures import FIGURES, MACHINE, StepFigures
@@ -38,7 +39,9 @@ class Norms(Callback):
         self.logged.append({name: trainer.callback_metrics[name].item() for name in FIGURES})
 
 
-@pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 4}], ids=["whole", "micro-batches"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"micro_batch_size": 4, "norm": "none", "head_batch_norm": False}], ids=["whole", "micro-batches"]
+)
 def test_norms_are_those_of_all_numbers_before_clipping_and_chance_is_that_of_the_loss(tmp_path, settings):
     norms = Norms()
     fit(tmp_path, tiny_model(**settings), callbacks=[StepFigures(), norms], max_epochs=1, gradient_clip_val=0.01)
@@ -92,6 +95,33 @@ def test_seconds_and_the_share_spent_waiting_are_those_of_the_clock(tmp_path, mo
     # The first batch of an epoch waits for workers that begin.
     assert found[STEPS + 1] == pytest.approx([3, BATCH / 3, 0])
     assert found[STEPS + 2] == pytest.approx([4, BATCH / 4, 0.25])
+
+
+class Calls(TorchFunctionMode):
+    """Counts what is asked of torch: whatever waits for a device is among it."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        Calls.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_in_a_step_that_is_not_logged_torch_is_not_asked_for_anything(tmp_path, monkeypatch):
+    counts = []
+    for name in ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end"):
+        original = getattr(StepFigures, name)
+
+        def counted(self, *args, hook=original, name=name):
+            Calls.count = 0
+            with Calls():
+                hook(self, *args)
+            counts.append((args[0].fit_loop.epoch_loop.batch_idx, name, Calls.count))
+
+        monkeypatch.setattr(StepFigures, name, counted)
+    fit(tmp_path, callbacks=[StepFigures()], max_epochs=1, log_every_n_steps=3)
+    assert len(counts) == 3 * STEPS
+    assert {batch for batch, _, count in counts if count} == {2}
 
 
 @pytest.mark.parametrize("marked", [False, True])

@@ -251,7 +251,8 @@ def logged(monkeypatch, tmp_path):
         def define_metric(self, *args, **kwargs):
             pass
 
-        def log(self, row, step=None):
+        def log(self, row, step=None, commit=None):
+            assert commit, "a row of a number that is given would wait for the next, and lose to it"
             self.calls.append((row, step))
             if len(self.calls) > 1:
                 raise BrokenPipeError("the service is gone")
@@ -303,7 +304,7 @@ def test_a_server_that_refuses_is_said_in_one_line_and_the_run_logged_offline(no
     asked = []
 
     class Run:
-        id, project, entity, url = "abc", "p", None, None
+        id, project, name, entity, url = "abc", "p", "run", None, None
 
         def define_metric(self, *args, **kwargs):
             pass
