@@ -1,5 +1,6 @@
 """Pictures and histograms: of what the network makes of its images, on rank 0 only, and nothing of the run by them."""
 
+import os
 import random
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import simclr.dashboard
 from ranks import run_ranks
+from simclr import distributed
 from simclr.dashboard import Dashboard, _neighbours, _spectrum
 from simclr.eval import extract_features
 from simclr.loggers import build_loggers
@@ -157,6 +159,7 @@ def test_bad_settings_are_refused(bad):
 
 def watched_by_two(root: str) -> int:
     """How many times this rank has looked."""
+    os.environ |= {"LOCAL_RANK": str(distributed.rank()), "NODE_RANK": "0"}  # as Lightning tells those it launches
     looks, look = [], Dashboard._look
     Dashboard._look = lambda *args: looks.append(1) or look(*args)
     simclr.dashboard.tsne = lambda h: h[:, :2]

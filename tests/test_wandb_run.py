@@ -330,7 +330,7 @@ def test_an_artifact_without_wandb_is_refused(capsys):
     assert "log_artifact uploads to Weights & Biases, which is disabled. Add --wandb auto." in capsys.readouterr().err
 
 
-KILLED = """
+KILLED = r"""
 import os, signal, sys, time
 from pathlib import Path
 from simclr.wandb_run import WandbOptions, start_wandb
