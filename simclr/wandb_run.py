@@ -54,6 +54,9 @@ class WandbOptions:
 class WandbRun(WandbLogger):
     """Lightning's logger of W&B, which costs a training nothing: once it fails it is said, and there is no more of it.
 
+    wandb writes an offline run in blocks: a SIGKILL loses the last rows that its file had not taken, which metrics.csv
+    and TensorBoard have.
+
     Args:
         run_dir: the run folder.
         run: what `wandb.init` gave.

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -331,15 +330,12 @@ def test_an_artifact_without_wandb_is_refused(capsys):
 
 
 KILLED = r"""
-import os, signal, sys, time
+import os, signal, time
 from pathlib import Path
 from simclr.wandb_run import WandbOptions, start_wandb
 run = start_wandb(Path("run"), "offline", WandbOptions(), {"a": 1})
 for step in range(5):
     run.log_metrics({"train_loss": step / 10}, step)
-if sys.argv[1] == "itself":
-    time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
 children = []
 for path in Path("/proc").iterdir():
     try:
@@ -363,15 +359,8 @@ os._exit(0)  # without what wandb does as a process ends
 
 @pytest.mark.slow  # processes of W&B's that die
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for a process in /proc")
-@pytest.mark.parametrize("who", ["itself", "its service"])
-def test_after_a_kill_everything_logged_before_can_be_read(tmp_path, who):
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, who], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    if who == "itself":
-        assert done.returncode == -signal.SIGKILL, done.stderr
-    else:
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wandb has failed") <= 1
-        assert float(done.stdout.split("seconds")[1]) < 60
-    assert numbers_of(records_of(tmp_path / "run"))["train_loss"] == {k: k / 10 for k in range(5)}
+def test_a_kill_of_its_service_costs_the_run_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wandb has failed") <= 1
+    assert float(done.stdout.split("seconds")[1]) < 60
