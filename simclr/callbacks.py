@@ -45,13 +45,17 @@ class ViewGrid(Callback):
         path, loader = self.run_dir / "views.png", trainer.train_dataloader
         if not trainer.is_global_zero or not isinstance(loader, TrainLoader) or path.exists():
             return
-        index, epochs = self._choose(loader.sampler, run_length(len(loader), trainer))
-        picture = view_grid(pl_module, loader.source.images(index), index, epochs=epochs)
+        picture = self.draw(pl_module, loader, trainer)
         try:
             with written_whole(path) as file:
                 picture.save(file, "PNG")
         except OSError as error:
             say_unwritten(path, error, "the run goes on without the picture")
+
+    def draw(self, module: LightningModule, loader: TrainLoader, trainer: Trainer) -> Image.Image:
+        """The picture, of a run's first epochs."""
+        index, epochs = self._choose(loader.sampler, run_length(len(loader), trainer))
+        return view_grid(module, loader.source.images(index), index, epochs=epochs)
 
     def _choose(self, sampler: GlobalBatchSampler, length: RunLength) -> tuple[Tensor, int]:
         """Numbers of images, and for how many epochs to show them: fewer where none are trained on in all."""
@@ -65,7 +69,7 @@ class ViewGrid(Callback):
         return index, epochs
 
 
-def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: int = 3) -> Image.Image:
+def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: int = 3, first: int = 0) -> Image.Image:
     """A picture: one column an image; the image on top, below it every view of each epoch, at the size of that epoch.
 
     A pixel of a view is a square of whole pixels of the picture, so views are shown as they are, not resized.
@@ -75,12 +79,13 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
         images: (N, 3, H, W) uint8.
         index: (N,), the images' numbers in the data set.
         epochs: how many epochs to show.
+        first: the first of them, from 0.
     """
     device, hparams = module.device, module.hparams
     mean, std = (torch.tensor(hparams[name]).view(3, 1, 1) for name in ("mean", "std"))
     whole = torch.nn.functional.interpolate(images.cpu().float() / 255, hparams.image_size, mode="area")
     groups = [[("image", whole)]]
-    for epoch in range(epochs):
+    for epoch in range(first, first + epochs):
         augment, group = module.views.augment_of(epoch), []
         size = f"\n{module.views.size(epoch)} px" if hparams.get("start_size") is not None else ""
         for view in range(module.views.count):

@@ -61,10 +61,12 @@ RULES: dict[str, dict[Rule, str]] = {
     "knn": {Rule.FREE: "every_n_epochs images k temperature"},
     "probe": {Rule.FREE: "every_n_epochs images regularization train_dir"},
     "quality": {Rule.FREE: "every_n_epochs images"},
+    "dashboard": {Rule.FREE: "every_n_epochs images"},
     "checkpoint": {Rule.FREE: "every_n_steps every_minutes keep"},
     "": {
         Rule.FIXED: "seed_everything method",
-        Rule.FREE: "config run_dir ckpt_path resume on_nonfinite wandb wandb_project check_memory minutes",
+        Rule.FREE: """config run_dir ckpt_path resume on_nonfinite check_memory minutes wandb wandb_project wandb_entity
+            wandb_group wandb_tags wandb_notes wandb_id log_artifact""",
     },
 }
 

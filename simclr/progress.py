@@ -181,11 +181,17 @@ class ProgressBar(TQDMProgressBar):
 
 
 class LogInterval(Callback):
-    """Where nobody set `log_every_n_steps`: every 25 steps, in a run of fewer than 250 ten times and more.
+    """Where nobody set `log_every_n_steps`: every 25 steps, in a run of fewer than 250 ten times and more; and always
+    the first step and the last.
 
     It goes by the length of the whole run: one that is continued logs the same steps.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set it, once the length is known."""
-        trainer.log_every_n_steps = max(1, min(LOG_STEPS, int(trainer.estimated_stepping_batches // 10)))
+        self._last = trainer.estimated_stepping_batches - 1
+        trainer.log_every_n_steps = self._every = max(1, min(LOG_STEPS, int((self._last + 1) // 10)))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Every step is one of each one."""
+        trainer.log_every_n_steps = 1 if trainer.global_step in (0, self._last) else self._every

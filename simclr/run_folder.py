@@ -22,7 +22,7 @@ from simclr.paths import expanded
 CONFIG = "config.yaml"  # the settings that a run began with
 CONTINUATIONS = "continuations.json"  # a record of each time that it was continued, in their order
 _BEGINNINGS = {CONFIG, CONTINUATIONS, SKIPPED, LEFT_OUT, LAST.parent.name}
-_BEGINNINGS |= {"metrics.csv", "views.png", "tensorboard", "wandb"}
+_BEGINNINGS |= {"metrics.csv", "machine.csv", "views.png", "tensorboard", "wandb"}
 _DECIDE = ("torch", "torchvision", "kornia", "pytorch-lightning")  # packages whose versions decide a run's bits
 _CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches
 

@@ -24,6 +24,7 @@ from simclr.cli.messages import BAD_INPUT, INTERRUPTED, TERMINATED
 from simclr.cli.report import report
 from simclr.cli.train import TrainCLI, parse_and_build, train
 from simclr.continuation import RULES, Continuation, Rule, describe, refuse_changes, rule_of, trainer_changes
+from simclr.dashboard import Dashboard
 from simclr.data import ImageData
 from simclr.module import SimCLR
 from simclr.online_accuracy import OnlineKNN, OnlineProbe
@@ -218,6 +219,7 @@ def test_every_setting_has_one_place_in_the_rules(monkeypatch):
         "knn": (OnlineKNN,),
         "probe": (OnlineProbe,),
         "quality": (OnlineQuality,),
+        "dashboard": (Dashboard,),
     }
     for group, classes in signatures.items():  # what is not on the command line too
         groups[group] |= {name for kind in classes for name in inspect.signature(kind).parameters}

@@ -22,9 +22,9 @@ LAYERS = [
     ["eval"],
     ["online_quality"],
     ["nonfinite", "online_accuracy"],
-    ["callbacks", "diagnosis", "loggers", "run_folder", "profile", "progress"],
-    ["report", "pace"],
-    ["compare"],
+    ["callbacks", "diagnosis", "step_figures", "loggers", "wandb_run", "provenance", "run_folder", "profile"],
+    ["report", "pace", "progress"],
+    ["compare", "dashboard", "evaluation_figures"],
     ["cli"],
 ]
 HEAVY = {

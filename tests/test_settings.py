@@ -24,7 +24,9 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import simclr.dashboard
 from simclr import SimCLR, SimCLRAugmentation, load_encoder
+from simclr.dashboard import Dashboard
 from simclr.data import ImageData, MemoryImages, draw_shapes, loader, module, sources
 from simclr.eval import (
     extract_features,
@@ -602,6 +604,34 @@ def watched_for_nan(**settings: Any) -> SimpleNamespace:
 FINITE_STEPS = {"on_nonfinite": row("skip", lambda a, b: "at step 1" in str(a.ended) and b.skipped == 1)}
 
 
+# Dashboard: in which epochs it looks at the network, and at how many images.
+
+
+def looked(**settings: Any) -> SimpleNamespace:
+    data, epochs, images = tiny_data(), [], []
+    dashboard = Dashboard(**{"every_n_epochs": 1, "images": 20, **settings})
+    look = dashboard._look
+
+    def watch(data, module, last=False):
+        found = look(data, module, last)
+        epochs.append(module.current_epoch)
+        images.append(len(dashboard._sample.index))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dashboard, "_look", watch)
+        patch.setattr(simclr.dashboard, "can_show", lambda trainer: True)
+        patch.setattr(simclr.dashboard, "tsne", lambda h: h[:, :2])
+        fit(Path("fit"), tiny_model(), data, [dashboard], max_epochs=3, limit_train_batches=1)
+    return SimpleNamespace(epochs=epochs[1:], images=images)  # without the one before the first step
+
+
+DASHBOARD = {
+    "every_n_epochs": row(2, lambda a, b: b.epochs == [1, 2]),
+    "images": row(30, lambda a, b: set(b.images) == {30}),
+}
+
+
 # The protocols of evaluation: on features of four clouds, and on a run.
 
 
@@ -869,6 +899,7 @@ TABLES = {
     "OnlineProbe": Table(OnlineProbe, probed_online, ONLINE_PROBE),
     "OnlineQuality": Table(OnlineQuality, measured, ONLINE_QUALITY),
     "FiniteSteps": Table(FiniteSteps, watched_for_nan, FINITE_STEPS, ("run_dir", "say")),
+    "Dashboard": Table(Dashboard, looked, DASHBOARD),
     "linear_probe": Table(linear_probe, functools.partial(probed, linear_probe), LBFGS, FEATURES),
     "linear_probe_sgd": Table(linear_probe_sgd, functools.partial(probed, linear_probe_sgd), SGD, FEATURES),
     "linear_evaluation_sgd": Table(

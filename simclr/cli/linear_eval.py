@@ -19,6 +19,7 @@ from simclr.data import ImageData
 from simclr.data.module import folders_of_run, folders_shown
 from simclr.eval.evaluation import linear_evaluation, remarks, write_result
 from simclr.eval.protocol import find_protocol, settings_in
+from simclr.evaluation_figures import show_evaluation
 
 
 @in_a_line
@@ -48,7 +49,8 @@ def linear_eval(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     print_result(record)
-    print(f"written to {guarded(lambda: write_result(record, checkpoint.run_dir))}")
+    print(f"written to {guarded(lambda: write_result(record, checkpoint.run_dir))}", flush=True)
+    show_evaluation(record, checkpoint.run_dir)
 
 
 def evaluation_parser() -> Parser:

@@ -6,7 +6,9 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -40,12 +42,13 @@ from simclr.cli.saving import (
 )
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
 from simclr.continuation import Continuation, check_resume
+from simclr.dashboard import Dashboard
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, LEFT_OUT, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
 from simclr.distributed import launched_rank
 from simclr.files import reason_of, write_atomically
-from simclr.loggers import WandbMode, build_loggers
+from simclr.loggers import EventFiles, build_loggers
 from simclr.memory import check_memory
 from simclr.nonfinite.watch import FiniteSteps, NonFiniteStep, OnNonFinite
 from simclr.online_accuracy import OnlineKNN, OnlineProbe
@@ -53,9 +56,12 @@ from simclr.online_quality import Measurer, OnlineQuality
 from simclr.pace import Pace
 from simclr.paths import expanded
 from simclr.progress import LogInterval, ProgressBar, ProgressLines, duration
+from simclr.provenance import provenance
 from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuation
 from simclr.run_length import RunLength, run_length
+from simclr.step_figures import StepFigures
 from simclr.training.method import DEFAULT_METHOD, find_method
+from simclr.wandb_run import WandbMode, WandbOptions, WandbRun, start_wandb, wandb_mode
 
 _Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])  # as NumPy's
 
@@ -77,6 +83,8 @@ class TrainCLI(LightningCLI):
         self.continuation: Continuation | None = None
         self.schedule = Schedule()
         self.loggers: list[Logger] | None = None  # made once, also where the Trainer is built anew
+        self.wandb_mode: Literal["online", "offline", "disabled"] = "disabled"
+        self.wandb: WandbRun | None = None  # while the run trains
         super().__init__(method, ImageData, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -130,12 +138,31 @@ class TrainCLI(LightningCLI):
             default="disabled",
             help="Weights & Biases. auto: online with a key and a network, else offline.",
         )
-        parser.add_argument("--wandb_project", type=str, default="simclr", help="Project on Weights & Biases.")
+        of_wandb = {
+            "project": (str | None, "Project on Weights & Biases: by itself WANDB_PROJECT, else simclr."),
+            "entity": (str | None, "User or team there: by itself WANDB_ENTITY."),
+            "group": (str | None, "What the run is grouped with there: by itself WANDB_RUN_GROUP."),
+            "tags": (list[str] | None, "Its tags there, [one,two]: by themselves WANDB_TAGS."),
+            "notes": (str | None, "A sentence about it there: by itself WANDB_NOTES."),
+            "id": (
+                str | None,
+                "Its id there: by itself that of the run folder, so that a continued run goes on there.",
+            ),
+        }
+        for name, (kind, text) in of_wandb.items():
+            parser.add_argument(f"--wandb_{name}", type=kind, default=None, help=text)
+        parser.add_argument(
+            "--log_artifact",
+            type=bool,
+            default=False,
+            help="Upload the encoder to Weights & Biases as a model, and the report, where there is --wandb.",
+        )
         parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
         parser.add_class_arguments(Schedule, "checkpoint")
         parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.add_lightning_class_args(OnlineProbe, "probe")
         parser.add_lightning_class_args(OnlineQuality, "quality")
+        parser.add_lightning_class_args(Dashboard, "dashboard")
         # int: jsonargparse's own kind of number could not be read from a checkpoint.
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -147,6 +174,8 @@ class TrainCLI(LightningCLI):
         settle_names(self)
         self.schedule = Schedule(**self.config.checkpoint.as_dict())
         refuse_file_as_encoder(self.config.model.encoder)
+        if self.config.log_artifact and self.config.wandb == "disabled":
+            raise ValueError("log_artifact uploads to Weights & Biases, which is disabled. Add --wandb auto.")
         if self.config.trainer.default_root_dir is not None:  # this project's folder of a run takes its place
             raise ValueError(
                 f"trainer.default_root_dir is not used. Use --run_dir {self.config.trainer.default_root_dir}."
@@ -168,9 +197,10 @@ class TrainCLI(LightningCLI):
         check_devices(config.accelerator, config.devices, config.num_nodes)
         watched = not (config.fast_dev_run or config.barebones)
         if config.logger in (None, True) and watched:
-            mode: WandbMode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes
             if self.loggers is None:
-                self.loggers = build_loggers(self.run_dir, mode, self.config.wandb_project, self.resumed)
+                self.loggers = build_loggers(self.run_dir, self.resumed)
+                if self.folder.first:  # only the first process writes
+                    self.wandb_mode = wandb_mode(self.config.wandb)
             kwargs["logger"] = self.loggers
         if config.barebones:
             kwargs |= dict.fromkeys(("logger", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"))
@@ -183,7 +213,7 @@ class TrainCLI(LightningCLI):
             kwargs["enable_progress_bar"] = self._add_progress(kwargs["callbacks"])
         if watched:
             diagnosis = Diagnosis(lambda trainer, text: print_line(trainer, f"warning: {text}"))
-            kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines(), diagnosis]
+            kwargs["callbacks"] += [StepFigures(), ViewGrid(self.run_dir), EpochLines(), diagnosis]
         self.finite = FiniteSteps(self.run_dir if watched else None, self.config.on_nonfinite, print_line)
         if not config.barebones:
             kwargs["callbacks"].append(self.finite)
@@ -252,6 +282,7 @@ def summary(cli: TrainCLI) -> str:
         "time": pace_line(cli),
         "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}"
         f"{', compiled' if compiled else ''}",
+        "watch": f"tensorboard --logdir {cli.run_dir.parent}" if _has_tensorboard(trainer) else "",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 
@@ -261,6 +292,10 @@ def _continued(cli: TrainCLI) -> str:
     if cli.resumed is None or cli.continuation is None:
         return ""
     return f"\n{'':<11}".join((f"from {cli.resumed.stands}", *cli.continuation.said))
+
+
+def _has_tensorboard(trainer: Trainer) -> bool:
+    return any(isinstance(logger, EventFiles) for logger in trainer.loggers)
 
 
 def _left_out(data: ImageData) -> str:
@@ -302,16 +337,49 @@ def _train(args: list[str], folder: RunFolder) -> None:
             guarded(lambda: _leave_encoder(cli))
             print(f"already finished, {finished.length}; --trainer.max_epochs lengthens it", flush=True)
         return
+    settings: dict[str, Any] = {}
     if folder.first:
         if not cli.trainer.fast_dev_run:
             try:
-                guarded(lambda: _save_config(cli, args))
+                settings = guarded(lambda: _save_config(cli, args))
             except BaseException:
                 folder.discard()
                 raise
         print(summary(cli), flush=True)
         for line in remarks(cli):
             print(f"note: {line}", flush=True)
+    with _dashboards(cli, settings, args):
+        _fit_and_end(cli, folder)
+
+
+@contextmanager
+def _dashboards(cli: TrainCLI, settings: dict[str, Any], args: list[str]) -> Iterator[None]:
+    """Let TensorBoard and W&B know the settings; a run on W&B is open while this one trains and saves its encoder."""
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, EventFiles):
+            logger.settings = settings
+    if settings and cli.wandb_mode != "disabled":
+        given = {field.name: cli.config[f"wandb_{field.name}"] for field in fields(WandbOptions)[:-1]}
+        options = WandbOptions(**given, log_artifact=cli.config.log_artifact)
+        about = provenance(shlex.join(["simclr", "train", *args]))
+        step = cli.resumed.global_step if cli.resumed else 0
+        cli.wandb = start_wandb(cli.run_dir, cli.wandb_mode, options, {**settings, **about}, step)
+    if cli.wandb is None:
+        yield
+        return
+    cli.trainer.loggers = [*cli.trainer.loggers, cli.wandb]
+    code = FAILED
+    try:
+        yield
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else FAILED
+        raise
+    finally:
+        cli.wandb.end(code)
+
+
+def _fit_and_end(cli: TrainCLI, folder: RunFolder) -> None:
     started = time.perf_counter()
     try:
         _fit(cli, folder)
@@ -339,6 +407,12 @@ def _end(cli: TrainCLI, seconds: float) -> None:
         fail(str(error), FAILED)
     except OSError as error:
         fail(f"{_ended(cli, seconds)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
+    if cli.wandb is not None:
+        files = [path.with_suffix(".safetensors"), latest_config(cli.run_dir) or cli.run_dir / CONFIG]
+        figures = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
+        about = {**figures, "encoder": cli.model.hparams.encoder, "global_step": cli.trainer.global_step}
+        epoch = f"epoch-{cli.trainer.current_epoch}"
+        cli.wandb.log_files("encoder", "model", files, ["latest", epoch], about)
     if unsaved := _unsaved(cli):
         fail(f"{_ended(cli, seconds)}; encoder in {path}; but {unsaved}. {_repeat(cli)}", FAILED)
     print(f"{_ended(cli, seconds)}; encoder in {path}; {_next_step(cli)}", flush=True)
@@ -430,7 +504,8 @@ def _writable(write: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _save_config(cli: TrainCLI, args: list[str]) -> None:
+def _save_config(cli: TrainCLI, args: list[str]) -> dict[str, Any]:
+    """Write the settings into the run folder; returns them, nested."""
     record(cli)
     if cli.datamodule.skipped:
         write_atomically(cli.run_dir / SKIPPED, ("\n".join(cli.datamodule.skipped) + "\n").encode())
@@ -445,7 +520,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
     settings = _writable(lambda: cli.parser.dump(config, skip_none=False))
     if cli.continuation is None or cli.resumed is None:
         write_atomically(cli.run_dir / CONFIG, settings.encode())
-        return
+        return yaml.safe_load(settings)
     found = cli.continuation
     entry = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -458,6 +533,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         "said": found.said,
     }
     record_continuation(cli.run_dir, cli.resumed.run_dir, settings, entry)
+    return yaml.safe_load(settings)
 
 
 def parse_and_build(

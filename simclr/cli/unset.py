@@ -4,6 +4,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from simclr.dashboard import Dashboard
 from simclr.encoders import default_encoder
 from simclr.online_accuracy import OnlineAccuracy
 from simclr.online_quality import OnlineQuality
@@ -129,6 +130,8 @@ def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
         if isinstance(callback, OnlineQuality) and callback.why_not(cli.trainer, data) is None:
             assert data.unseen is not None  # or there would be a reason why not
             views += 2 * min(callback.images, len(data.unseen[1])) / callback.every_n_epochs
+        if isinstance(callback, Dashboard) and callback.every_n_epochs:
+            views += 3 * min(callback.images, len(data.test or data.train)) / callback.every_n_epochs
     return views * pace.seconds / data.batch_size / cli.model.views.count / 3
 
 

@@ -29,7 +29,12 @@ CLASS_COLOURS += ["#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"]
 
 
 def neighbour_picture(
-    queries: Tensor, neighbours: Tensor, wrong: Tensor | None = None, *, cell: int = 96
+    queries: Tensor,
+    neighbours: Tensor,
+    wrong: Tensor | None = None,
+    *,
+    cell: int = 96,
+    title: str = "nearest training images",
 ) -> Image.Image:
     """A picture with a row for each query: the query, then its neighbours, the wrong ones in a coloured frame.
 
@@ -38,6 +43,7 @@ def neighbour_picture(
         neighbours: (n, k, 3, S, S) uint8.
         wrong: (n, k) bool, or None.
         cell: side of an image in the picture, in pixels; small images grow to a whole multiple of theirs.
+        title: above the neighbours.
     """
     k, side = neighbours.shape[1], queries.shape[-1]
     cell = max(1, round(cell / side)) * side if side <= cell else cell
@@ -47,7 +53,7 @@ def neighbour_picture(
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=14)
     draw.text((pad, top / 2), "query", INK, font, anchor="lm")
-    draw.text((step + gap + pad, top / 2), "nearest training images", INK, font, anchor="lm")
+    draw.text((step + gap + pad, top / 2), title, INK, font, anchor="lm")
     for row, (query, others) in enumerate(zip(queries, neighbours, strict=True)):
         for column, pixels in enumerate((query, *others)):
             x, y = column * step + (gap if column else 0), top + row * step
@@ -170,6 +176,70 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
         place = tuple(own[reach.argmin()].tolist())
         axis.annotate(classes[label], place, ha="center", va="center", size=10, color=INK, bbox=box, parse_math=False)
     return figure
+
+
+def draw_spectrum(spectra: dict[str, Tensor]) -> "Figure":
+    """The eigenvalues of features' covariance, each set's as shares of its largest, on axes of powers of ten.
+
+    A line that falls off a cliff is of features that vary in few dimensions: they have collapsed.
+
+    Args:
+        spectra: name -> (F,) in falling order; the last is the one that counts.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    _style(axis, "spectrum of the features")
+    axis.set_xlabel("dimension", color=MUTED, fontsize=9)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for number, (name, values) in enumerate(spectra.items(), 1):
+        share = (values / values[0].clamp_min(1e-30)).clamp_min(1e-9).tolist()
+        colour, width = (ACCENT, 2.2) if number == len(spectra) else (MUTED, 1.4)
+        axis.plot(range(1, 1 + len(share)), share, color=colour, lw=width, label=name)
+    axis.set_ylim(1e-6, 1.5)
+    axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left")
+    axis.set_ylabel("share of the largest", color=MUTED, fontsize=9)
+    return figure
+
+
+def draw_confusion(matrix: list[list[int]], classes: list[str]) -> "Figure":
+    """Which class (row) is taken for which (column), in percent of the row, for as many classes as can be named.
+
+    Args:
+        matrix: (C, C), images.
+        classes: C names.
+    """
+    from matplotlib.figure import Figure
+
+    share = torch.tensor(matrix).double()
+    share = 100 * share / share.sum(1, keepdim=True).clamp_min(1)
+    side = 2.2 + 0.42 * len(classes)
+    figure = Figure(figsize=(side + 0.4, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(confusion_picture(matrix, [max(1, sum(row)) for row in matrix]))
+    for row, column in share.nonzero().tolist():
+        value = float(share[row, column])
+        colour = "white" if value > (55 if row == column else 11) else INK
+        axis.text(column, row, f"{value:.0f}" if value >= 0.5 else "", ha="center", va="center", size=8.5, color=colour)
+    places = range(len(classes))
+    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in classes]
+    axis.set_xticks(places, names, rotation=45, ha="left", rotation_mode="anchor", parse_math=False)
+    axis.set_yticks(places, names, parse_math=False)
+    axis.xaxis.tick_top()
+    axis.tick_params(colors=INK, labelsize=9, length=0)
+    axis.set_xlabel("taken for, % of the row's images", color=MUTED, fontsize=9)
+    for spine in axis.spines.values():
+        spine.set(color=GRID)
+    return figure
+
+
+def as_picture(figure: "Figure") -> Image.Image:
+    """A chart as a picture on white."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, facecolor="white")
+    return Image.open(file).convert("RGB")
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

@@ -3,6 +3,7 @@ whether it is still there and still means this. Nothing else in the package may 
 
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 
 
@@ -27,6 +28,16 @@ def epoch_row(trainer: Trainer) -> tuple[dict[str, Any], int] | None:
     if step is None:
         metrics.setdefault("epoch", trainer.current_epoch)
     return metrics, optimizer_batches(trainer) - 1 if step is None else int(step)
+
+
+def gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float:
+    """What gradients are multiplied by, in float16, when `on_before_optimizer_step` is called; 1 if by nothing.
+
+    Lightning divides before that hook, except for a fused optimiser, which does so itself, and whose mark is private.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    divides_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return scaler.get_scale() if scaler is not None and divides_itself else 1.0
 
 
 def synchronises_batch_norm(trainer: Trainer) -> bool:
