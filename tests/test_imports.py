@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "simclr"
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    ["seeding", "distributed", "precision", "paths", "files", "torch_internals", "allocator", "container"],
+    ["seeding", "distributed", "precision", "paths", "files", "heartbeat", "torch_internals", "allocator", "container"],
     ["contrast"],
     ["views"],
     ["augment", "losses", "heads", "resnet", "image_sizes", "encoders", "optim", "run_length"],

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,15 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid, print_line
 from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
+from simclr.cli.agreement import agree
 from simclr.cli.config_files import read_settings
 from simclr.cli.hints import refuse_file_as_encoder
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet, speaking_if
 from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
+from simclr.cli.ranks import OtherRankFailed, Ranks, WithRanks
 from simclr.cli.recipes import with_config_files
 from simclr.cli.refusals import check_devices, check_trainer
+from simclr.cli.resume_with import purposes, with_purposes
 from simclr.cli.saving import (
     InsideEpochs,
     SaveOnInterrupt,
@@ -52,8 +55,10 @@ from simclr.paths import expanded
 from simclr.progress import LogInterval, ProgressBar, ProgressLines
 from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuation
 from simclr.run_length import RunLength, run_length
+from simclr.training.internals import children_watched_by, patience_of, wait_for_ranks
 from simclr.training.method import DEFAULT_METHOD, find_method
 
+_LONGEST_WAIT = 7 * 24 * 60  # minutes
 _Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])  # as NumPy's
 
 
@@ -62,12 +67,13 @@ class TrainCLI(LightningCLI):
 
     Args:
         folder: chooses the run folder once the settings are known.
+        ranks: of this run, where several may train.
         method: what is trained, see `simclr.training.method`.
         **kwargs: of LightningCLI.
     """
 
-    def __init__(self, folder: RunFolder, method: type[LightningModule], **kwargs: Any):
-        self.folder = folder
+    def __init__(self, folder: RunFolder, ranks: Ranks | None, method: type[LightningModule], **kwargs: Any):
+        self.folder, self.ranks = folder, ranks
         self.began = time.monotonic()
         self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
         self.pace: Pace | None = None
@@ -114,12 +120,26 @@ class TrainCLI(LightningCLI):
             "finished. By itself where a scheduler has restarted the job (SLURM, torchrun).",
         )
         parser.add_argument(
+            "--resume_with",
+            type=list[str] | None,
+            default=None,
+            help="KEY=VALUE, more than once for more: a setting that decides what is learned, and that a continued run "
+            "is meant to change. It is recorded, and given again it changes nothing more.",
+        )
+        parser.add_argument(
             "--wandb",
             type=WandbMode,
             default="disabled",
             help="Weights & Biases. auto: online with a key and a network, else offline.",
         )
         parser.add_argument("--wandb_project", type=str, default="simclr", help="Project on Weights & Biases.")
+        parser.add_argument(
+            "--rank_timeout",
+            type=float | None,
+            default=None,
+            help="Minutes that a rank waits for another which neither goes on nor dies. By default 30, or the "
+            "strategy's own.",
+        )
         parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
         parser.add_class_arguments(Schedule, "checkpoint")
         parser.add_lightning_class_args(OnlineKNN, "knn")
@@ -140,6 +160,12 @@ class TrainCLI(LightningCLI):
                 f"trainer.default_root_dir is not used. Use --run_dir {self.config.trainer.default_root_dir}."
             )
         self.resumed = read_checkpoint(self.config.ckpt_path) if self.config.ckpt_path else None
+        self.on_purpose = purposes([f"--resume_with={meant}" for meant in self.config.resume_with or ()])
+        if self.on_purpose and self.resumed is None:
+            begin = " ".join(f"--{name} {value}" for name, value in self.on_purpose.items())
+            raise ValueError(
+                f"resume_with changes a run that goes on, and there is none yet. To begin with it: {begin}."
+            )
         again = resumes(self.config.resume)
         if self.config.resume == "auto" and not (self.config.run_dir or self.resumed):
             raise ValueError("resume=auto needs --run_dir, the folder in which the same command finds its run again.")
@@ -182,10 +208,22 @@ class TrainCLI(LightningCLI):
             trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
         except (TypeError, RuntimeError, OverflowError) as error:  # Lightning's answer to some options
             raise ValueError(f"trainer: {error}") from error
+        self._take_over_ranks(trainer)
         self.checkpoints = take_over_checkpoints(trainer, self.schedule.keep)
         # What measures before the line that shows it.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, OnlineKNN | OnlineQuality))
         return trainer
+
+    def _take_over_ranks(self, trainer: Trainer) -> None:
+        """How long ranks wait for each other, and what they have to agree on before the first step."""
+        minutes = self.config.rank_timeout
+        if minutes is not None and not 0 < minutes <= _LONGEST_WAIT:
+            raise ValueError(f"rank_timeout={minutes:g} is not between 0 and {_LONGEST_WAIT:,} minutes.")
+        if minutes is not None:
+            wait_for_ranks(trainer, timedelta(minutes=minutes))
+        if self.ranks is not None:
+            self.ranks.patience = patience_of(trainer)
+            trainer.callbacks.insert(0, WithRanks(self.ranks, lambda: agree(self)))
 
     def _add_progress(self, callbacks: list[Callback]) -> bool:
         """Add what says how far the run is to its callbacks; whether that is a bar."""
@@ -252,20 +290,27 @@ def train(argv: list[str] | None = None) -> None:
     quiet()
     keep_freed_memory()
     args = sys.argv[1:] if argv is None else argv
+    ranks = Ranks()
     folder = RunFolder()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code
     try:
-        _train(args, folder)
+        with speaking_if(ranks.may_speak):
+            in_a_line(_train)(args, folder, ranks)
     except KeyboardInterrupt:
-        print("stopped before training began", file=sys.stderr, flush=True)
+        ranks.kill_children()
+        if ranks.may_speak():
+            print("stopped before training began", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
+    except BaseException as error:
+        ranks.end(getattr(error, "code", None))
+        raise
     finally:
         folder.let_go()
 
 
-def _train(args: list[str], folder: RunFolder) -> None:
+def _train(args: list[str], folder: RunFolder, ranks: Ranks) -> None:
     try:
-        cli = guarded(lambda: parse_and_build(args, folder))
+        cli = guarded(lambda: parse_and_build(args, folder, ranks=ranks))
         guarded(lambda: check(cli))
         finished = cli.continuation is not None and cli.continuation.finished
         if cli.trainer.fast_dev_run or finished:
@@ -290,7 +335,9 @@ def _train(args: list[str], folder: RunFolder) -> None:
             print(f"note: {line}", flush=True)
     started = time.perf_counter()
     try:
-        _fit(cli, folder)
+        _fit(cli, folder, ranks)
+    except OtherRankFailed:
+        raise
     except FloatingPointError as error:
         fail(f"{error}{_last_good(cli)}", FAILED)
     except ValueError as error:  # an image that cannot be read, found while training
@@ -354,13 +401,21 @@ def _ended(cli: TrainCLI, minutes: float) -> str:
     return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}"
 
 
-def _fit(cli: TrainCLI, folder: RunFolder) -> None:
+def _fit(cli: TrainCLI, folder: RunFolder, ranks: Ranks) -> None:
     """Train; what fails before the first step is done leaves no folder, and what Lightning refuses is one line."""
-    try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
-    except Exception as error:
+
+    def discard() -> None:
         if cli.trainer.global_step == 0:
             folder.discard()
+
+    ranks.tidy = discard
+    try:
+        with children_watched_by(ranks.adopt):
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
+        ranks.leaving = True
+    except Exception as error:
+        discard()
+        ranks.answer(error)
         if isinstance(error, MisconfigurationException):
             raise ValueError(str(error)) from error
         raise
@@ -395,7 +450,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         write_atomically(cli.run_dir / SKIPPED, ("\n".join(cli.datamodule.skipped) + "\n").encode())
     # Without what belongs to this run alone, so that `--config` repeats it in another folder.
     config = cli.config.clone()
-    config.run_dir = config.ckpt_path = None
+    config.run_dir = config.ckpt_path = config.resume_with = None
     for name in FOLDERS:
         config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
     config.data.allow_changed_images = False
@@ -411,6 +466,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         "from_step": found.step,
         "total_steps": found.total,
         "changed": {name: {"was": was, "is": now} for name, (was, now) in found.changes.items()},
+        "resume_with": [f"{name}={value}" for name, value in cli.on_purpose.items()],
         "images": found.images,
         "said": found.said,
     }
@@ -423,15 +479,17 @@ def parse_and_build(
     kind: type[TrainCLI] = TrainCLI,
     description: str = "Pretrain an image encoder with SimCLR on the images in FOLDER (--data.train_dir).",
     command: str = "train",
+    ranks: Ranks | None = None,
 ) -> TrainCLI:
     """Settings read and objects built; the run folder is reserved, and empty."""
     refuse_empty(args)
     arguments = sys.argv
-    args = _with_config_of_run(_with_own_checkpoint(args))
+    args = with_purposes(_with_config_of_run(_with_own_checkpoint(args)))
     try:
         sys.argv = arguments[:1]  # LightningCLI warns where both are given
         return kind(
             folder,
+            ranks,
             find_method(_method_in(with_config_files(args, recipes_of("train")))),
             args=args,
             run=False,
@@ -527,7 +585,9 @@ def check(cli: TrainCLI) -> None:
     trainer = cli.trainer
     if trainer.max_epochs == trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
-    cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer) if cli.resumed else None
+    cli.continuation = None
+    if cli.resumed:
+        cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer, list(cli.on_purpose))
     cli.model.run.settle(cli.datamodule.batch_size)
     check_trainer(trainer, cli.config.trainer.val_check_interval)
     cli.model.run.check(trainer)
