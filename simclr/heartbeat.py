@@ -41,7 +41,8 @@ def be_the_writer(folder: Path, lost: Callable[[str], object]) -> Callable[[], o
     """
     note = folder / NOTE
     before = _read(note)
-    if before and _may_live(before) and _lives(note, before):
+    again = before and (before["host"], before["process"]) == (socket.gethostname(), os.getpid())  # a container's
+    if before and not again and _may_live(before) and _lives(note, before):
         raise WrittenElsewhere(_who(before))
     mine = {"host": socket.gethostname(), "process": os.getpid(), "token": secrets.token_hex(8)}
     with suppress(OSError):  # a folder that cannot be written is refused where that is said better
@@ -86,8 +87,6 @@ def _may_live(writer: dict[str, Any]) -> bool:
     """False for a process of this host that is gone, which need not be waited for."""
     if writer["host"] != socket.gethostname():
         return True
-    if writer["process"] == os.getpid():  # of a container that was started again
-        return False
     try:
         os.kill(writer["process"], 0)
     except ProcessLookupError:

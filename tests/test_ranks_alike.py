@@ -33,7 +33,7 @@ def nodes(where: Path, *changed: dict, path: tuple = (ROOT, ROOT), seconds: floa
         launcher = [*TORCHRUN, "--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
         options = {"trainer.devices": 1, "trainer.num_nodes": 2, "trainer.strategy": "ddp", **settings, **own}
         options |= {"knn.every_n_epochs": 0, "quality.every_n_epochs": 0, "data.workers": 0}
-        command = [*launcher, f"--master_port={port}", str(ROOT / "train.py"), *flags(options)]
+        command = [*launcher, f"--master_port={port}", str(source / "train.py"), *flags(options)]
         variables = environment(source, ROOT / "tests")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, cwd=where, env=variables, **pipes))

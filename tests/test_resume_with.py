@@ -6,13 +6,14 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from simclr.cli.messages import BAD_INPUT, TERMINATED
 from simclr.cli.train import train
 from simclr.continuation import ON_PURPOSE, Rule, rule_of
 from simclr.module import SimCLR
-from test_continue import RUN, content, learning_rates, run_and_code, signal_at
+from test_continue import RUN, assert_same_run, content, learning_rates, run_and_code, signal_at
 from test_resume import killed_at
 from tiny import BATCH, STEPS, flags
 
@@ -135,3 +136,26 @@ def test_where_nothing_goes_on_there_is_nothing_to_change(tmp_path, monkeypatch,
 def test_only_what_is_refused_otherwise_needs_a_purpose():
     assert {rule_of(name) for name in ON_PURPOSE} == {Rule.FIXED}
     assert not {f"model.{name}" for name in SimCLR.architecture} & ON_PURPOSE
+
+
+def test_a_copied_or_moved_run_goes_on_where_it_lies_and_so_does_one_of_an_earlier_version(
+    run, halted, tmp_path, monkeypatch
+):
+    shutil.copytree(run, "copy")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(run, tmp_path / "elsewhere" / "moved")
+    shutil.copytree(halted, "old")
+    old = content(Path("old"))
+    for key in ("method", "images"):  # what the first version did not write
+        old.pop(key, None)
+    for key in ("order", "optimizer_tensors"):
+        old["run"].pop(key)
+    torch.save(old, Path("old/checkpoints/last.ckpt"))
+    monkeypatch.chdir("elsewhere")
+    places = tmp_path / "copy", tmp_path / "elsewhere" / "moved", tmp_path / "old"
+    for place in places:
+        train(["--ckpt_path", str(place)])
+        assert (place / "encoder.pt").exists()
+        assert len(json.loads((place / "continuations.json").read_text())) == 1
+    assert_same_run(places[0], places[1])
+    assert [path.name for path in Path().iterdir()] == ["moved"]  # the old place is not made again

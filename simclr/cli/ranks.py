@@ -28,6 +28,7 @@ from simclr.run_folder import launcher
 
 _LOOK_EVERY = 0.3  # seconds
 _TO_LEAVE = 5.0  # seconds that a rank has to end by itself, once another has failed
+_TO_CLEAR_UP = 60.0  # seconds for ranks that have trained
 _SAID = (FAILED, BAD_INPUT, INTERRUPTED, TERMINATED)  # exit codes of a rank that has said why
 
 # What torch, gloo and NCCL say of another rank that is gone, and what this package does.
@@ -144,6 +145,17 @@ class Ranks:
         self.leaving = True
         for child in self._children:
             child.kill()
+        for child in self._children:
+            child.wait()
+
+    def wait_for_children(self) -> None:
+        """The run has ended: so will the ranks that this process has launched, and none of them outlives it."""
+        until = time.monotonic() + _TO_CLEAR_UP
+        for child in self._children:
+            try:
+                child.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.kill_children()
 
     def _begin_to_look(self) -> None:
         if self._thread is None:

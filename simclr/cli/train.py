@@ -41,6 +41,7 @@ from simclr.cli.saving import (
     take_over_checkpoints,
 )
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
+from simclr.container import threads
 from simclr.continuation import check_resume
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, SKIPPED, folders_of_run
@@ -284,11 +285,18 @@ def _left_out(data: ImageData) -> str:
     return f"; {rest} of the {len(data.train):,} images sit out each epoch, others each time" if rest else ""
 
 
+def keep_to_quota(processes: int = 1) -> None:
+    """Compute with as many threads as a container's quota feeds: torch counts the machine's cores."""
+    if (allowed := threads(processes)) is not None and allowed < torch.get_num_threads():
+        torch.set_num_threads(allowed)
+
+
 @in_a_line
 def train(argv: list[str] | None = None) -> None:
     """Pretrain an encoder. See `python train.py --help`."""
     quiet()
     keep_freed_memory()
+    keep_to_quota()
     args = sys.argv[1:] if argv is None else argv
     ranks = Ranks()
     folder = RunFolder()
@@ -296,6 +304,7 @@ def train(argv: list[str] | None = None) -> None:
     try:
         with speaking_if(ranks.may_speak):
             in_a_line(_train)(args, folder, ranks)
+        ranks.wait_for_children()
     except KeyboardInterrupt:
         ranks.kill_children()
         if ranks.may_speak():
@@ -409,6 +418,10 @@ def _fit(cli: TrainCLI, folder: RunFolder, ranks: Ranks) -> None:
             folder.discard()
 
     ranks.tidy = discard
+    launched = cli.trainer.num_devices > 1
+    if launched and (share := threads(cli.trainer.num_devices)) is not None:
+        os.environ["OMP_NUM_THREADS"] = str(share)  # which Lightning leaves alone
+        torch.set_num_threads(share)
     try:
         with children_watched_by(ranks.adopt):
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
