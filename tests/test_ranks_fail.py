@@ -75,9 +75,13 @@ class Started:
         with open(where / "out", "w") as out, open(where / "err", "w") as err:
             self.process = subprocess.Popen(command, cwd=where, stdout=out, stderr=err, env=variables)
 
-    def ends(self, within: float = 300) -> tuple[int, str, float]:
+    def ends(self, within: float = 500) -> tuple[int, str, float]:
         """Exit code, what was said on stderr, and the seconds since something failed."""
-        code = self.process.wait(within)
+        try:
+            code = self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
         seconds = time.time() - (self.where / "now").stat().st_mtime
         self.are_gone()
         return code, (self.where / "err").read_text(), seconds
@@ -87,13 +91,17 @@ class Started:
         until = time.monotonic() + 60
         while left := marked(self.mark):
             if time.monotonic() > until:
-                for process in left:
-                    os.kill(process, signal.SIGKILL)
+                self.kill()
                 raise AssertionError(f"{left} live: {(self.where / 'err').read_text()}")
             time.sleep(0.2)
         if (self.where / "run").is_dir():
             hold(self.where / "run")()
         assert not list(self.where.rglob("*.partial"))
+
+    def kill(self) -> None:
+        """A test that fails leaves nothing either."""
+        for process in marked(self.mark):
+            os.kill(process, signal.SIGKILL)
 
     def reached(self) -> None:
         """Wait for the step at which something is done."""
