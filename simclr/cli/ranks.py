@@ -55,11 +55,13 @@ class Ranks:
 
     Attributes:
         leaving: whether the run ends by itself, so that a rank that is gone is nothing to speak of.
+        stopping: whether all have agreed to stop, so that they go one by one.
         tidy: what to do before this process is ended from outside its main thread.
     """
 
     def __init__(self) -> None:
         self.leaving = False
+        self.stopping: Callable[[], bool] = bool
         self.tidy: Callable[[], object] = tuple
         self.patience: timedelta | None = None
         self._children: list[subprocess.Popen] = []
@@ -165,6 +167,8 @@ class Ranks:
     def _look(self) -> None:
         while not self.leaving:
             time.sleep(_LOOK_EVERY)
+            if self.stopping():
+                continue
             found = self._look_at_processes()
             if found is None and self._is_said("look"):
                 found = _Failure(None)

@@ -314,6 +314,7 @@ def train(argv: list[str] | None = None) -> None:
         ranks.end(getattr(error, "code", None))
         raise
     finally:
+        ranks.leaving = True
         folder.let_go()
 
 
@@ -417,7 +418,7 @@ def _fit(cli: TrainCLI, folder: RunFolder, ranks: Ranks) -> None:
         if cli.trainer.global_step == 0:
             folder.discard()
 
-    ranks.tidy = discard
+    ranks.tidy, ranks.stopping = discard, lambda: cli.stop.agreed
     launched = cli.trainer.num_devices > 1
     if launched and (share := threads(cli.trainer.num_devices)) is not None:
         os.environ["OMP_NUM_THREADS"] = str(share)  # which Lightning leaves alone
