@@ -44,7 +44,8 @@ def training_step(self, *args):
             os.kill(os.getpid(), getattr(signal, how))
     return plain(self, *args)
 SimCLR.training_step = training_step
-train(sys.argv[1:])
+if __name__ == "__main__":  # worker processes import this file
+    train(sys.argv[1:])
 """
 TWO = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.workers": 0, "trainer.max_epochs": 3}
 TWO |= {"knn.every_n_epochs": 0, "quality.every_n_epochs": 0, "run_dir": "run"}
