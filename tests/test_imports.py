@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "simclr"
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    ["checks", "seeding", "distributed", "precision", "paths", "files", "torch_internals", "allocator", "container"],
+    ["checks", "seeding", "distributed", "precision", "paths", "files", "heartbeat", "torch_internals"],
+    ["allocator", "container"],
     ["contrast"],
     ["views"],
     ["augment", "losses", "heads", "resnet", "image_sizes", "encoders", "optim", "run_length", "pyramid"],

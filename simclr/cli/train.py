@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +25,16 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, ViewGrid, print_line
 from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
+from simclr.cli.agreement import agree
 from simclr.cli.config_files import read_settings
 from simclr.cli.ending import reached
 from simclr.cli.hints import refuse_file_as_encoder
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet, speaking_if
 from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
+from simclr.cli.ranks import OtherRankFailed, Ranks, WithRanks
 from simclr.cli.recipes import with_config_files
 from simclr.cli.refusals import check_devices, check_trainer
+from simclr.cli.resume_with import purposes, with_purposes
 from simclr.cli.saving import (
     InsideEpochs,
     SaveOnInterrupt,
@@ -41,6 +44,7 @@ from simclr.cli.saving import (
     take_over_checkpoints,
 )
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
+from simclr.container import threads
 from simclr.continuation import Continuation, check_resume
 from simclr.dashboard import Dashboard
 from simclr.data import ImageData
@@ -60,9 +64,11 @@ from simclr.provenance import provenance
 from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuation
 from simclr.run_length import RunLength, run_length
 from simclr.step_figures import StepFigures
+from simclr.training.internals import children_watched_by, patience_of, wait_for_ranks
 from simclr.training.method import DEFAULT_METHOD, find_method
 from simclr.wandb_run import WandbMode, WandbOptions, WandbRun, start_wandb, wandb_mode
 
+_LONGEST_WAIT = 7 * 24 * 60  # minutes
 _Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])  # as NumPy's
 
 
@@ -71,12 +77,13 @@ class TrainCLI(LightningCLI):
 
     Args:
         folder: chooses the run folder once the settings are known.
+        ranks: of this run, where several may train.
         method: what is trained, see `simclr.training.method`.
         **kwargs: of LightningCLI.
     """
 
-    def __init__(self, folder: RunFolder, method: type[LightningModule], **kwargs: Any):
-        self.folder = folder
+    def __init__(self, folder: RunFolder, ranks: Ranks | None, method: type[LightningModule], **kwargs: Any):
+        self.folder, self.ranks = folder, ranks
         self.began = time.monotonic()
         self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
         self.pace: Pace | None = None
@@ -133,6 +140,13 @@ class TrainCLI(LightningCLI):
             "`simclr replay` computes again; or skip the step, up to ten in a row and 1 %% of the run.",
         )
         parser.add_argument(
+            "--resume_with",
+            type=list[str] | None,
+            default=None,
+            help="KEY=VALUE, more than once for more: a setting that decides what is learned, and that a continued run "
+            "is meant to change. It is recorded, and given again it changes nothing more.",
+        )
+        parser.add_argument(
             "--wandb",
             type=WandbMode,
             default="disabled",
@@ -156,6 +170,13 @@ class TrainCLI(LightningCLI):
             type=bool,
             default=False,
             help="Upload the encoder to Weights & Biases as a model, and the report, where there is --wandb.",
+        )
+        parser.add_argument(
+            "--rank_timeout",
+            type=float | None,
+            default=None,
+            help="Minutes that a rank waits for another which neither goes on nor dies. By default 30, or the "
+            "strategy's own.",
         )
         parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
         parser.add_class_arguments(Schedule, "checkpoint")
@@ -181,6 +202,12 @@ class TrainCLI(LightningCLI):
                 f"trainer.default_root_dir is not used. Use --run_dir {self.config.trainer.default_root_dir}."
             )
         self.resumed = read_checkpoint(self.config.ckpt_path) if self.config.ckpt_path else None
+        self.on_purpose = purposes([f"--resume_with={meant}" for meant in self.config.resume_with or ()])
+        if self.on_purpose and self.resumed is None:
+            begin = " ".join(f"--{name} {value}" for name, value in self.on_purpose.items())
+            raise ValueError(
+                f"resume_with changes a run that goes on, and there is none yet. To begin with it: {begin}."
+            )
         again = resumes(self.config.resume)
         if self.config.resume == "auto" and not (self.config.run_dir or self.resumed):
             raise ValueError("resume=auto needs --run_dir, the folder in which the same command finds its run again.")
@@ -227,10 +254,22 @@ class TrainCLI(LightningCLI):
             trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
         except (TypeError, RuntimeError, OverflowError) as error:  # Lightning's answer to some options
             raise ValueError(f"trainer: {error}") from error
+        self._take_over_ranks(trainer)
         self.checkpoints = take_over_checkpoints(trainer, self.schedule.keep)
         # What measures before the line that shows it.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Measurer))
         return trainer
+
+    def _take_over_ranks(self, trainer: Trainer) -> None:
+        """How long ranks wait for each other, and what they have to agree on before the first step."""
+        minutes = self.config.rank_timeout
+        if minutes is not None and not 0 < minutes <= _LONGEST_WAIT:
+            raise ValueError(f"rank_timeout={minutes:g} is not between 0 and {_LONGEST_WAIT:,} minutes.")
+        if minutes is not None:
+            wait_for_ranks(trainer, timedelta(minutes=minutes))
+        if self.ranks is not None:
+            self.ranks.patience = patience_of(trainer)
+            trainer.callbacks.insert(0, WithRanks(self.ranks, lambda: agree(self)))
 
     def _add_progress(self, callbacks: list[Callback]) -> bool:
         """Add what says how far the run is to its callbacks; whether that is a bar."""
@@ -305,26 +344,42 @@ def _left_out(data: ImageData) -> str:
     return f"; {rest} of the {data.training_images:,} images sit out each epoch, others each time" if rest else ""
 
 
+def keep_to_quota(processes: int = 1) -> None:
+    """Compute with as many threads as a container's quota feeds: torch counts the machine's cores."""
+    if (allowed := threads(processes)) is not None and allowed < torch.get_num_threads():
+        torch.set_num_threads(allowed)
+
+
 @in_a_line
 def train(argv: list[str] | None = None) -> None:
     """Pretrain an encoder. See `python train.py --help`."""
     quiet()
     keep_freed_memory()
+    keep_to_quota()
     args = sys.argv[1:] if argv is None else argv
+    ranks = Ranks()
     folder = RunFolder()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code
     try:
-        _train(args, folder)
+        with speaking_if(ranks.may_speak):
+            in_a_line(_train)(args, folder, ranks)
+        ranks.wait_for_children()
     except KeyboardInterrupt:
-        print("stopped before training began", file=sys.stderr, flush=True)
+        ranks.kill_children()
+        if ranks.may_speak():
+            print("stopped before training began", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
+    except BaseException as error:
+        ranks.end(getattr(error, "code", None))
+        raise
     finally:
+        ranks.leaving = True
         folder.let_go()
 
 
-def _train(args: list[str], folder: RunFolder) -> None:
+def _train(args: list[str], folder: RunFolder, ranks: Ranks) -> None:
     try:
-        cli = guarded(lambda: parse_and_build(args, folder))
+        cli = guarded(lambda: parse_and_build(args, folder, ranks=ranks))
         guarded(lambda: check(cli))
         finished = cli.continuation if cli.continuation is not None and cli.continuation.finished else None
         if cli.trainer.fast_dev_run or finished is not None:
@@ -349,7 +404,7 @@ def _train(args: list[str], folder: RunFolder) -> None:
         for line in remarks(cli):
             print(f"note: {line}", flush=True)
     with _dashboards(cli, settings, args):
-        _fit_and_end(cli, folder)
+        _fit_and_end(cli, folder, ranks)
 
 
 @contextmanager
@@ -379,10 +434,12 @@ def _dashboards(cli: TrainCLI, settings: dict[str, Any], args: list[str]) -> Ite
         cli.wandb.end(code)
 
 
-def _fit_and_end(cli: TrainCLI, folder: RunFolder) -> None:
+def _fit_and_end(cli: TrainCLI, folder: RunFolder, ranks: Ranks) -> None:
     started = time.perf_counter()
     try:
-        _fit(cli, folder)
+        _fit(cli, folder, ranks)
+    except OtherRankFailed:
+        raise
     except FloatingPointError as error:
         _fail_of_numbers(cli, error)
     except ValueError as error:  # an image that cannot be read, found while training
@@ -469,13 +526,25 @@ def _ended(cli: TrainCLI, seconds: float) -> str:
     return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}{skipped}"
 
 
-def _fit(cli: TrainCLI, folder: RunFolder) -> None:
+def _fit(cli: TrainCLI, folder: RunFolder, ranks: Ranks) -> None:
     """Train; what fails before the first step is done leaves no folder, and what Lightning refuses is one line."""
-    try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
-    except Exception as error:
+
+    def discard() -> None:
         if cli.trainer.global_step == 0 and cli.finite.dump is None:
             folder.discard()
+
+    ranks.tidy, ranks.stopping = discard, lambda: cli.stop.agreed
+    launched = cli.trainer.num_devices > 1
+    if launched and (share := threads(cli.trainer.num_devices)) is not None:
+        os.environ["OMP_NUM_THREADS"] = str(share)  # which Lightning leaves alone
+        torch.set_num_threads(share)
+    try:
+        with children_watched_by(ranks.adopt):
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
+        ranks.leaving = True
+    except Exception as error:
+        discard()
+        ranks.answer(error)
         if isinstance(error, MisconfigurationException):
             raise ValueError(str(error)) from error
         raise
@@ -513,7 +582,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> dict[str, Any]:
         write_atomically(cli.run_dir / LEFT_OUT, os.fsencode("\n".join(named) + "\n"))
     # Without what belongs to this run alone, so that `--config` repeats it in another folder.
     config = cli.config.clone()
-    config.run_dir = config.ckpt_path = None
+    config.run_dir = config.ckpt_path = config.resume_with = None
     for name in FOLDERS:
         config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
     config.data.allow_changed_images = False
@@ -529,6 +598,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> dict[str, Any]:
         "from_step": found.step,
         "total_steps": found.total,
         "changed": {name: {"was": was, "is": now} for name, (was, now) in found.changes.items()},
+        "resume_with": [f"{name}={value}" for name, value in cli.on_purpose.items()],
         "images": found.images,
         "said": found.said,
     }
@@ -542,15 +612,17 @@ def parse_and_build(
     kind: type[TrainCLI] = TrainCLI,
     description: str = "Pretrain an image encoder with SimCLR on the images in FOLDER (--data.train_dir).",
     command: str = "train",
+    ranks: Ranks | None = None,
 ) -> TrainCLI:
     """Settings read and objects built; the run folder is reserved, and empty."""
     refuse_empty(args)
     arguments = sys.argv
-    args = _with_config_of_run(_with_own_checkpoint(args))
+    args = with_purposes(_with_config_of_run(_with_own_checkpoint(args)))
     try:
         sys.argv = arguments[:1]  # LightningCLI warns where both are given
         return kind(
             folder,
+            ranks,
             find_method(_method_in(with_config_files(args, recipes_of("train")))),
             args=args,
             run=False,
@@ -648,7 +720,9 @@ def check(cli: TrainCLI) -> None:
     trainer = cli.trainer
     if trainer.max_epochs == trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
-    cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer) if cli.resumed else None
+    cli.continuation = None
+    if cli.resumed:
+        cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer, list(cli.on_purpose))
     cli.model.run.settle(cli.datamodule.batch_size)
     check_trainer(trainer, cli.config.trainer.val_check_interval)
     cli.finite.check(trainer)

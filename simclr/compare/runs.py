@@ -12,6 +12,7 @@ import yaml
 
 from simclr.checkpoint import LAST, Checkpoint, read_checkpoint
 from simclr.files import hold
+from simclr.heartbeat import is_written
 from simclr.paths import expanded
 from simclr.report.run import read_metrics, read_results, steps_per_epoch
 from simclr.run_folder import CONFIG, flat, latest_config
@@ -164,7 +165,7 @@ def _is_going_on(folder: Path) -> bool:
         return True
     except OSError:  # a folder of someone else
         return False
-    return False
+    return is_written(folder)
 
 
 def _stands(checkpoint: Checkpoint | None, history: dict[str, Any], going_on: bool) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from simclr.container import cores
 from simclr.data.decode import DEEPEST, RULES, ReadingRules, to_square, unreadable
 from simclr.data.depth import low_range
-from simclr.data.fingerprint import compare_files, fingerprint_files
+from simclr.data.fingerprint import compare_files, digest_files, digest_pixels, fingerprint_files
 from simclr.data.held_out import held_out_count, held_out_numbers
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, uneven_batch
 from simclr.data.shapes import CLASSES, draw_shapes
@@ -520,6 +520,16 @@ class ImageData(LightningDataModule):
         if not self._fingerprint and (folders := self._folder_paths()):
             self._fingerprint = fingerprint_files(folders[0][0], self._folder(*folders[0]).paths)
         return self._fingerprint
+
+    def digest(self) -> str:
+        """The training images at a glance, for comparing those of several ranks: how many, and a hash of samples."""
+        self.setup()
+        assert self.train is not None
+        if folders := self._folder_paths():
+            code = digest_files(folders[0][0], self._folder(*folders[0]).paths)
+            return f"{len(self.train):,} of {folders[0][2]} (hash {code})"
+        assert isinstance(self.train, MemoryImages)
+        return f"{len(self.train):,} of {self.train.name} (hash {digest_pixels(self.train.pixels)})"
 
     def check_images(self, was: dict[str, Tensor]) -> dict[str, int] | None:
         """Compare the training images with those of a checkpoint, by `fingerprint`.
