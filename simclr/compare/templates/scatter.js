@@ -28,6 +28,7 @@ const scatter = (root, data, change) => {
     const rows = data.rows.map((row, number) => ({ row, number })).filter(({ row, number }) => !hidden.has(number) && row.figures[y.value]);
     const values = rows.map(({ row }) => row.settings[x.value]);
     const numeric = values.length > 0 && values.every(isNumber);
+    // Of numbers a few stand below the axis, of words all that have room.
     const kinds = [...new Set(values)].sort((a, b) => isNumber(a) && isNumber(b) ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true }));
     const log = numeric && Math.min(...values) > 0 && Math.max(...values) >= 20 * Math.min(...values);
     const scaled = (value) => !numeric ? kinds.indexOf(value) : log ? Math.log10(value) : value;
