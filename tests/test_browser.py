@@ -1,4 +1,4 @@
-"""The pages in a real browser: what a reader does with pointer and keyboard, at every width, in both themes, on paper."""
+"""The pages in a real browser: by pointer, keyboard and touch, at every width, in both themes, on paper."""
 
 import base64
 import json
@@ -42,7 +42,7 @@ def browser():
 @pytest.fixture
 def opened(browser):
     """Opens a page; at the end of the test it must have complained of nothing and asked nobody."""
-    contexts, complaints, asked = [], [], []
+    contexts, complaints, asked, files = [], [], [], set()
 
     def open_page(path: Path, width: int = 1280, height: int = 900, address: str = "", **settings):
         context = browser.new_context(viewport={"width": width, "height": height}, **settings)
@@ -51,6 +51,7 @@ def opened(browser):
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
+        files.add(path.as_uri())
         page.goto(path.as_uri() + address)
         return page
 
@@ -58,7 +59,7 @@ def opened(browser):
     for context in contexts:
         context.close()
     assert complaints == []
-    assert {url.split("#")[0] for url in asked if not url.startswith(("data:", "blob:"))} <= {asked[0].split("#")[0]}
+    assert {url.split("#")[0] for url in asked if not url.startswith(("data:", "blob:"))} <= files
 
 
 @pytest.fixture(scope="session")
@@ -101,19 +102,31 @@ def comparison(tmp_path_factory):
     return write_page(compare_runs([root / "runs"]), root / "out.html")
 
 
-def atlas(page, words: str = ""):
+def until(page, condition: str, argument: object = None) -> None:
+    """Wait for an expression to hold: the page's own policy forbids Playwright's way to look again and again."""
+    for _ in range(400):
+        if page.evaluate(condition, argument):
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(f"not in ten seconds: {condition}")
+
+
+def atlas(page):
     """The canvas of the atlas, in view and drawn; its box."""
     canvas = page.locator("canvas.map")
     canvas.scroll_into_view_if_needed()
-    page.wait_for_function("document.getElementById('atlas').atlas.order().length > 0" + words)
+    until(page, "document.getElementById('atlas').atlas.order().length > 0")
     return canvas, canvas.bounding_box()
 
 
 def places(page):
     """Where each image lies on the screen, by its number."""
     return page.evaluate(
-        """() => { const { atlas } = document.getElementById("atlas"), box = document.querySelector("canvas.map")
-        .getBoundingClientRect(); return atlas.order().map((i) => [i, atlas.toX(i) + box.left, atlas.toY(i) + box.top]); }"""
+        """() => {
+        const { atlas } = document.getElementById("atlas");
+        const { left, top } = document.querySelector("canvas.map").getBoundingClientRect();
+        return atlas.order().map((i) => [i, atlas.toX(i) + left, atlas.toY(i) + top]);
+    }"""
     )
 
 
@@ -136,10 +149,17 @@ def test_names_are_text_wherever_they_stand(opened, report, comparison):
         page = opened(path)
         page.locator("section").last.scroll_into_view_if_needed()
         assert page.title() == title
-        assert FILE in page.locator("main").inner_text() + page.locator("main").inner_html().replace("&lt;", "<")
+        if path is report:
+            assert FILE in page.locator(".mistakes img").first.get_attribute("alt")
+            assert all(name in page.locator(".confusion").inner_text() for name in CLASSES)
+        else:
+            assert FILE in page.locator("tbody").first.inner_text()
+            assert FILE in page.locator("#curves canvas").first.get_attribute("aria-label")
     page = opened(report)
-    _, _box = atlas(page)
-    _number, x, y = next(place for place in places(page) if place[0] < 14)  # of the first class
+    atlas(page)
+    page.locator(".chip").first.click()
+    until(page, "document.getElementById('atlas').atlas.order().length === 14")
+    _, x, y = places(page)[0]
     page.mouse.move(x, y)
     page.locator(".card").wait_for()
     assert CLASSES[0] in page.locator(".card").inner_text()
@@ -170,14 +190,14 @@ def test_the_wheel_zooms_where_the_pointer_is_and_a_drag_moves(opened, report):
     page.mouse.move(x, y)
     for _ in range(3):
         page.mouse.wheel(0, -200)
-    page.wait_for_function("document.getElementById('atlas').atlas.view.scale > 2")
+    until(page, "document.getElementById('atlas').atlas.view.scale > 2")
     after = {i: (a, b) for i, a, b in places(page)}
-    assert after[number] == pytest.approx((x, y), abs=1)
+    assert after[number] == pytest.approx((x, y), abs=3)  # a wheel's place is in whole pixels
     page.mouse.down()
     page.mouse.move(x + 40, y + 25, steps=4)
     page.mouse.up()
     moved = {i: (a, b) for i, a, b in places(page)}
-    assert moved[number] == pytest.approx((x + 40, y + 25), abs=1)
+    assert moved[number] == pytest.approx((after[number][0] + 40, after[number][1] + 25), abs=1)
     page.locator("[data-do=fit]").click()
     assert page.evaluate("document.getElementById('atlas').atlas.view") == {"scale": 1, "x": 0, "y": 0}
 
@@ -207,7 +227,7 @@ def test_a_lasso_gives_the_files_inside_it_to_copy_and_to_save(opened, report, t
     download.value.save_as(tmp_path / "chosen.txt")
     assert (tmp_path / "chosen.txt").read_text().splitlines() == expected
     page.locator("[data-do=copy]").click()
-    page.wait_for_function("document.querySelector('[data-do=copy]').textContent === 'Copied'")
+    until(page, "document.querySelector('[data-do=copy]').textContent === 'Copied'")
     assert page.evaluate("navigator.clipboard.readText()").splitlines() == expected
     page.locator("[data-do=clear]").click()
     assert page.locator("textarea").is_hidden()
@@ -217,14 +237,14 @@ def test_classes_and_mistakes_filter_what_is_shown(opened, report):
     page = opened(report)
     atlas(page)
     page.locator(".chip").nth(1).click()
-    page.wait_for_function("document.getElementById('atlas').atlas.order().length === 14")
+    until(page, "document.getElementById('atlas').atlas.order().length === 14")
     assert {i // 14 for i, _, _ in places(page)} == {1}
     assert page.locator(".shown-count").inner_text() == "14 of 42 shown"
     page.locator("[name=mistakes]").check()
-    page.wait_for_function("document.getElementById('atlas').atlas.order().length === 4")
+    until(page, "document.getElementById('atlas').atlas.order().length === 4")
     assert sorted(i for i, _, _ in places(page)) == [14, 15, 16, 17]
     page.locator("[data-do=all]").click()
-    page.wait_for_function("document.getElementById('atlas').atlas.order().length === 42")
+    until(page, "document.getElementById('atlas').atlas.order().length === 42")
 
 
 def test_the_atlas_is_used_by_the_keyboard_alone(opened, report):
@@ -261,12 +281,12 @@ def test_a_tap_looks_and_a_second_one_chooses(opened, report):
     page.locator(".card").wait_for()
     assert page.locator("textarea").is_hidden()
     page.touchscreen.tap(x, y)
-    page.wait_for_function("document.getElementById('atlas').atlas.chosen.size === 1")
+    until(page, "document.getElementById('atlas').atlas.chosen.size === 1")
 
 
 def test_curves_tell_their_values_and_zoom_together(opened, report):
     page = opened(report)
-    page.wait_for_function("document.getElementById('curves').charts.panels[0].frame")
+    until(page, "document.getElementById('curves').charts.panels[0].frame")
     canvas = page.locator("#curves canvas").first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -280,25 +300,25 @@ def test_curves_tell_their_values_and_zoom_together(opened, report):
     page.mouse.down()
     page.mouse.move(box["x"] + x, box["y"] + 60, steps=4)
     page.mouse.up()
-    page.wait_for_function("document.getElementById('curves').charts.panels[1].frame.from > 0.9")
+    until(page, "document.getElementById('curves').charts.panels[1].frame.from > 0.9")
     ranges = page.evaluate("document.getElementById('curves').charts.panels.map(({ frame }) => [frame.from, frame.to])")
     assert ranges == [pytest.approx([1, 2], abs=0.02)] * len(ranges)
     page.mouse.dblclick(box["x"] + left, box["y"] + 60)
-    page.wait_for_function("document.getElementById('curves').charts.panels[1].frame.from === 0")
+    until(page, "document.getElementById('curves').charts.panels[1].frame.from === 0")
     canvas.focus()
     page.keyboard.press("End")
     assert "training 1.75" in page.locator("#curves .spoken").inner_text()
     page.keyboard.press("+")
-    page.wait_for_function("document.getElementById('curves').charts.panels[2].frame.from > 0")
+    until(page, "document.getElementById('curves').charts.panels[2].frame.from > 0")
 
 
 def test_the_switch_changes_page_and_charts_and_is_remembered(opened, report):
     page = opened(report, color_scheme="light")
-    page.wait_for_function("document.getElementById('curves').charts.panels[0].frame")
+    until(page, "document.getElementById('curves').charts.panels[0].frame")
     canvas = page.locator("#curves canvas").first
     light = canvas.evaluate("(canvas) => canvas.toDataURL()")
     page.get_by_role("button", name="change to the dark theme").click()
-    page.wait_for_function("(light) => document.querySelector('#curves canvas').toDataURL() !== light", arg=light)
+    until(page, "(light) => document.querySelector('#curves canvas').toDataURL() !== light", light)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
     page.reload()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
@@ -316,16 +336,16 @@ def test_paper_is_light_and_has_nothing_to_press(opened, report, tmp_path):
 
 def test_the_address_of_a_comparison_brings_its_view_back(opened, comparison):
     page = opened(comparison)
-    page.wait_for_function("document.getElementById('curves').charts.panels[0].frame")
+    until(page, "document.getElementById('curves').charts.panels[0].frame")
     page.locator("[aria-label='horizontal axis']").select_option("steps")
     page.evaluate("document.getElementById('curves').charts.zoom(100, 200)")
     page.locator("tbody input").nth(1).uncheck()
-    page.get_by_role("button", name="loss", exact=True).click()
-    page.get_by_role("button", name="loss", exact=True).click()
-    page.wait_for_function("location.hash.includes('zoom') && location.hash.includes('sort')")
+    page.locator("thead button", has_text="loss").click()
+    page.locator("thead button", has_text="loss").click()
+    until(page, "/zoom=.*sort=\\d+%2C-1/.test(location.hash)")
     address = page.evaluate("location.hash")
     other = opened(comparison, address=address)
-    other.wait_for_function("document.getElementById('curves').charts.panels[0].frame?.from === 100")
+    until(other, "document.getElementById('curves').charts.panels[0].frame?.from === 100")
     state = other.evaluate("document.getElementById('curves').charts.state")
     assert (state["axis"], state["from"], state["to"]) == ("steps", 100, 200)
     ranges = other.evaluate(
@@ -339,26 +359,26 @@ def test_the_address_of_a_comparison_brings_its_view_back(opened, comparison):
 
 def test_a_hidden_row_is_in_no_chart_and_an_axis_places_each_run_by_its_own_steps(opened, comparison):
     page = opened(comparison)
-    page.wait_for_function("document.getElementById('curves').charts.panels[0].frame")
+    until(page, "document.getElementById('curves').charts.panels[0].frame")
     ends = "document.getElementById('curves').charts.panels[0].series.map(({ times }) => times[times.length - 1])"
     assert page.evaluate(ends) == [40, 40, 40]
     page.locator("[aria-label='horizontal axis']").select_option("images")
     assert page.evaluate(ends) == [6400, 6400, 6400]
     points = "document.getElementById('scatter').scatter.points().map(({ row }) => row.settings['model.temperature'])"
-    page.wait_for_function(f"{points}.length === 3")
+    until(page, f"{points}.length === 3")
     page.locator("tbody input").first.uncheck()
-    page.wait_for_function(f"{points}.length === 2")
+    until(page, f"{points}.length === 2")
     page.get_by_role("button", name="Show none").click()
-    page.wait_for_function(f"{points}.length === 0")
+    until(page, f"{points}.length === 0")
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_function(f"{points}.length === 3")
+    until(page, f"{points}.length === 3")
 
 
 def test_a_point_of_a_setting_against_a_result_tells_its_run(opened, comparison):
     page = opened(comparison)
     canvas = page.locator("#scatter canvas")
     canvas.scroll_into_view_if_needed()
-    page.wait_for_function("document.getElementById('scatter').scatter.points().length === 3")
+    until(page, "document.getElementById('scatter').scatter.points().length === 3")
     box = canvas.bounding_box()
     for number, top1 in ((1, "60.0 %"), (2, "70.0 %")):
         x, y = page.evaluate(f"(({{ x, y }}) => [x, y])(document.getElementById('scatter').scatter.points()[{number}])")
@@ -367,4 +387,4 @@ def test_a_point_of_a_setting_against_a_result_tells_its_run(opened, comparison)
         assert ("second", "third")[number - 1] in said
         assert top1 in said
     page.locator("[aria-label='figure, vertical']").select_option(label="loss")
-    page.wait_for_function("location.hash.includes('y=loss')")
+    until(page, "location.hash.includes('y=loss')")

@@ -180,7 +180,7 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     one = SimpleNamespace(name=hostile, index=[0], whole=2)
     neighbours = {"k": hostile, "tiles": [tile], "test": one, "bank": one, "share_of_own_class": None}
     worst = {"true": hostile, "taken_for": hostile, "share": 0.5, "count": 1, "of": 2}
-    picture = {"is_small": True, "source": hostile, "label": hostile}
+    picture = {"is_small": True, "source": hostile, "label": hostile, "short": hostile}
     class_row = {"name": hostile, "share": 0.5, "taken_for": hostile}
     confusion = {"picture": hostile, "classes": [], "worst": [worst | {"tiles": [picture]}], "accuracies": [class_row]}
     confusion |= {"classes_left_out": False}
@@ -205,7 +205,7 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     assert Page(page).scripts == 1
     assert page.count("<script") == 3
     assert Page(page).data == {"curves-data": {"names": [hostile]}, "atlas-data": {hostile: hostile}}
-    assert page.count("&lt;script") == 58
+    assert page.count("&lt;script") == 60
 
 
 def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labelled):

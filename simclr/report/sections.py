@@ -280,10 +280,11 @@ def _class_of(sample: Sample, place: int) -> str:
     return sample.classes[int(sample.labels[place])] if sample.labels is not None and sample.classes else ""
 
 
-def _name_of(sample: Sample, place: int) -> str:
-    """An image for people: its file, or its number; what a page cannot write is replaced."""
+def _names_of(sample: Sample, place: int) -> Content:
+    """An image for people: its file, or its number, and how it is called inside its set."""
     name = shown(sample.paths[place]) if sample.paths is not None else f"{sample.name} {int(sample.index[place])}"
-    return name.encode(errors="replace").decode()
+    name = name.encode(errors="replace").decode()  # what a page cannot write is replaced
+    return {"label": name, "short": name.removeprefix(f"{shown(sample.name)}/")}
 
 
 def alike(test: Sample, bank: Sample) -> Content:
@@ -294,10 +295,7 @@ def alike(test: Sample, bank: Sample) -> Content:
     for pair in found.pairs:
         (first, i), (second, j) = pair.a, pair.b
         one, other = _class_of(samples[first], i), _class_of(samples[second], j)
-        tiles = [
-            _picture(samples[n].pixels[place], 96) | {"label": _name_of(samples[n], place)}
-            for n, place in (pair.a, pair.b)
-        ]
+        tiles = [_picture(samples[n].pixels[place], 96) | _names_of(samples[n], place) for n, place in (pair.a, pair.b)]
         pairs.append(
             {
                 "a": tiles[0],
