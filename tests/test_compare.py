@@ -269,6 +269,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
         (["a"], "it takes two runs or more, and there is one (a)"),
         (["gone", "notes.txt"], "there is none; gone: is not there; notes.txt: is not a run"),
         (["a", "b", "--csv", "a/metrics.csv"], "csv=a/metrics.csv lies in the folder of a run"),
+        (["a", "b", "--neighbours=-1"], "neighbours=-1 is negative. Use 0 for none."),
         (["a", "b", "--csv", "compare.html"], "html, markdown and csv name the same file"),
     ],
 )

@@ -267,6 +267,37 @@ def test_images_that_are_gone_leave_the_rest_of_the_page(labelled):
     assert any("does not exist" in line for line in said)
 
 
+def test_a_short_run_is_given_one_sentence_of_advice_and_a_long_one_that_is_below_a_yardstick_another(labelled):
+    assert (
+        "20 steps are few: fewer than 300 seldom lead far from an untrained network."
+        in ReportPage(write_report(labelled)).text
+    )
+    path = labelled / "checkpoints" / "last.ckpt"
+    torch.save(torch.load(path) | {"global_step": 3000}, path)
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, raw_pixels_top1=0.9)))
+    page = write_report(labelled)
+    assert "The encoder is not above raw pixels: look at the loss above" in ReportPage(page).text
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
+    assert 'class="advice"' not in write_report(labelled).read_text()
+
+
+def test_figures_without_labels_and_settings_other_than_the_defaults_are_told(labelled):
+    (labelled / "metrics.csv").write_text(
+        "epoch,heldout_loss,rankme,retrieval_top1,retrieval_top1_before,step,train_loss_epoch\n"
+        "0,2.4,7,0.25,0.125,9,2.25\n1,1.875,8.25,0.5,0.125,19,1.75\n"
+    )
+    (labelled / "config.yaml").write_text("trainer: {max_epochs: 2, accumulate_grad_batches: 3}\nknn: {k: 20}\n")
+    page = ReportPage(write_report(labelled))
+    assert "retrieval 50.0 % untrained 12.5 %" in page.text
+    assert "held-out loss 1.88 The NT-Xent loss of batches. On training images 1.75." in page.text
+    assert "effective rank 8.2 In about how many of 64 dimensions h varies" in page.text
+    assert "On images that it never trains on it ends at 1.88." in page.text
+    titles = [panel["title"] for panel in page.data["curves-data"]["panels"]]
+    assert titles == ["NT-Xent loss", "retrieval of the other view, %", "effective rank of h"]
+    assert "trainer.accumulate_grad_batches31" in page.text.replace(" ", "")
+    assert "knn.k" not in page.text  # as by default
+
+
 def test_a_hundred_classes_are_drawn_as_a_picture(labelled):
     matrix = (torch.eye(100, dtype=torch.int64) * 3 + torch.eye(100, dtype=torch.int64).roll(1, 1)).tolist()
     data = {**result_of(labelled)["data"], "classes": [f"class {i}" for i in range(100)]}
