@@ -8,15 +8,12 @@ from simclr.dashboard import Dashboard
 from simclr.encoders import default_encoder
 from simclr.online_accuracy import OnlineAccuracy
 from simclr.online_quality import OnlineQuality
-from simclr.pace import Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
+from simclr.pace import FEWEST_STEPS, Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
 from simclr.paths import stored
 
 if TYPE_CHECKING:
     from simclr.cli.train import TrainCLI
 
-# A linear classifier's points above raw pixels, on a thousand photographs with the defaults (a ResNet-8 at 64 px,
-# cross-validated on the training images, seeds 0 and 1): 2 after 93 steps, 3 after 155, 5 after 310; 10 after 930.
-FEWEST_STEPS = 300
 _LONG = 6 * 3600  # seconds of a run on a CPU, of which one is told
 _MODEL = (
     *("encoder", "stem", "base_lr", "lr_scaling", "weight_decay", "warmup_epochs"),

@@ -1,14 +1,13 @@
-"""The pictures of a report: learning curves, neighbours, a map of the features; and how a page holds them."""
+"""The pictures of a report: learning curves, neighbours, a map of the features as files; and how a page holds some."""
 
 import base64
+import colorsys
 import io
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
 
 MOST_NAMES = 20  # classes that a chart can name
 
-# Colours of the light page. A chart in the page refers to them by name, so that it follows the reader's dark mode.
+# Colours of the light page.
 INK, MUTED, GRID, PAPER, ACCENT, WRONG = "#1b1f24", "#667080", "#e4e7eb", "#fefefe", "#2460c8", "#d4541a"
-COLOUR_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", ACCENT: "accent", WRONG: "wrong"}
 # Tableau 10: apart from each other on white and on black.
 CLASS_COLOURS = ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"]
 CLASS_COLOURS += ["#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"]
@@ -148,8 +146,6 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
         labels: (N,) int64, or None.
         classes: names, or None.
     """
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.8, 6.2), layout="constrained")
@@ -160,9 +156,7 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
         axis.scatter(x, y, s=11, color=ACCENT, alpha=0.55, lw=0)
         return figure
     present = labels.unique().tolist()
-    colours = CLASS_COLOURS
-    if len(present) > len(colours):
-        colours = [to_hex(colormaps["hsv"](i / len(present))) for i in range(len(present))]
+    colours = class_colours(len(present))
     for number, label in enumerate(present):
         own = places[labels == label]
         x, y = own.T.numpy()
@@ -262,31 +256,22 @@ def confusion_picture(matrix: list[list[int]], sizes: list[int]) -> Image.Image:
     return Image.fromarray(pixels, "RGBA")
 
 
-def save_chart(figure: "Figure", name: str, folder: Path, title: str) -> Markup:
-    """Write a chart as NAME.png, for use elsewhere, and return it as SVG that takes its colours from the page.
-
-    Args:
-        figure: the chart.
-        name: of the file, and a prefix of the ids in the SVG: several charts share a page.
-        folder: where to write.
-        title: what it shows, for who does not see it.
-    """
-    import matplotlib
-
-    png, svg = io.BytesIO(), io.StringIO()
+def save_chart(figure: "Figure", path: Path) -> None:
+    """Write a chart as a PNG, for use elsewhere."""
+    png = io.BytesIO()
     figure.savefig(png, format="png", dpi=180, facecolor="white")
-    write_atomically(folder / f"{name}.png", png.getvalue())
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    text = svg.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    opening, rest = text[: text.index(">")], text[text.index(">") :]
-    text = re.sub(r' (?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", opening) + rest
-    for colour, variable in COLOUR_NAMES.items():
-        text = text.replace(colour, f"var(--{variable})")
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    # Matplotlib has escaped what text the chart holds.
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" ', 1))
+    write_atomically(path, png.getvalue())
+
+
+def class_colours(count: int) -> list[str]:
+    """A colour for each class, as unlike those beside it as there are many."""
+    if count <= len(CLASS_COLOURS):
+        return CLASS_COLOURS[:count]
+    colours = []
+    for i in range(count):
+        hue, light = i * 0.618034 % 1, (0.52, 0.66, 0.42)[i % 3]  # by the golden ratio, neighbours are far apart
+        colours.append("#" + "".join(f"{round(255 * v):02x}" for v in colorsys.hls_to_rgb(hue, light, 0.62)))
+    return colours
 
 
 def png_bytes(picture: Image.Image) -> bytes:
