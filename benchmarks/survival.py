@@ -5,11 +5,11 @@
     python benchmarks/survival.py --markdown FILE     # the tables also to a file
 
 Checkpoints: training under the Trainer with loggers, in which every so many steps begin with the save that
-`--checkpoint.every_n_steps` makes; what such a step takes longer than its neighbours, per hundred steps. Determinism: steps
-whose views follow from (seed, epoch, image, view) take turns with steps whose views take as many numbers from torch.rand,
-and the order of the images is worked out beside torch.randperm. Decoding: torchvision's decoder alone, and what is
-looked at before the file is given to it. All contenders take turns; the fastest and the median of many rounds are
-given, because what else a machine does only ever makes them slower.
+`--checkpoint.every_n_steps` makes; what such a step takes longer than its neighbours, per hundred steps. Determinism:
+steps whose views follow from (seed, epoch, image, view) take turns with steps whose views take as many numbers from
+torch.rand, and the order of the images is worked out beside torch.randperm. Decoding: torchvision's decoder alone, and
+what is looked at before the file is given to it. All contenders take turns; the fastest and the median of many rounds
+are given, because what else a machine does only ever makes them slower.
 """
 
 import argparse

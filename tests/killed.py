@@ -7,7 +7,7 @@ checkpoints (`stock.py`). Without the variable, which the same command given aga
 
     python tests/killed.py serve
 
-reads such commands from standard input and starts a process of its own for each, which need not import everything again.
+reads such commands from standard input and starts a process of its own for each, which imports nothing again.
 """
 
 import contextlib
@@ -153,9 +153,8 @@ def main(arguments: list[str]) -> None:
     moment = json.loads(os.environ.get(KILL) or "null")
     own = int(os.environ.get("LOCAL_RANK", 0))
     root = next((word.partition("=")[2] for word in rest if word.startswith("--run_dir=")), ".")
-    if moment is not None and moment.get("rank", 0) in (own, -1, -2):
-        if moment.get("rank", 0) != -2 or own == 0:
-            Death(**moment, root=root).arm()
+    if moment is not None and (moment.get("rank", 0) in (own, -1) or (moment.get("rank"), own) == (-2, 0)):
+        Death(**moment, root=root).arm()
     if program == "stock":
         from stock import train
     else:

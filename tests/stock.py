@@ -36,7 +36,7 @@ class Stock(LightningModule):
 
 
 def train(arguments: list[str]) -> None:
-    """Train: --run_dir=FOLDER --trainer.max_epochs=N; goes on from the checkpoint of the last epoch, if there is one."""
+    """Train: --run_dir=FOLDER --trainer.max_epochs=N; goes on from the checkpoint of the last epoch."""
     given = dict(word.removeprefix("--").split("=") for word in arguments)
     quiet()
     seed_everything(0, workers=True)

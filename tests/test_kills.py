@@ -1,13 +1,14 @@
 """SIGKILL at random moments, each followed by the same command: the same bits, and nothing of the dead is left.
 
-A moment is told to the run by its environment (`killed.py`), or is when this process kills it: a failure names the seed,
-by which it repeats. The program that this project's parts are missing from goes through the same, and fails it.
+A moment is told to the run by its environment (`killed.py`), or is when this process kills it: a failure names the
+seed, by which it repeats. The program that this project's parts are missing from goes through the same, and fails it.
 """
 
 import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 from killed import KILL, LEFT, MARK, marked, temporaries
+from simclr.checkpoint import read_checkpoint
 from strict import sitecustomize as strict
 from tiny import BATCH, STEPS, flags
 
@@ -67,7 +69,7 @@ class Survivor:
     def __init__(self, place: Path, program: str, settings: dict[str, Any]):
         self.place, self.program, self.settings = place, program, settings
         self.run, self.tmp = place / "run", place / "tmp"
-        self.tmp.mkdir()
+        self.tmp.mkdir(exist_ok=True)  # a disk may be there
         self.kills, self.waited, self.ends = 0, [], []
         self.left: list[str] = []  # temporaries of the dead
         self.mark = f"{os.getpid()}-{time.monotonic_ns()}"
@@ -192,8 +194,8 @@ def drawn(kind: str, draw: random.Random, done: int, until: int, per_epoch: int)
     )
 
 
-def survive(run: Survivor, seed: int, ranks: int = 1) -> None:
-    """Kill a run five times, each time going on with the same command, and let it end."""
+def survive(run: Survivor, seed: int, seconds: float, ranks: int = 1) -> None:
+    """Kill a run five times, each time going on with the same command, and let it end; it would take these seconds."""
     draw = random.Random(seed)
     per_epoch = STEPS // run.settings.get("trainer.accumulate_grad_batches", 1)
     total = EPOCHS * per_epoch
@@ -203,8 +205,10 @@ def survive(run: Survivor, seed: int, ranks: int = 1) -> None:
         workers = draw.choice((0, 2))  # not the same as before: free
         other = {"data.workers": workers} if "data.train_dir" in run.settings else {}
         if kind == "clock":
-            code = run.start(clock=draw.uniform(0, 8), **other)
+            code = run.start(clock=draw.uniform(0, 0.8 * seconds), **other)
             assert code in (-signal.SIGKILL, 0), f"{run.ends}: {run.said()}"
+            if code == 0:  # faster than it was: its other deaths need another life
+                shutil.rmtree(run.run)
             continue
         # What is left of the life is shared out among the deaths to come.
         moment = drawn(kind, draw, run.step(), run.step() + (total - run.step()) // (len(kinds) - number), per_epoch)
@@ -225,13 +229,67 @@ def test_whatever_kills_a_run_the_same_command_ends_in_the_same_bits(tmp_path, c
     if "data.train_dir" in settings:
         photos(tmp_path / "images", STEPS * BATCH)
     with Survivor(tmp_path, "simclr", settings) as run:
+        began = time.monotonic()
         assert run.start(run_dir="whole") == 0, run.said()  # the same command, which nothing cuts
-        survive(run, seed, ranks=2 if case in TWO_RANKS else 1)
+        survive(run, seed, time.monotonic() - began, ranks=2 if case in TWO_RANKS else 1)
         print(f"\n{case}, seed {seed}: {run.kills} kills; processes stayed {max(run.waited):.1f} s at most; {run.ends}")
         assert compare(run.run, tmp_path / "whole") == [], run.ends
         assert temporaries(run.tmp, run.run) == [], run.ends
         assert max(run.waited) < 5, (run.waited, run.ends)
-        assert run.kills >= 4, run.ends  # a clock may ring after the end
+        assert run.kills >= 4, run.ends  # a clock may be late
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("offset", range(4))
+def test_a_death_before_any_operation_on_files_is_survived(tmp_path, offset):
+    """Not at random: before each time that the run opens, renames, removes or makes something in its folder."""
+    settings = {**PLAIN, "trainer.max_epochs": 2, "checkpoint.every_n_steps": 3, "checkpoint.keep": 1}
+    with Survivor(tmp_path, "simclr", settings) as run:
+        assert run.start(run_dir="whole") == 0, run.said()
+        number = 1 + offset
+        while run.start({"at": "operation", "number": number}, run_dir=f"run-{number}") != 0:
+            folder = tmp_path / f"run-{number}"
+            assert run.start(run_dir=folder.name) == 0, f"{number}: {run.said()}"
+            assert compare(folder, tmp_path / "whole") == [], number
+            assert list(folder.rglob("*.partial")) == [], number
+            number += 4
+        assert number > 20  # a run has more
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own, of 20 MB."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_thirty_deaths_during_writes_damage_no_checkpoint(tmp_path, disk):
+    """With the folder for temporary files on another file system than the run's, and a checkpoint of some MB."""
+    settings = {**PLAIN, "trainer.max_epochs": 20, "checkpoint.every_n_steps": 1, "model.width": 2}
+    draw, cut, step = random.Random(0), 0, 0
+    with Survivor(tmp_path, "simclr", settings) as run:
+        assert run.start(run_dir="whole") == 0, run.said()
+        for number in range(30):
+            moment = {"at": "write", "name": "last.ckpt", "number": step + 1, "after": draw.uniform(0, 0.01)}
+            assert run.start(moment) == -signal.SIGKILL, run.said()
+            cut += any(run.run.rglob(".last.ckpt.*.partial"))
+            if (run.run / "checkpoints" / "last.ckpt").exists():
+                read = read_checkpoint(run.run)
+                assert read.unfit == []
+                assert read.global_step >= step, number
+                step = read.global_step
+        assert cut >= 10, "few were killed while writing"
+        assert run.start() == 0, run.said()
+        print(f"\n30 kills, {cut} of them left a temporary, the last at step {step}")
+        assert compare(run.run, tmp_path / "whole") == []
+        assert temporaries(run.tmp, run.run) == []
 
 
 def test_what_torch_and_lightning_give_by_themselves_fails_the_same_comparison(tmp_path):
