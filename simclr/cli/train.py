@@ -43,7 +43,7 @@ from simclr.data import ImageData
 from simclr.data.module import FOLDERS, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
 from simclr.distributed import launched_rank
-from simclr.files import reason_of, write_atomically
+from simclr.files import reason_of, remove_abandoned_sockets, write_atomically
 from simclr.loggers import WandbMode, build_loggers
 from simclr.memory import check_memory
 from simclr.online_quality import OnlineQuality
@@ -251,6 +251,7 @@ def train(argv: list[str] | None = None) -> None:
     """Pretrain an encoder. See `python train.py --help`."""
     quiet()
     keep_freed_memory()
+    remove_abandoned_sockets()  # of a run that was killed and had workers: this one need not have any
     args = sys.argv[1:] if argv is None else argv
     folder = RunFolder()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from simclr.data.decode import kills_its_reader
 from simclr.data.sources import ImageSet, MemoryImages
+from simclr.files import mark_sockets, remove_abandoned_sockets
 from simclr.seeding import epoch_order
 
 _ORDER_AHEAD = 2**16  # images whose order is worked out at a time
@@ -251,6 +252,8 @@ def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) ->
 
 def start_method() -> multiprocessing.context.BaseContext:
     """How processes that decode are started: never by a fork of this one, whose threads may hold locks."""
+    remove_abandoned_sockets()
+    mark_sockets()
     methods = multiprocessing.get_all_start_methods()
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
