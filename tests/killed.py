@@ -171,6 +171,7 @@ def serve() -> list[str]:
     import simclr.cli.train  # noqa: F401
 
     os.environ[SERVER] = str(os.getpid())
+    print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         if (pid := os.fork()) == 0:

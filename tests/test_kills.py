@@ -83,6 +83,7 @@ class Survivor:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         command = [sys.executable, str(ROOT / "tests" / "killed.py"), "serve"]
         self.server = subprocess.Popen(command, cwd=place, env=environment, **pipes)
+        assert self.server.stdout.readline() == "ready\n"
 
     def __enter__(self) -> "Survivor":
         return self
@@ -111,7 +112,9 @@ class Survivor:
         self.server.stdin.flush()
         pid = int(self.server.stdout.readline())
         if clock is not None:
-            time.sleep(clock)
+            until = time.monotonic() + clock
+            while time.monotonic() < until and Path(f"/proc/{pid}").exists():
+                time.sleep(0.01)
             with contextlib.suppress(ProcessLookupError):  # it has ended
                 os.kill(pid, signal.SIGKILL)
         code = int(self.server.stdout.readline())
