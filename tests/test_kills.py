@@ -221,7 +221,8 @@ def survive(run: Survivor, seed: int, seconds: float, ranks: int = 1) -> None:
         # What is left of the life is shared out among the deaths to come.
         moment = drawn(kind, draw, run.step(), run.step() + (total - run.step()) // (len(kinds) - number), per_epoch)
         if ranks > 1:
-            moment["rank"] = draw.choice((0, 1, -1, -2))
+            # Files are the first rank's alone.
+            moment["rank"] = draw.choice((0, -2) if kind in ("operation", "write") else (0, 1, -1, -2))
         code = run.start(moment, **other)
         assert code != 0 or run.step() == total, f"{run.ends}: {run.said()}"
         assert code == -signal.SIGKILL or code == 0 or ranks > 1, f"{run.ends}: {run.said()}"
