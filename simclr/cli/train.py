@@ -51,7 +51,7 @@ from simclr.data import ImageData
 from simclr.data.module import FOLDERS, LEFT_OUT, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
 from simclr.distributed import launched_rank
-from simclr.files import reason_of, write_atomically
+from simclr.files import reason_of, remove_abandoned_sockets, write_atomically
 from simclr.loggers import EventFiles, build_loggers
 from simclr.memory import check_memory
 from simclr.nonfinite.watch import FiniteSteps, NonFiniteStep, OnNonFinite
@@ -356,6 +356,7 @@ def train(argv: list[str] | None = None) -> None:
     quiet()
     keep_freed_memory()
     keep_to_quota()
+    remove_abandoned_sockets()  # of a run that was killed and had workers: this one need not have any
     args = sys.argv[1:] if argv is None else argv
     ranks = Ranks()
     folder = RunFolder()

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from simclr.data.decode import kills_its_reader, too_slow
 from simclr.data.sources import FileImages, ImageSet, MemoryImages
 from simclr.data.watch import Stuck, look_every
+from simclr.files import mark_sockets, remove_abandoned_sockets
 from simclr.seeding import epoch_order
 
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows ends a process by either
@@ -358,6 +359,8 @@ def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) ->
 
 def start_method() -> multiprocessing.context.BaseContext:
     """How processes that decode are started: never by a fork of this one, whose threads may hold locks."""
+    remove_abandoned_sockets()
+    mark_sockets()
     methods = multiprocessing.get_all_start_methods()
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
