@@ -109,6 +109,8 @@ class Dashboard(Callback):
         """What the network as it stands makes of the images."""
         sample = self._images(data)
         h, z = self._features(module, sample)
+        if not (h.isfinite().all() and z.isfinite().all()):  # ruined weights, of which training tells
+            return Shown({}, {}, {})
         z1, z2 = F.normalize(z, dim=1).chunk(2)
         values = _spectrum(h)
         edges = torch.linspace(-1, 1, _BINS + 1)

@@ -107,7 +107,9 @@ class RunFolder:
         """Hold the folder for this process, unless another does or has filled it."""
         try:
             self._let_go = hold(path)
-            self._silence = be_the_writer(path, _lost)
+            free = path.resolve() == (resumed and resumed.resolve()) or _is_free(path)
+            if free or (path / NOTE).exists():  # another's folder is not even touched
+                self._silence = be_the_writer(path, _lost)
         except BlockingIOError as error:
             where = error.args[0] if isinstance(error, WrittenElsewhere) else "in another process"
             raise ValueError(
@@ -166,6 +168,12 @@ class RunFolder:
                 folder.rmdir()
             except OSError:  # something is in it
                 return
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder holds nothing, or the beginnings of a run of which there is nothing to lose."""
+    names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".partial")}
+    return names <= {NOTE} or _ended_before_its_first_checkpoint(path)
 
 
 def _lost(writer: str) -> None:

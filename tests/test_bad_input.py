@@ -16,6 +16,7 @@ from simclr.cli import main
 from simclr.cli import train as command
 from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.refusals import check_devices
+from simclr.data.kinds import extensions
 from simclr.module import SimCLR
 from tiny import flags
 
@@ -97,10 +98,10 @@ def place(tmp_path_factory) -> Path:
     write_images(root / "one", "a")
     write_images(root / "classes", "a", "b")
     write_images(root / "new\nline", "", count=1)
-    for name in ("empty", "empties/a", "empties/b", "heic", "fakes", "run"):
+    for name in ("empty", "empties/a", "empties/b", "raws", "fakes", "run"):
         (root / name).mkdir(parents=True)
     for number in range(20):
-        (root / "heic" / f"{number}.heic").write_bytes(b"x")
+        (root / "raws" / f"{number}.nef").write_bytes(b"x")
         (root / "fakes" / f"{number}.png").write_bytes(b"not an image")
     (root / "run" / "config.yaml").write_text("model: {}\n")
     return root
@@ -108,7 +109,7 @@ def place(tmp_path_factory) -> Path:
 
 EXAMPLE = "Write settings as `key: value`, for example `model: {encoder: resnet18}`."
 UNREADABLE = "cannot be read as a checkpoint: it is damaged, of another program, or holds more than weights."
-KINDS = "Looked at every depth for bmp, gif, jfif, jpe, jpeg, jpg, pgm, png, ppm, tif, tiff, webp."
+KINDS = f"Looked at every depth for {', '.join(sorted(kind[1:] for kind in extensions()))}."
 NO_RUN = "Give a run folder that training has filled."
 ALONE = "holds an encoder alone. Give the run's folder, or its checkpoints/last.ckpt."
 
@@ -197,7 +198,7 @@ ROWS = {
     # Images
     "train empty": f"data.train_dir=empty holds no images. {KINDS}",
     "train empties": f"data.train_dir=empties holds no images. {KINDS}",
-    "train heic": f"data.train_dir=heic holds no images. {KINDS} There are 20 .heic.",
+    "train raws": f"data.train_dir=raws holds no images. {KINDS} There are 20 .nef.",
     "train fakes": "cannot read 20 image files: ...",
     "train f.txt": "data.train_dir=f.txt is a file. Give the folder that holds the images.",
     "train 'new\nline'": "data.batch_size=16 is more than the 1 training images in new line. Use at most 1.",

@@ -139,10 +139,10 @@ import simclr.data.decode as decode_module
 from simclr.data.cache import map_decoded
 photos, cache, pause, processes = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 decode = decode_module.decode
-def slowly(content):
+def slowly(content, *rules):
     os.write(1, b"decoding\\n")
     time.sleep(pause)
-    return decode(content)
+    return decode(content, *rules)
 decode_module.decode = slowly
 paths = sorted(str(path) for path in photos.rglob("*.*"))
 children = []

@@ -24,6 +24,7 @@ from simclr.cli.report import report_parser
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
+from simclr.step_figures import MACHINE
 from tiny import flags
 
 
@@ -371,5 +372,7 @@ def test_what_fails_later_leaves_the_run(tmp_path, monkeypatch):
 def test_callbacks_may_watch_what_is_logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["train", *flags({"run_dir": "run", "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 1})])
-    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert set(header) - {"epoch", "step"} == set(LOGGED)
+    names = {"device_memory_gib"}  # of a GPU
+    for file in ("metrics.csv", "machine.csv"):
+        names |= set((tmp_path / "run" / file).read_text().splitlines()[0].split(","))
+    assert names - {"epoch", "step"} == set(LOGGED) | set(MACHINE)

@@ -210,7 +210,7 @@ class Seen(Callback):
 def test_metrics_are_told_and_written_at_the_steps_that_are_due(tmp_path, every, accumulate):
     seen, run_dir = Seen(), tmp_path / "run"
     settings = {"log_every_n_steps": every, "accumulate_grad_batches": accumulate}
-    fit(tmp_path, callbacks=[seen], logger=build_loggers(run_dir, "disabled", "simclr"), **settings)
+    fit(tmp_path, callbacks=[seen], logger=build_loggers(run_dir), **settings)
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train_loss"]]
     ends = [batch for batch in range(3 * STEPS) if (batch % STEPS + 1) % accumulate == 0 or batch % STEPS == STEPS - 1]

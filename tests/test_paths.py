@@ -123,7 +123,7 @@ def test_a_run_in_a_home_and_all_that_follows_it(home):
 def test_what_python_code_gives_a_run_folder_to_expands_it(home):
     assert ViewGrid("~/run").run_dir == home / "run"
     assert SaveOnInterrupt("~/run").path.is_relative_to(home / "run")
-    loggers = build_loggers("~/run", "disabled", "simclr")
+    loggers = build_loggers("~/run")
     assert [logger.save_dir for logger in loggers] == [str(home / "run")] * 2
 
 

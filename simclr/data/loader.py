@@ -234,8 +234,9 @@ class Batches:
                     if isinstance(images, str):
                         raise ValueError(images)
                     yield images, index
-        except RuntimeError as error:  # torch's word for workers that died
-            if "DataLoader worker" not in str(error):
+        # torch's word for workers that died, and what comes of one that dies while it hands over a batch.
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise ValueError(self._what_happened(str(error))) from error
 

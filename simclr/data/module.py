@@ -571,7 +571,8 @@ class ImageData(LightningDataModule):
     @property
     def training_images(self) -> int:
         """How many of the images in `train` are trained on."""
-        return len(self._training[0]) - len(self.held_out_numbers)
+        assert self.train is not None, "setup comes first"
+        return len(self.train) - len(self.held_out_numbers)
 
     @property
     def held_out_numbers(self) -> Tensor:
@@ -592,7 +593,8 @@ class ImageData(LightningDataModule):
             An image set, and the images' numbers in it, (n,) int64.
         """
         if self.held_out:
-            return self._training[0], self.held_out_numbers
+            assert self.train is not None, "setup comes first"
+            return self.train, self.held_out_numbers
         return (self.test, torch.arange(len(self.test))) if self.test is not None and len(self.test) > 1 else None
 
     @property

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def _names(sample: Sample) -> tuple[str, list[str]]:
     if sample.paths is None:
         return "", [f"{sample.name} {number}" for number in sample.index.tolist()]
     root = os.path.commonpath([os.path.dirname(path) for path in sample.paths]) if sample.paths else ""
-    return root, [os.path.relpath(path, root).replace(os.sep, "/") for path in sample.paths]
+    return root, [Path(os.path.relpath(path, root)).as_posix() for path in sample.paths]
 
 
 def _packed(numbers: Tensor) -> str:
