@@ -371,7 +371,14 @@ def test_what_fails_later_leaves_the_run(tmp_path, monkeypatch):
 
 def test_callbacks_may_watch_what_is_logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main(["train", *flags({"run_dir": "run", "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 1})])
+    main(
+        [
+            "train",
+            *flags(
+                {"run_dir": "run", "trainer.log_every_n_steps": 1, "knn.every_n_epochs": 1, "probe.every_n_epochs": 1}
+            ),
+        ]
+    )
     names = {"device_memory_gib"}  # of a GPU
     for file in ("metrics.csv", "machine.csv"):
         names |= set((tmp_path / "run" / file).read_text().splitlines()[0].split(","))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pytorch_lightning import Callback
 
+from simclr.step_figures import MACHINE
 from strict.sitecustomize import environment
 from tiny import flags
 
@@ -27,7 +28,11 @@ class Metrics(Callback):
 
     def write(self, trainer):
         seen = {"callbacks": trainer.callback_metrics, "loggers": trainer.logged_metrics}
-        seen = {who: {name: float(value) for name, value in metrics.items()} for who, metrics in seen.items()}
+        # But what the machine decides, of each rank, which nothing may watch.
+        seen = {
+            who: {name: float(value) for name, value in metrics.items() if name not in MACHINE}
+            for who, metrics in seen.items()
+        }
         with open(f"rank{trainer.global_rank}.jsonl", "a") as file:
             file.write(json.dumps(seen, sort_keys=True) + "\n")
 

@@ -217,7 +217,7 @@ def test_weights_that_are_ruined_never_replace_good_ones(tmp_path, monkeypatch, 
     said = f"error: weights are not finite after step {3 * STEPS} ({name}): they are not saved. Lower base_lr"
     err = capsys.readouterr().err
     assert said in err
-    assert "run/checkpoints/last.ckpt holds the last good ones." in err
+    assert "run/checkpoints/last.ckpt holds the last good weights." in err
     assert read_checkpoint("run").global_step == 2 * STEPS
     assert all(value.isfinite().all() for value in read_checkpoint("run").state_dict.values())
     assert not Path("run/encoder.pt").exists()

@@ -24,6 +24,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from simclr import distributed
 from simclr.cli.messages import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
+from simclr.nonfinite.watch import NonFiniteStep
 from simclr.run_folder import launcher
 
 _LOOK_EVERY = 0.3  # seconds
@@ -282,7 +283,7 @@ class WithRanks(Callback):
 
 def echo(error: BaseException) -> str | None:
     """Whether an error says only that another rank is "gone" or "silent"; None for one of this rank's own."""
-    if not isinstance(error, RuntimeError | ValueError | FloatingPointError):
+    if isinstance(error, NonFiniteStep) or not isinstance(error, RuntimeError | ValueError | FloatingPointError):
         return None
     said = str(error)
     if re.search(_SILENT, said):

@@ -10,7 +10,6 @@ from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from simclr.nonfinite.watch import METRIC
 from simclr.online_quality import FIGURES
 from simclr.step_figures import FIGURES as OF_STEPS
-from simclr.step_figures import MACHINE
 
 # What callbacks may watch: of the epoch, and of single steps.
 LOGGED = (
@@ -23,8 +22,7 @@ LOGGED = (
     "contrast_top1",
     "positive_cosine",
     "negative_cosine",
-    *OF_STEPS,
-    *MACHINE,
+    *OF_STEPS,  # not what the machine decides, by which each rank would decide otherwise
 )
 
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -305,7 +306,7 @@ def _ways_to_read(kinds: Collection[str]) -> str:
 
 def names_in(file: str | os.PathLike) -> list[str]:
     """The lines of a list of files, without empty ones."""
-    return [line for line in os.fsdecode(Path(file).read_bytes()).replace("\r\n", "\n").split("\n") if line.strip()]
+    return [line for line in re.split(r"\r?\n", os.fsdecode(Path(file).read_bytes())) if line.strip()]
 
 
 def places_of(names: Iterable[str], folder: Folder, below: str | None = None) -> dict[int, str]:

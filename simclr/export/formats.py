@@ -34,8 +34,8 @@ FILES = {
     "onnx": "encoder.onnx",
     "torch-export": "encoder.pt2",
 }
-# By how much of the largest feature (of 1, where all are smaller) those of the file may differ, where other code computes
-# them; with its preprocessing inside the resizing does, and rounds to the next byte in a tie now and then.
+# By how much of the largest feature (of 1, where all are smaller) those of the file may differ, where other code does
+# the computing; with its preprocessing inside, resizing rounds to the next byte in a tie now and then.
 TOLERANCES = {"torchvision": 0.0, "timm": 0.0, "safetensors": 0.0, "onnx": 1e-4, "torch-export": 1e-6}
 _INSIDE = 1e-3
 
