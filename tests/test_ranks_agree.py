@@ -65,6 +65,7 @@ def test_two_ranks_see_the_same_metrics_and_end_where_callbacks_watch_the_online
         "trainer.max_epochs": 9,
         "knn.every_n_epochs": 2,
         "probe.every_n_epochs": 2,
+        "quality.every_n_epochs": 2,
         "trainer.log_every_n_steps": 2,
     }
     settings |= {"model.micro_batch_size": 4}  # logs what whole batches do not
