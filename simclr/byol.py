@@ -1,9 +1,9 @@
-"""BYOL (Grill et al. 2020): a network predicts what a slow copy of itself makes of another view; nothing is told apart.
+"""BYOL (Grill et al. 2020): a network predicts what a slow copy of itself makes of another view of the image.
 
-Two networks see each image. The online one, f then g, is trained; the target one has the same shape, and its weights are
-a moving average of the online ones. A predictor q on top of the online network predicts, from one view, the target's
-projection of the other view. There are no negatives: what keeps all projections from becoming the same vector is that
-the online network has a predictor and that no gradient goes into the target.
+Two networks see each image. The online one, f then g, is trained; the target one has the same shape, and its weights
+are a moving average of the online ones. A predictor q on top of the online network predicts, from one view, the
+target's projection of the other view. There are no negatives: what keeps all projections from becoming the same vector
+is that the online network has a predictor and that no gradient goes into the target.
 
 The loss of one image, with unit vectors, symmetric in its views v and w (equation 2 and below):
 
