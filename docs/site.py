@@ -40,15 +40,9 @@ REFERENCE = {
     "run": (
         "A run",
         [
-            "checkpoint",
-            "export.formats",
-            "pyramid",
-            "callbacks.OnlineKNN",
-            "online_quality",
-            "diagnosis",
-            "report",
-            "compare.rows",
-            "profile",
+            *("checkpoint", "export.formats", "pyramid", "online_accuracy", "online_quality", "step_figures"),
+            *("dashboard.Dashboard", "loggers", "wandb_run", "diagnosis"),
+            *("nonfinite.watch", "nonfinite.dump", "nonfinite.replay", "report", "compare.rows", "profile"),
         ],
     ),
 }

@@ -1,87 +1,26 @@
-"""What watches a pretraining run: online kNN, a picture of the views, a line per epoch. None of it changes the run."""
+"""What watches a pretraining run: a picture of the views, a line per epoch. None of it changes the run."""
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from simclr.data import GlobalBatchSampler, ImageData, TrainLoader
-from simclr.eval import extract_features, knn_predict
+from simclr.data import GlobalBatchSampler, TrainLoader
 from simclr.files import say_unwritten, written_whole
-from simclr.online_quality import RETRIEVAL, Measurer, OnlineQuality
+from simclr.online_accuracy import METRIC, PROBE, OnlineKNN, OnlineProbe
+from simclr.online_quality import RETRIEVAL, OnlineQuality
 from simclr.paths import expanded
 from simclr.run_length import RunLength, run_length
-from simclr.seeding import epoch_order
 
-METRIC = "knn_top1"
-_QUERIES = 20260712  # seed of the choice of queries, which no run's seed may change: runs are compared by it
-
-
-class OnlineKNN(Measurer):
-    """Logs `knn_top1`, the accuracy of a kNN classifier on the representations, while the encoder learns.
-
-    Both the bank and the queries are *training* images (four fifths and one fifth of a fixed sample), so that choices
-    made by this number never touch the test set.
-
-    Args:
-        every_n_epochs: how often; 0 for never. The last epoch is always measured, also one that a limit of steps ends
-            early.
-        images: the size of the sample, or fewer if there are fewer.
-        k: neighbours that vote.
-        temperature: of the votes, exp(similarity / temperature).
-    """
-
-    figures, group, title = (METRIC,), "knn", "online kNN"
-
-    def __init__(self, every_n_epochs: int = 5, images: int = 10_000, k: int = 20, temperature: float = 0.1):
-        if every_n_epochs < 0 or images < 10 or k < 1 or temperature <= 0:
-            raise ValueError(
-                f"knn needs every_n_epochs >= 0, images >= 10, k >= 1 and temperature > 0; "
-                f"got {every_n_epochs}, {images}, {k} and {temperature}."
-            )
-        super().__init__(every_n_epochs)
-        self.images = images
-        self.k = k
-        self.temperature = temperature
-
-    def why_not_on(self, data: object) -> str | None:
-        if not isinstance(data, ImageData):
-            return "the batches are not from simclr.data.ImageData, whose labelled images it is measured on"
-        assert data.labelled_train is not None  # set up
-        if data.labelled_train.labels is None:  # labelled test images are not for this
-            return "there are no labelled training images to measure it on"
-        try:
-            labels = data.eval_loader("train", limit=self.images).labels
-        except ValueError as error:  # none to hold out beside them
-            return str(error).rstrip(".")
-        query, bank = _query_and_bank(len(labels))
-        if not len(query) or len(labels[bank].unique()) < 2:
-            return "it takes 5 labelled images or more, of two classes among its neighbours"
-        return None
-
-    def figures_of(self, data: ImageData, module: LightningModule) -> dict[str, float]:
-        loader = data.eval_loader("train", limit=self.images)
-        return {METRIC: self.measure(module.encoder, loader, module.device)}
-
-    def measure(self, encoder: torch.nn.Module, loader: Iterable[Any], device: torch.device) -> float:
-        """kNN accuracy (a fraction) of a fixed random fifth of a loader's images among the others."""
-        features, labels = extract_features(encoder, loader, device=device)
-        query, bank = _query_and_bank(len(labels))
-        k = min(self.k, len(bank))
-        predictions = knn_predict(features[bank], labels[bank], features[query], k=k, temperature=self.temperature)
-        return (predictions == labels[query]).float().mean().item()
-
-
-def _query_and_bank(count: int) -> tuple[Tensor, ...]:
-    """The places, among `count` images, of the fifth to classify and of their neighbours."""
-    # At random, because images are often sorted by class or dealt out in turn: a run or a stride would hold classes
-    # that the bank has not.
-    return epoch_order(_QUERIES, 0, count).tensor_split([count // 5])
+# What the line of an epoch shows where it was measured: who measures, its name there, the metric.
+_SHOWN: tuple[tuple[type[Callback], str, str], ...] = (
+    (OnlineKNN, "kNN", METRIC),
+    (OnlineProbe, "probe", PROBE),
+    (OnlineQuality, "retrieval", RETRIEVAL),
+)
 
 
 class ViewGrid(Callback):
@@ -106,13 +45,17 @@ class ViewGrid(Callback):
         path, loader = self.run_dir / "views.png", trainer.train_dataloader
         if not trainer.is_global_zero or not isinstance(loader, TrainLoader) or path.exists():
             return
-        index, epochs = self._choose(loader.sampler, run_length(len(loader), trainer))
-        picture = view_grid(pl_module, loader.source.images(index), index, epochs=epochs)
+        picture = self.draw(pl_module, loader, trainer)
         try:
             with written_whole(path) as file:
                 picture.save(file, "PNG")
         except OSError as error:
             say_unwritten(path, error, "the run goes on without the picture")
+
+    def draw(self, module: LightningModule, loader: TrainLoader, trainer: Trainer) -> Image.Image:
+        """The picture, of a run's first epochs."""
+        index, epochs = self._choose(loader.sampler, run_length(len(loader), trainer))
+        return view_grid(module, loader.source.images(index), index, epochs=epochs)
 
     def _choose(self, sampler: GlobalBatchSampler, length: RunLength) -> tuple[Tensor, int]:
         """Numbers of images, and for how many epochs to show them: fewer where none are trained on in all."""
@@ -126,7 +69,7 @@ class ViewGrid(Callback):
         return index, epochs
 
 
-def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: int = 3) -> Image.Image:
+def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: int = 3, first: int = 0) -> Image.Image:
     """A picture: one column an image; the image on top, below it every view of each epoch, at the size of that epoch.
 
     A pixel of a view is a square of whole pixels of the picture, so views are shown as they are, not resized.
@@ -136,12 +79,13 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
         images: (N, 3, H, W) uint8.
         index: (N,), the images' numbers in the data set.
         epochs: how many epochs to show.
+        first: the first of them, from 0.
     """
     device, hparams = module.device, module.hparams
     mean, std = (torch.tensor(hparams[name]).view(3, 1, 1) for name in ("mean", "std"))
     whole = torch.nn.functional.interpolate(images.cpu().float() / 255, hparams.image_size, mode="area")
     groups = [[("image", whole)]]
-    for epoch in range(epochs):
+    for epoch in range(first, first + epochs):
         augment, group = module.views.augment_of(epoch), []
         size = f"\n{module.views.size(epoch)} px" if hparams.get("start_size") is not None else ""
         for view in range(module.views.count):
@@ -189,7 +133,7 @@ class EpochLines(Callback):
             return
         seconds = time.perf_counter() - self._started
         found = ""
-        for kind, name, metric in ((OnlineKNN, "kNN", METRIC), (OnlineQuality, "retrieval", RETRIEVAL)):
+        for kind, name, metric in _SHOWN:
             # callback_metrics keeps what earlier epochs have measured.
             if any(c.measured_epoch == trainer.current_epoch for c in trainer.callbacks if isinstance(c, kind)):
                 found += f"  {name} {100 * trainer.callback_metrics[metric].item():5.1f} %"

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from simclr import __version__
+from simclr.data.decode import DEEPEST
 from simclr.data.module import default_load_size
 from simclr.encoders import RESNETS, build_encoder, choose_stem
 from simclr.export.card import CARD, read_card
@@ -323,14 +324,16 @@ def _settings_beside(weights: Path) -> dict[str, Any]:
 def _settings_of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     image_size, data = checkpoint.model["image_size"], checkpoint.data
     load_size = data.get("load_size") or default_load_size(image_size, data.get("source", "auto"))
-    return _encoder_settings(checkpoint.model, load_size)
+    return _encoder_settings(checkpoint.model, load_size, data.get("sixteen_bit_max", DEEPEST))
 
 
-def _encoder_settings(model: Mapping[str, Any], load_size: int) -> dict[str, Any]:
+def _encoder_settings(model: Mapping[str, Any], load_size: int, sixteen_bit_max: int) -> dict[str, Any]:
     """What builds an encoder and what it must be fed, out of the settings of `SimCLR`; plain types."""
     settings = {name: model[name] for name in ("encoder", *_OPTIONS) if name in model}
     if settings.get("stem") == "auto" and settings["encoder"] in RESNETS:  # whatever auto will mean one day
         settings["stem"] = choose_stem(RESNETS[settings["encoder"]], settings["image_size"])
+    if sixteen_bit_max != DEEPEST:
+        settings["sixteen_bit_max"] = sixteen_bit_max
     return settings | {"load_size": load_size, "mean": list(model["mean"]), "std": list(model["std"])}
 
 
@@ -340,8 +343,8 @@ def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
         encoder = build_encoder(settings["encoder"], **{name: settings[name] for name in _OPTIONS if name in settings})
     except TypeError as error:
         raise ValueError(f"the settings in {path} build no encoder: {error}.") from error
-    held = settings.get("load_size")
-    attach_transform(encoder, InputTransform(settings["image_size"], settings["mean"], settings["std"], held))
+    held, white = settings.get("load_size"), settings.get("sixteen_bit_max", DEEPEST)
+    attach_transform(encoder, InputTransform(settings["image_size"], settings["mean"], settings["std"], held, white))
     return encoder.eval().requires_grad_(False)
 
 
@@ -433,7 +436,8 @@ def save_encoder(module: LightningModule, path: Path) -> None:
     Raises:
         FloatingPointError: if weights are not finite; what stood there stands there still.
     """
-    settings = _encoder_settings(module.hparams, module.encoder.transform.load_size)
+    transform = module.encoder.transform
+    settings = _encoder_settings(module.hparams, transform.load_size, transform.sixteen_bit_max)
     settings |= {"feature_dim": module.encoder.feature_dim, "simclr_version": __version__}
     settings |= {"epochs": module.current_epoch, "global_step": module.global_step}
     _write_encoder(module.encoder, settings, path)

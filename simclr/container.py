@@ -16,6 +16,18 @@ def cores(root: Path = Path("/")) -> int:
     return max(1, min([own, *(math.ceil(quota) for quota in cpu_quotas(root))]))
 
 
+def threads(processes: int = 1, root: Path = Path("/")) -> int | None:
+    """Threads for each of some processes that share a container's quota; None where there is none, or the user chose.
+
+    Args:
+        processes: how many compute at a time here.
+        root: below it lie `proc` and `sys`.
+    """
+    if os.environ.get("OMP_NUM_THREADS") or not cpu_quotas(root):
+        return None
+    return max(1, cores(root) // processes)
+
+
 def cpu_quotas(root: Path = Path("/")) -> list[float]:
     """The limits on processor time, in cores, of the groups; nested ones each."""
     quotas = []

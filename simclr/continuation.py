@@ -4,7 +4,7 @@ A setting is applied, or it is refused by name with both values. None is taken o
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -43,10 +43,10 @@ RULES: dict[str, dict[Rule, str]] = {
         Rule.ROUNDING: "channels_last compile_encoder compile_views",
     },
     "data": {
-        Rule.FIXED: "source load_size batch_size image_size seed shapes_train",
-        Rule.IMAGES: "train_dir data_dir",
+        Rule.FIXED: "source load_size batch_size image_size seed shapes_train sixteen_bit_max held_out",
+        Rule.IMAGES: "train_dir data_dir leave_out",
         Rule.FREE: """test_dir shapes_test holdout workers memory_limit_gb cache_dir download on_error
-            allow_changed_images""",
+            read_timeout_s max_pixels allow_changed_images""",
     },
     "trainer": {
         Rule.FIXED: """precision accumulate_grad_batches gradient_clip_val gradient_clip_algorithm
@@ -60,13 +60,27 @@ RULES: dict[str, dict[Rule, str]] = {
             default_root_dir enable_autolog_hparams model_registry""",
     },
     "knn": {Rule.FREE: "every_n_epochs images k temperature"},
+    "probe": {Rule.FREE: "every_n_epochs images regularization train_dir"},
     "quality": {Rule.FREE: "every_n_epochs images"},
+    "dashboard": {Rule.FREE: "every_n_epochs images"},
     "checkpoint": {Rule.FREE: "every_n_steps every_minutes keep"},
     "": {
         Rule.FIXED: "seed_everything method",
-        Rule.FREE: "config run_dir ckpt_path resume wandb wandb_project check_memory minutes",
+        Rule.FREE: """config run_dir ckpt_path resume on_nonfinite check_memory minutes wandb wandb_project wandb_entity
+            wandb_group wandb_tags wandb_notes wandb_id log_artifact rank_timeout resume_with""",
     },
 }
+
+# Of what is FIXED, that which can be changed on purpose (`--resume_with`): weights, the optimiser's state and the order
+# of the images stay what they were. With the rest a run would not be one that goes on.
+_ON_PURPOSE = {
+    "model": """loss temperature margin semi_hard views micro_batch_size
+        base_lr lr_scaling weight_decay momentum warmup_epochs
+        strength crop_scale crop_ratio flip_prob jitter_prob gray_prob blur_prob blur_sigma rotation_prob
+        solarize_prob solarize_threshold cutout_prob cutout_size noise_prob noise_std sobel_prob augment_second_view""",
+    "trainer": "precision gradient_clip_val gradient_clip_algorithm sync_batchnorm",
+}
+ON_PURPOSE = {f"{group}.{name}" for group, names in _ON_PURPOSE.items() for name in names.split()}
 
 Changes = dict[str, tuple[Any, Any]]  # a setting's full name: what it was, what it is
 
@@ -118,16 +132,56 @@ def planned_steps(run: Mapping[str, Any], step: int, steps_per_epoch: int, max_e
     return min([*limits, max_steps] if max_steps != -1 else limits)
 
 
-def refuse_changes(changes: Changes, where: str) -> None:
-    """Raise a ValueError that names the settings which decide what is learned and differ, with both values."""
-    fixed = [name for name in changes if rule_of(name) is Rule.FIXED]
+def refuse_changes(changes: Changes, where: str, on_purpose: Collection[str] = ()) -> None:
+    """Refuse to go on with settings that decide what is learned and differ.
+
+    Args:
+        changes: the settings that differ.
+        where: the checkpoint, for people.
+        on_purpose: those among them that are meant to.
+    Raises:
+        ValueError: naming the settings, with both values.
+    """
+    fixed = [name for name in changes if rule_of(name) is Rule.FIXED and name not in on_purpose]
+    if {"model.micro_batch_size", "model.views"} & set(on_purpose) and "trainer.sync_batchnorm" in fixed:
+        fixed.remove("trainer.sync_batchnorm")  # other groups for BatchNorm follow
     if fixed[1:] and "trainer.sync_batchnorm" in fixed:  # another batch, say, is divided into other groups
         fixed.remove("trainer.sync_batchnorm")
     if fixed:
         text = ", ".join(f"{name}={changes[name][1]} but the checkpoint has {changes[name][0]}" for name in fixed)
         # Linked on the command line, where there is no data.seed.
         text = text.replace("data.seed=", "data.seed (seed_everything)=")
-        raise ValueError(f"{where} cannot be continued: {text}. Restore the setting, or begin another run.")
+        meant = " ".join(f"--resume_with {name}={changes[name][1]}" for name in fixed)
+        hint = f" change it on purpose ({meant})," if ON_PURPOSE.issuperset(fixed) else ""
+        raise ValueError(f"{where} cannot be continued: {text}. Restore the setting,{hint} or begin another run.")
+
+
+def refuse_purpose(names: Collection[str], architecture: Collection[str] = ()) -> None:
+    """Refuse to change on purpose what no run can go on with, or what needs no such request.
+
+    Args:
+        names: settings, named as on the command line.
+        architecture: those of the method, without `model.`, that decide the shapes of its weights.
+    Raises:
+        ValueError: with what to do.
+    """
+    for name in names:
+        group, _, own = name.rpartition(".")
+        of_method = group == "model" and not any(own in part.split() for part in RULES["model"].values())
+        if own in architecture and group == "model":
+            raise ValueError(
+                f"resume_with {name}: it decides the shapes of the weights, and those of the checkpoint would not fit "
+                "others. Begin another run."
+            )
+        if name in ON_PURPOSE or of_method:
+            continue
+        if group in RULES and any(own in part.split() for part in RULES[group].values()):
+            if rule_of(name) is not Rule.FIXED:
+                raise ValueError(f"resume_with {name}: a run goes on with another one anyway. Give --{name}.")
+            raise ValueError(
+                f"resume_with {name}: it decides the shapes of the weights, the order of the images or what the "
+                "optimiser remembers; with another one nothing would go on. Begin another run."
+            )
 
 
 def model_changes(hparams: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
@@ -150,7 +204,8 @@ def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
 def data_changes(data: LightningDataModule, was: Mapping[str, Any]) -> Changes:
     """The settings of `ImageData` that decide the images of a step, those left to it as it resolves them."""
     names = names_under(Rule.FIXED, "data")
-    return _differences("data", names, _resolved(was), _resolved(data.hparams))
+    # A run from before there was the setting held nothing out.
+    return _differences("data", names, {"held_out": 0, **_resolved(was)}, _resolved(data.hparams))
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,6 +253,7 @@ def check_resume(
     module: LightningModule,
     data: LightningDataModule | None = None,
     trainer: Trainer | None = None,
+    on_purpose: Collection[str] = (),
 ) -> Continuation:
     """Refuse to continue a run with other weights, with a setting that decides what is learned, or with other images.
 
@@ -206,6 +262,7 @@ def check_resume(
         module: the `SimCLR` to go on with; settings that it leaves open become the checkpoint's.
         data: the images to go on with; not looked at if None, or if the checkpoint names no images.
         trainer: what to go on with; not looked at if None, or if the checkpoint does not tell.
+        on_purpose: settings that are meant to differ, though they decide what is learned: some of `ON_PURPOSE`.
     Returns:
         What is different where that is allowed.
     Raises:
@@ -215,6 +272,8 @@ def check_resume(
         raise ValueError(
             f"{checkpoint.path} is a run of method={checkpoint.method}, which cannot be continued as {name_of(module)}."
         )
+    refuse_purpose(on_purpose, module.architecture)
+    module.run.on_purpose = frozenset(on_purpose)
     refuse_unfit(checkpoint.unfit, checkpoint.path)
     module.run.adopt(checkpoint.model)
     changes = model_changes(module.hparams, checkpoint.model)
@@ -232,13 +291,13 @@ def check_resume(
     now = trainer_settings(trainer, module) if trainer is not None else {}
     if now:
         changes |= trainer_changes(now, run)
-    refuse_changes(changes, str(checkpoint.path))
+    refuse_changes(changes, str(checkpoint.path), on_purpose)
     images = data.check_images(checkpoint.images) if data is not None and checkpoint.images else None
     total = None
     if now and run.get("total_steps"):
         steps_per_epoch = run["steps_per_epoch"]
         if data is not None and images is not None:
-            steps_per_epoch = steps_in(images["now"] // data.batch_size, trainer)
+            steps_per_epoch = steps_in((images["now"] - data.held_out) // data.batch_size, trainer)
         total = planned_steps(run, checkpoint.global_step, steps_per_epoch, now["max_epochs"], now["max_steps"])
         _refuse_shorter(checkpoint, total, now)
     found = Continuation(checkpoint.global_step, total, _length(checkpoint, total, now), changes, images)
@@ -262,7 +321,7 @@ def end_shorter_epoch(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     """
     data, run = trainer.datamodule, checkpoint.get("run", {})
     files = data.fingerprint() if run.get("steps_inside") and isinstance(data, ImageData) else {}
-    if files and run["steps_inside"] >= steps_in(len(files["files"]) // data.batch_size, trainer):
+    if files and run["steps_inside"] >= steps_in((len(files["files"]) - data.held_out) // data.batch_size, trainer):
         end_epoch(checkpoint["loops"]["fit_loop"])
         run["epochs"], run["steps_inside"] = run["epochs"] + 1, 0
 
@@ -286,6 +345,9 @@ def _refuse_shorter(checkpoint: Checkpoint, total: int, now: Mapping[str, Any]) 
 def describe(found: Continuation, checkpoint: Checkpoint, now: Mapping[str, Any]) -> list[str]:
     """What a continuation does that is not as the run began, for people, a line each; `now` is `trainer_settings`."""
     run, lines = checkpoint.run, []
+    meant = [f"{name}={now}, was {was}" for name, (was, now) in found.changes.items() if rule_of(name) is Rule.FIXED]
+    if meant:
+        lines.append(f"{', '.join(meant)}: changed on purpose, so from step {found.step} on it is another run")
     for name, (was, value) in found.changes.items():
         if rule_of(name) is Rule.ROUNDING:
             batch_norm = ""

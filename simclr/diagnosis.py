@@ -5,10 +5,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-_EARLY = 200  # optimiser steps, or a tenth of the run, but no fewer than _FEWEST: when a verdict is given
-_FEWEST = 20
+# A run is looked at after a tenth of it, but no fewer than _FEWEST steps of the optimiser, and, where nothing was said
+# and that was earlier, again after _LAST: by then the learning rate of most runs has been up for a while.
+_FEWEST, _LAST = 20, 200
+_ENOUGH = 100  # steps before which a few noisy losses, or views that are not yet nearer to each other, say nothing
+# Of the weights' norm. After 50 steps of the built-in shapes: 1.00 by LARS, 1.02 by AdamW, 1.18 by SGD, which learn;
+# 2.4 by LARS and 36 by SGD at a hundred times those rates, LARS's growing by another half every 20 steps.
+_FASTEST_GROWTH = 4.0
 
 
 class Signs(NamedTuple):
@@ -20,7 +26,9 @@ class Signs(NamedTuple):
         top1: contrastive accuracy.
         positive_cosine, negative_cosine: mean cosines of the views of one image, and of two images.
         waiting: the share of the time spent waiting for images.
-        warming: whether the learning rate still rises.
+        warming: whether the learning rate was below half of its height.
+        steps: taken.
+        growth: of the weights' norm since the first step, as a factor.
     """
 
     loss: float
@@ -30,6 +38,8 @@ class Signs(NamedTuple):
     negative_cosine: float
     waiting: float
     warming: bool = False
+    steps: int = 0
+    growth: float = 1.0
 
 
 def verdict(signs: Signs, settings: Mapping[str, Any]) -> list[str]:
@@ -52,14 +62,20 @@ def _learning(signs: Signs, settings: Mapping[str, Any]) -> str | None:
             f"divided by a temperature of {temperature:g}, cosines hardly differ: the loss can fall by "
             f"{100 * _reach(others, temperature):.0f} % at most. Try a --model.temperature of 0.1 to 0.5."
         )
-    if signs.positive_cosine == signs.negative_cosine == 0:
-        return f"all projections are zero: the projection head is dead. Try {lower}."
+    if signs.positive_cosine == 0:  # exactly, which no other projections have
+        return f"all projections are zero: the projection head is dead. Try {lower}, --model.head_batch_norm true."
     if signs.negative_cosine > 0.95:
         same = f"the mean cosine of two images is {signs.negative_cosine:.3f}"
         return f"the projections have collapsed: {same}. Try {lower}."
-    if signs.loss > signs.first_loss + 0.1 * abs(signs.first_loss):
+    if signs.steps >= _ENOUGH and signs.loss > signs.first_loss + 0.1 * abs(signs.first_loss):
         return f"the loss rises, from {signs.first_loss:.3g} to {signs.loss:.3g}: the run diverges. Try {lower}."
-    if not signs.warming and signs.positive_cosine - signs.negative_cosine < 0.02 and signs.top1 < 3 / others:
+    if signs.growth > _FASTEST_GROWTH:
+        return (
+            f"the weights have grown to {signs.growth:.3g} times their size in {signs.steps} steps, too large to learn "
+            f"by. Try {lower}."
+        )
+    apart = signs.positive_cosine - signs.negative_cosine
+    if not signs.warming and signs.steps >= _ENOUGH and apart < 0.02 and signs.top1 < 3 / others:
         return (
             f"two views of an image are no nearer to each other than to other images ({signs.positive_cosine:.3f} and "
             f"{signs.negative_cosine:.3f}, mean cosines). Try {lower}, weaker views (--model.strength 0.5)."
@@ -87,7 +103,7 @@ def _data(signs: Signs) -> str | None:
 
 
 class Diagnosis(Callback):
-    """Looks at the steps that are logged, gives its verdict after the early ones, and then looks no more.
+    """Looks at the steps that are logged, once or twice, gives its verdict, and then looks no more.
 
     Nothing here waits for a device but in a step whose numbers are logged anyway.
 
@@ -98,16 +114,20 @@ class Diagnosis(Callback):
     def __init__(self, say: Callable[[Trainer, str], None]):
         self.say = say
         self._rows: list[tuple[int, Mapping[str, Any]]] = []  # optimiser step, what it logged
+        self._losses: list[Any] = []  # of each batch, on its device
         self._seen: object = None
-        self._done = False
+        self._looked = self._done = False
         self._waited = self._worked = 0.0  # seconds
         self._clock = 0.0  # of the end of the last batch, or of the start of this one
         self._begun = False
+        self._norm = 0.0  # of the weights at the start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on has had its verdict."""
         self._done = trainer.global_step > 0 or not trainer.is_global_zero
         self._begun = False
+        if not self._done:
+            self._norm = _norm(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The images are there."""
@@ -127,30 +147,53 @@ class Diagnosis(Callback):
         else:
             self._waited = 0.0
         self._clock = now
-        if not logged or logged is self._seen:
-            return
-        self._seen = logged
-        self._rows.append((trainer.global_step, {name: float(value) for name, value in logged.items()}))
+        self._losses.append(pl_module.step_log.loss)
+        if logged and logged is not self._seen:
+            self._take_down(trainer, logged)
         total = pl_module.run.total_steps or math.inf
-        if trainer.global_step < max(_FEWEST, min(_EARLY, total / 10)):
+        if not self._rows or trainer.global_step < (_LAST if self._looked else max(_FEWEST, min(_LAST, total / 10))):
             return
-        self._done = True
-        if (signs := self._signs()) is not None:
-            for text in verdict(signs, pl_module.hparams):
-                self.say(trainer, text)
+        signs = self._signs(_highest_rate(pl_module), _norm(pl_module) / max(self._norm, 1e-12))
+        said = verdict(signs, pl_module.hparams) if signs is not None else []
+        for text in said:
+            self.say(trainer, text)
+        self._done = signs is None or bool(said) or trainer.global_step >= _LAST or total < _LAST
+        self._looked = True
 
-    def _signs(self) -> Signs | None:
+    def _take_down(self, trainer: Trainer, logged: Mapping[str, Any]) -> None:
+        self._seen = logged
+        row = {name: float(value) for name, value in logged.items()}
+        if math.isfinite(row.get("train_loss", math.nan)):  # else the step was skipped
+            self._rows.append((trainer.global_step, row))
+
+    def _signs(self, highest: float, growth: float) -> Signs | None:
         last = self._rows[-1][0]
         later = [row for step, row in self._rows if step > last / 2]
         means = {name: sum(row[name] for row in later) / len(later) for name in later[0]}
         if "contrast_top1" not in means:  # of a method that compares nothing
             return None
+        self._losses = [loss for loss in map(float, self._losses) if math.isfinite(loss)]
+        half = self._losses[len(self._losses) // 2 :]
         return Signs(
-            means["train_loss"],
-            self._rows[0][1]["train_loss"],
+            sum(half) / len(half),
+            self._losses[0],
             means["contrast_top1"],
             means["positive_cosine"],
             means["negative_cosine"],
             self._waited / max(self._waited + self._worked, 1e-9),
-            later[-1]["lr"] > later[0]["lr"],
+            means["lr"] < 0.5 * highest,
+            last,
+            growth,
         )
+
+
+def _highest_rate(module: LightningModule) -> float:
+    """The learning rate between warm-up and cosine; 0 where another schedule than ours is used."""
+    schedule = module.lr_schedulers()
+    return max(getattr(schedule, "base_lrs", [0.0]))
+
+
+def _norm(module: LightningModule) -> float:
+    """Of all weights, without biases and normalisation, which start from nothing."""
+    weights = [parameter.detach().float() for parameter in module.parameters() if parameter.ndim > 1]
+    return float(torch.stack([weight.square().sum() for weight in weights]).sum().sqrt()) if weights else 0.0

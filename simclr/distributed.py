@@ -30,6 +30,48 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
+def barrier() -> None:
+    """Wait until every rank is here."""
+    exchange([0.0])
+
+
+def exchange_objects(mine: Any) -> list[Any]:
+    """Every rank's object, which can be pickled, in rank order."""
+    if world_size() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, mine, group=_host_group(dist.group.WORLD))
+    return everyone
+
+
+def open_store(seconds: float = 10) -> Any:
+    """A connection of its own to the store in which the ranks find each other; None if there is none to be found.
+
+    It lives in the process of rank 0, or in torchrun's, which has it before there is a process group.
+
+    Args:
+        seconds: to wait for it, and for whatever is asked of it.
+    """
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not (host and port.isdigit()):
+        return None
+    wait = timedelta(seconds=seconds)
+    try:
+        return dist.TCPStore(host, int(port), None, False, wait, wait_for_workers=False)
+    except RuntimeError:  # torch's word for a connection that is refused
+        return None
+
+
+def launcher_has_store() -> bool:
+    """Whether this process was launched by one that has the store: torchrun."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def attempt() -> str:
+    """A prefix for keys in that store, which outlives the ranks where their launcher starts them anew."""
+    return f"simclr/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
 def launched_rank() -> int:
     """This process's number before any process group exists, as torchrun, SLURM or Lightning has set it.
 

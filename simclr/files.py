@@ -6,12 +6,15 @@ can be told from what is being written.
 """
 
 import glob
+import multiprocessing.util
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +22,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # every use asks for it
+
+_OURS = "simclr"  # a file without content, which marks a folder
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | memoryview) -> None:
@@ -98,6 +103,33 @@ def hold(folder: Path) -> Callable[[], object]:
     except OSError:
         pass
     return partial(os.close, descriptor)
+
+
+@cache
+def mark_sockets() -> None:
+    """Let the folder of the sockets that lead to worker processes be known for ours while this process lives.
+
+    multiprocessing makes it among the temporary files, `pymp-XXXXXXXX`, and removes it as the process ends; of one that
+    was killed it stays. To be called before the first worker is made, which then uses the same one.
+    """
+    folder = Path(multiprocessing.util.get_temp_dir())
+    hold(folder)  # before it is marked: what is marked and not held belongs to a dead process
+    (folder / _OURS).touch()
+
+
+def remove_abandoned_sockets() -> None:
+    """Remove the folders that `mark_sockets` has marked and whose process is dead."""
+    for mark in glob.glob(f"{glob.escape(tempfile.gettempdir())}/pymp-*/{_OURS}"):
+        if fcntl is None:
+            continue
+        folder = os.path.dirname(mark)
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def say_unwritten(path: str | os.PathLike, error: OSError, consequence: str) -> None:

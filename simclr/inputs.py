@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tvf
 
-from simclr.data.decode import pixels_of, read_images, to_square
+from simclr.data.decode import DEEPEST, ReadingRules, pixels_of, read_images, to_square
 from simclr.data.module import default_load_size
 
 
@@ -91,12 +91,14 @@ class InputTransform:
         mean, std: 3 numbers each, for values in [0, 1].
         load_size: the side in pixels at which an image is held before the crop. If not given, as in `ImageData` for a
             folder: image_size up to 64, 8/7 of it above.
+        sixteen_bit_max: which value of 16-bit images is white, as in `ImageData`.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     load_size: int | None = None
+    sixteen_bit_max: int = DEEPEST
 
     def __post_init__(self):
         object.__setattr__(self, "mean", tuple(self.mean))
@@ -141,15 +143,17 @@ class InputTransform:
             interpolation += f", then bicubic to {side}" if side != self.load_size else ""
         return (
             f"{type(self).__name__}(image_size={self.image_size}, load_size={self.load_size}, crop={crop!r}, "
-            f"interpolation={f'{interpolation}, antialiased'!r}, mean={self.mean}, std={self.std})"
+            f"interpolation={f'{interpolation}, antialiased'!r}, mean={self.mean}, std={self.std}"
+            f"{f', sixteen_bit_max={self.sixteen_bit_max}' if self.sixteen_bit_max != DEEPEST else ''})"
         )
 
     def _hold(self, item: Any) -> Tensor:
         """(n, 3, load_size, load_size) float32 in [0, 1] of one item, resized in uint8 where it comes so."""
         assert self.load_size is not None  # from __post_init__ on
+        rules = ReadingRules(sixteen_bit_max=self.sixteen_bit_max)
         if isinstance(item, str | os.PathLike):
-            return to_unit_range(read_images([item], self.load_size))
-        images = _batch_of(item)
+            return to_unit_range(read_images([item], self.load_size, rules=rules))
+        images = _batch_of(item, rules)
         if images.dtype == torch.uint8:
             return to_unit_range(to_square(images, self.load_size))
         return to_square(to_unit_range(images), self.load_size).clamp(0, 1)
@@ -162,10 +166,10 @@ def attach_transform(encoder: nn.Module, transform: InputTransform) -> None:
     carrier.image_size, carrier.mean, carrier.std = transform.image_size, transform.mean, transform.std
 
 
-def _batch_of(item: Any) -> Tensor:
+def _batch_of(item: Any, rules: ReadingRules) -> Tensor:
     """A PIL image, tensor or array as (n, 3, H, W), its dtype left."""
     if isinstance(item, Image.Image):
-        return pixels_of(item)[None]
+        return pixels_of(item, rules)[None]
     if isinstance(item, np.ndarray):
         if item.ndim not in (3, 4) or item.shape[-1] != 3 or 0 in item.shape:
             raise ValueError(f"an array is {item.shape}: needed (H, W, 3) or (N, H, W, 3), RGB.")

@@ -1,24 +1,35 @@
-"""Where a run's metrics go: metrics.csv and TensorBoard always, Weights & Biases on request."""
+"""Where a run's metrics go: metrics.csv, machine.csv and TensorBoard always; see `simclr.wandb_run` for the rest."""
 
 import csv
 import io
-import netrc
 import os
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+import numpy as np
+from PIL import Image
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from simclr.checkpoint import Checkpoint
 from simclr.files import say_unwritten, write_atomically
 from simclr.paths import expanded
+from simclr.step_figures import CHANCE, MACHINE
 
-WandbMode = Literal["auto", "online", "offline", "disabled"]
+TENSORBOARD = "tensorboard"  # the folder in the run folder
+# What runs are compared by in TensorBoard's HParams tab, as far as they have it.
+RESULTS = ("train_loss_epoch", "heldout_loss", "heldout_top1", "retrieval_top1", "knn_top1", "linear_eval/linear_top1")
+# Charts of several curves, in its tab of custom scalars.
+_CHARTS = {
+    "loss": ["train_loss", "train_loss_epoch", "heldout_loss", CHANCE],
+    "contrastive top-1": ["contrast_top1", "heldout_top1"],
+    "cosines": ["positive_cosine", "negative_cosine"],
+    "norms": ["gradient_norm", "encoder_gradient_norm", "head_gradient_norm"],
+    "without labels": ["retrieval_top1", "retrieval_top1_before"],
+}
 
 
 class MetricsCSV(Logger):
@@ -27,6 +38,9 @@ class MetricsCSV(Logger):
     A row is in the file as soon as it is logged. A kill leaves whole rows, and the file of a run that is continued is
     replaced in one step. Rows that find no room wait, and are said to.
 
+    It holds what the run decides and nothing that the machine does (`simclr.step_figures.MACHINE`), so that a run that
+    was killed and continued ends in the same file, bit for bit. The rest is in `machine.csv`, see `MachineCSV`.
+
     Args:
         run_dir: the run folder.
         resumed: continue from this checkpoint: earlier rows stay, rows of later steps are written again, and so is what
@@ -34,10 +48,11 @@ class MetricsCSV(Logger):
     """
 
     name, version = "", ""
+    file = "metrics.csv"
 
     def __init__(self, run_dir: Path, resumed: Checkpoint | None = None):
         super().__init__()
-        self.path = expanded(run_dir) / "metrics.csv"
+        self.path = expanded(run_dir) / self.file
         self._waiting: list[dict[str, Any]] = []
         if resumed is not None:
             self._waiting = [row for row in _whole_rows(self.path) if _is_before(row, resumed)]
@@ -58,11 +73,18 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add a row; the one that was added last is not added again."""
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row = {name: value for name, value in row.items() if self.holds(name)}
+        if not row.keys() - {"epoch"}:
+            return
         row |= {"step": step}
         line = _as_csv(sorted(row), [row])
         if line != self._last:
             self._waiting.append(row)
             self._last = line
+
+    def holds(self, name: str) -> bool:
+        """Whether numbers of this name belong into the file."""
+        return name not in MACHINE
 
     @rank_zero_only
     def save(self) -> None:
@@ -100,6 +122,16 @@ class MetricsCSV(Logger):
         self.save()
 
 
+class MachineCSV(MetricsCSV):
+    """`machine.csv`, likewise: seconds, images per second and memory, which differ each time that a run is repeated."""
+
+    file = "machine.csv"
+
+    def holds(self, name: str) -> bool:
+        """Whether numbers of this name belong into the file."""
+        return name in MACHINE or name == "epoch"
+
+
 def _as_csv(columns: list[str], rows: list[dict[str, Any]], header: bool = False) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=columns)
@@ -119,27 +151,54 @@ def _whole_rows(path: Path) -> list[dict[str, str]]:
 
 
 class EventFiles(TensorBoardLogger):
-    """Lightning's TensorBoard logger, without which a run goes on where there is no room for its files."""
+    """Lightning's TensorBoard logger, without which a run goes on where there is no room for its files.
+
+    Its HParams tab has the run from its first step, beside whatever `RESULTS` it gets.
+
+    Attributes:
+        settings: all of the run's, nested, for that tab; the method's and the data's if empty.
+    """
 
     broken = False
+    settings: Mapping[str, Any] = {}  # never written to
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add numbers."""
-        self._try(super().log_metrics, metrics, step)
+        self.attempt(super().log_metrics, metrics, step)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Add settings."""
-        self._try(super().log_hyperparams, *args, **kwargs)
+        self.attempt(super().log_hyperparams, *args, **kwargs)
+        if rank_zero_only.rank == 0:
+            self.attempt(self._begin_tab)
+
+    def _begin_tab(self) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        settings = _for_tab(dict(self.settings or self.hparams))
+        experiment, begin, _ = hparams(settings, dict.fromkeys(RESULTS, 0.0))
+        for part in (experiment, begin):
+            self.experiment.file_writer.add_summary(part, 0)
+        self.experiment.add_custom_scalars({"run": {name: ["Multiline", tags] for name, tags in _CHARTS.items()}})
+
+    def _end_tab(self) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        _, _, end = hparams({}, {})
+        self.experiment.file_writer.add_summary(end, 0)
 
     def save(self) -> None:
         """Write what waits."""
-        self._try(super().save)
+        self.attempt(super().save)
 
     def finalize(self, status: str) -> None:
         """The run has ended."""
-        self._try(super().finalize, status)
+        if status == "success" and rank_zero_only.rank == 0:
+            self.attempt(self._end_tab)
+        self.attempt(super().finalize, status)
 
-    def _try(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def attempt(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Do something that writes, as long as there was room; the first time that there is none is said."""
         if self.broken:
             return
         try:
@@ -149,72 +208,128 @@ class EventFiles(TensorBoardLogger):
             say_unwritten(self.log_dir, error, "the run goes on without TensorBoard")
 
 
+def _for_tab(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings under their full names, in the types that the tab knows; without those that are not set."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _for_tab(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
+
+
 def _is_before(row: dict[str, str], resumed: Checkpoint) -> bool:
-    of_step = "train_loss" in row or int(row.get("epoch", 0)) < resumed.epochs
+    of_step = "train_loss" in row or "step_seconds" in row or int(row.get("epoch", 0)) < resumed.epochs
     return of_step and int(row["step"]) < resumed.global_step
 
 
-def build_loggers(run_dir: Path, wandb: WandbMode, project: str, resumed: Checkpoint | None = None) -> list[Logger]:
-    """The loggers of a run, all writing below its folder.
+def build_loggers(run_dir: Path, resumed: Checkpoint | None = None) -> list[Logger]:
+    """The loggers that every run has, all writing below its folder.
 
     Args:
-        run_dir: the run folder; its name is the run's name on W&B.
-        wandb: see `wandb_mode`.
-        project: the W&B project.
+        run_dir: the run folder.
         resumed: see `MetricsCSV`.
     """
     run_dir = expanded(run_dir)
-    loggers: list[Logger] = [
+    return [
         MetricsCSV(run_dir, resumed),
+        MachineCSV(run_dir, resumed),
         EventFiles(
             str(run_dir),
-            name="tensorboard",
+            name=TENSORBOARD,
             version="",
             default_hp_metric=False,  # a curve of -1, of nothing
             purge_step=resumed.global_step if resumed else None,  # what was logged after it is logged again
         ),
     ]
-    mode = wandb_mode(wandb)
-    if mode != "disabled":
-        from pytorch_lightning.loggers import WandbLogger
-
-        offline = mode == "offline"
-        loggers.append(WandbLogger(run_dir.name, str(run_dir), offline=offline, mode=mode, project=project))
-    return loggers
 
 
-def wandb_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]:
-    """What W&B can do here and now; `auto` is online with a key and a network, else offline, and says so in one line.
+class Shown(NamedTuple):
+    """What a dashboard shows beside numbers, at one step, each by its name.
 
-    Raises:
-        ValueError: for `online` without a key.
+    Attributes:
+        pictures: RGB.
+        histograms: (bins,) counts and their (bins + 1,) edges, ascending.
+        points: images as points of a space to walk through.
     """
-    if wanted in ("offline", "disabled"):
-        return wanted
-    from wandb import Settings
 
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or Settings().base_url)  # Settings alone reads no environment
-    if not _has_key(host.hostname or ""):
-        if wanted == "online":
-            raise ValueError("wandb=online needs a key: run `wandb login`, set WANDB_API_KEY, or use --wandb offline.")
-        print("wandb: no key found, logging offline into the run folder (`wandb login`, then `wandb sync` uploads it)")
-        return "offline"
-    if wanted == "auto":
-        # Without a network the stock logger waits 100 s before it gives up.
-        try:
-            socket.create_connection((host.hostname, host.port or 443), timeout=3).close()
-        except OSError:
-            print(
-                f"wandb: {host.hostname} cannot be reached, logging offline into the run folder (later: `wandb sync`)"
-            )
-            return "offline"
-    return "online"
+    pictures: dict[str, Image.Image] = {}  # noqa: RUF012  # never written to
+    histograms: dict[str, tuple[Tensor, Tensor]] = {}  # noqa: RUF012
+    points: dict[str, "Points"] = {}  # noqa: RUF012
 
 
-def _has_key(host: str) -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+class Points(NamedTuple):
+    """Images as points, for TensorBoard's projector.
+
+    Attributes:
+        places: (N, D) float.
+        names: of each, for people.
+        thumbnails: (N, 3, S, S) float in [0, 1].
+    """
+
+    places: Tensor
+    names: list[str]
+    thumbnails: Tensor
+
+
+def can_show(trainer: Trainer) -> bool:
+    """Whether a run has a dashboard that takes more than numbers; the same on every rank."""
+    return any(isinstance(logger, TensorBoardLogger | WandbLogger) for logger in trainer.loggers)
+
+
+@rank_zero_only
+def show(loggers: Iterable[Logger], shown: Shown, step: int) -> None:
+    """Hand pictures and histograms to every dashboard among some loggers, ours and Lightning's own.
+
+    A dashboard that fails costs the run nothing: see `EventFiles` and `simclr.wandb_run.WandbRun`.
+
+    Args:
+        loggers: of the run.
+        shown: what.
+        step: the x-axis, as of the numbers beside it.
+    """
+    for logger in loggers:
+        attempt = getattr(logger, "attempt", _plainly)
+        if isinstance(logger, TensorBoardLogger):
+            attempt(_to_tensorboard, logger, shown, step)
+        elif isinstance(logger, WandbLogger):
+            attempt(_to_wandb, logger, shown, step)
+
+
+def _plainly(work: Callable[..., Any], *args: Any) -> None:
+    work(*args)
+
+
+def _to_tensorboard(logger: TensorBoardLogger, shown: Shown, step: int) -> None:
+    writer = logger.experiment
+    for name, picture in shown.pictures.items():
+        writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+    for name, (counts, edges) in shown.histograms.items():
+        middles, n = (edges[1:] + edges[:-1]).double() / 2, counts.double()
+        used = counts.nonzero().flatten()
+        low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, len(counts))
+        writer.add_histogram_raw(
+            name,
+            min=float(edges[low]),
+            max=float(edges[high]),
+            num=int(counts.sum()),
+            sum=float((n * middles).sum()),
+            sum_squares=float((n * middles.square()).sum()),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
+    for name, points in shown.points.items():
+        if not (Path(logger.log_dir) / f"{step:05d}" / name).exists():  # of a run that ends here for the second time
+            writer.add_embedding(points.places, points.names, points.thumbnails, step, name)
+
+
+def _to_wandb(logger: WandbLogger, shown: Shown, step: int) -> None:
+    import wandb
+
+    row: dict[str, Any] = {name: wandb.Image(picture) for name, picture in shown.pictures.items()}
+    for name, (counts, edges) in shown.histograms.items():
+        row[name] = wandb.Histogram(np_histogram=(counts.numpy(), edges.numpy()))
+    if row:
+        logger.log_metrics(row, step)

@@ -63,7 +63,7 @@ class SimCLR(LightningModule):
     @profiled("loss")
     def loss(self, z: Tensor) -> tuple[Tensor, ContrastStats]:
         """The contrastive loss of projections, view after view, among those of all ranks: see simclr.losses."""
-        return loss_of(self.hparams, z.chunk(self.views.count), self.trainer.global_step)  # each (n, D)
+        return loss_of(self.hparams, z.chunk(self.views.count), self.trainer.global_step, log=self.step_log)
 
     def forward(self, images: Tensor) -> Tensor:
         """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simclr import distributed
 from simclr.data import ImageData
+from simclr.data.held_out import FRACTION, held_out_count
 from simclr.eval.features import encode, frozen
 from simclr.eval.quality import alignment, instance_retrieval, rank_me, spread, uniformity
 from simclr.run_length import is_due
@@ -111,8 +112,9 @@ class Measurer(Callback, ABC):
 
 
 class OnlineQuality(Measurer):
-    """Logs figures of two views of the test images, whose labels play no part; see `simclr.eval.quality`.
+    """Logs figures of two views of images that are never trained on; see `simclr.eval.quality`.
 
+    They are those held out of the training folder (`data.held_out`) or else the test images; labels play no part.
     `heldout_loss` and `heldout_top1`, the loss and the contrastive accuracy in batches of the run's size; `alignment`,
     `uniformity` and `z_spread` of the projections; `rankme` and `retrieval_top1` of the representations, and beside it
     `retrieval_top1_before`, of the network before its first step. The network is in eval mode, in float32.
@@ -130,13 +132,19 @@ class OnlineQuality(Measurer):
         super().__init__(every_n_epochs)
         self.images = images
         self.before: float | None = None  # retrieval of the network before its first step
+        self.measured_images = 0  # how many they are of
 
     def why_not_on(self, data: object) -> str | None:
         if not isinstance(data, ImageData):
             return "the batches are not from simclr.data.ImageData"
-        if data.test is None or len(data.test) < 2:
-            return "there are no test images (--data.test_dir)"
-        return None
+        if data.unseen is not None:
+            return None
+        few = data.source == "folder" and held_out_count(None, data.training_images) == 0
+        spare = f", too few to spare {FRACTION:.0%} unasked" if few else ""
+        return (
+            f"there are no test images (--data.test_dir), and none is held out of the {data.training_images:,} "
+            f"training images{spare} (--data.held_out)"
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the network that has not trained yet; a run that goes on has it from its checkpoint."""
@@ -151,11 +159,12 @@ class OnlineQuality(Measurer):
         """The figures by name, of a method as it stands.
 
         Args:
-            data: set up, with test images.
+            data: set up, with images that are never trained on.
             module: a method; its `networks` lead from a view to h and on to z.
         """
-        h, z = (torch.cat(parts) for parts in zip(*self._features(data, module), strict=True))  # (2 views, N, ...)
-        figures = _loss_and_top1(module.hparams, *z.chunk(2))
+        h, z = (torch.cat(parts) for parts in zip(*self._features(data, module), strict=True))  # (2 N, ...)
+        self.measured_images = len(h) // 2
+        figures = _loss_and_top1(module.hparams, *z.double().chunk(2))
         z1, z2 = z.chunk(2)
         figures |= {"alignment": alignment(z1, z2), "uniformity": uniformity(z1), "z_spread": spread(z1)}
         h1, h2 = h.chunk(2)
@@ -163,14 +172,15 @@ class OnlineQuality(Measurer):
 
     def _features(self, data: ImageData, module: LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
         """(h, z) of some images at a time, on the CPU: of view 1 of all of them, then of view 2."""
-        assert data.test is not None  # `why_not` has asked
-        chosen = epoch_order(_SEED, 0, len(data.test))[: self.images].sort().values
+        assert data.unseen is not None  # `why_not` has asked
+        source, numbers = data.unseen
+        chosen = numbers[epoch_order(_SEED, 0, len(numbers))[: self.images].sort().values]
         encoder, *heads = module.networks
         whole = torch.nn.Sequential(encoder, *heads)
         with frozen(whole), torch.autocast(module.device.type, enabled=False):
             for view in range(2):
                 for index in chosen.split(_AT_ONCE):
-                    images = data.test.images(index).to(module.device)
+                    images = source.images(index).to(module.device)
                     h = z = encode(encoder, module.views.augment.view(images, index, 0, _SEED, view))
                     for head in heads:
                         z = head(z)

@@ -33,6 +33,9 @@ _LONG_RUN = 2e13
 _WORTH_COMPILING = 300  # seconds of a run from which on compiling is tried, which takes a CPU up to a minute
 _CLEARLY = 0.95  # of another's time counts as faster
 _RESERVE = 0.04  # of a budget of time, which steps that differ and the end of a run may take
+# A linear classifier's points above raw pixels, on a thousand photographs with the defaults (a ResNet-8 at 64 px,
+# cross-validated on the training images, seeds 0 and 1): 2 after 93 steps, 3 after 155, 5 after 310; 10 after 930.
+FEWEST_STEPS = 300
 _EPOCH_SECONDS = 0.15  # between epochs: the checkpoint, the line
 
 

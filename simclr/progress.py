@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 LINE_SECONDS = 30.0  # between two lines where there is no terminal
+_FIRST_STEPS, _FIRST_SECONDS = 10, 3.0  # that the first of them, an estimate of the whole, is made of
 _BAR_SECONDS, _LOSS_SECONDS = 0.2, 5.0  # between two drawings of the bar, and two looks at the loss for it
 LOG_STEPS = 25  # between two rows of step metrics, in a long run
 
@@ -35,6 +36,10 @@ class Pace:
         self.batches += 1
         if self._from is None:
             self._from, self._last = (now, trainer.global_step), (now, self.batches)
+
+    def seconds_since_first(self, now: float) -> float:
+        """Since the end of the first step."""
+        return 0.0 if self._from is None else now - self._from[0]
 
     def images_per_second(self, now: float) -> float | None:
         """Over all devices, since this was last asked; None if no batch was done since."""
@@ -73,8 +78,22 @@ def _speed_and_rest(speed: float | None, left: float | None) -> list[str]:
     return said if left is None else [*said, f"{duration(left)} left"]
 
 
+def fitting(room: int, loss: list[str], speed: list[str], left: list[str]) -> str:
+    """What of a bar's words goes into so many columns: all of them, without the speed, or the time left alone."""
+    texts = ["  ".join(words) for words in ([*loss, *speed, *left], [*loss, *left])]
+    return next((text for text in texts if len(text) <= room), "  ".join(left or loss))
+
+
+def _columns(bar: Any) -> int:
+    """How wide the window of tqdm's bar is, as it finds out itself."""
+    width = bar.dynamic_ncols(bar.fp)[0] if bar.dynamic_ncols else bar.ncols  # a tuple of columns and rows
+    return width or 80
+
+
 class ProgressLines(Callback):
-    """Prints where the run is every 30 seconds, for a log file; a shorter run prints nothing.
+    """Prints where the run is every 30 seconds, for a log file; a run that is shorter in all prints nothing.
+
+    The first line comes after ten steps: until then nobody knows how long it will take.
 
     Args:
         seconds: between two lines.
@@ -87,22 +106,32 @@ class ProgressLines(Callback):
         """Start the clock."""
         self._pace = Pace(trainer, pl_module.hparams.batch_size)
         self._next = time.perf_counter() + self.seconds
+        self._printed = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Print the line, if it is time."""
         now = time.perf_counter()
         self._pace.step(trainer, now)
-        if now < self._next or not trainer.is_global_zero:
+        if not trainer.is_global_zero or not (now >= self._next or self._first_is_due(trainer, now)):
             return
-        self._next = now + self.seconds
+        self._next, self._printed = now + self.seconds, True
         words = [_epoch(trainer), f"step {trainer.global_step:,}/{self._pace.total:,}"]
         words += [f"loss {pl_module.step_log.mean():.3f}"]
         words += _speed_and_rest(self._pace.images_per_second(now), self._pace.seconds_left(trainer, now))
         print("  ".join(words), flush=True)
 
+    def _first_is_due(self, trainer: Trainer, now: float) -> bool:
+        if self._printed or self._pace.batches <= _FIRST_STEPS or self._pace.seconds_since_first(now) < _FIRST_SECONDS:
+            return False
+        left = self._pace.seconds_left(trainer, now)
+        return left is not None and left > self.seconds
+
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar of the epoch, from 1, with the images per second and the time left of the whole run."""
+    """Lightning's bar of the epoch, from 1, with the loss, the images per second and the time left of the whole run.
+
+    In a narrow window the bar goes first, then the speed, then the loss: the epoch and the time left stay.
+    """
 
     BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}"
 
@@ -142,18 +171,27 @@ class ProgressBar(TQDMProgressBar):
                 self._said = _speed_and_rest(speed, None)
         left = _speed_and_rest(None, self._pace.seconds_left(trainer, now))
         bar.n = batch_idx + 1
-        bar.set_postfix_str("  ".join([self._loss, *self._said, *left]))
+        # The loss, the speed and the rest beside the epoch and the count of its batches.
+        # tqdm gives the bar a column at least, and leaves the last one free.
+        room = _columns(bar) - len(f"{_epoch(trainer)} | {bar.n}/{bar.total}, ") - 1
+        bar.set_postfix_str(fitting(room, [self._loss], self._said, left))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: the bar stays as the last batch left it."""
 
 
 class LogInterval(Callback):
-    """Where nobody set `log_every_n_steps`: every 25 steps, in a run of fewer than 250 ten times and more.
+    """Where nobody set `log_every_n_steps`: every 25 steps, in a run of fewer than 250 ten times and more; and always
+    the first step and the last.
 
     It goes by the length of the whole run: one that is continued logs the same steps.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set it, once the length is known."""
-        trainer.log_every_n_steps = max(1, min(LOG_STEPS, int(trainer.estimated_stepping_batches // 10)))
+        self._last = trainer.estimated_stepping_batches - 1
+        trainer.log_every_n_steps = self._every = max(1, min(LOG_STEPS, int((self._last + 1) // 10)))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Every step is one of each one."""
+        trainer.log_every_n_steps = 1 if trainer.global_step in (0, self._last) else self._every

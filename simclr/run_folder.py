@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -11,18 +12,30 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from simclr import __version__
+from simclr import __version__, distributed
 from simclr.checkpoint import LAST
-from simclr.data.module import SKIPPED
+from simclr.data.module import LEFT_OUT, SKIPPED
 from simclr.distributed import launched_rank
 from simclr.files import hold, reason_of, remove_abandoned, write_atomically
+from simclr.heartbeat import NOTE, WrittenElsewhere, be_the_writer
+from simclr.nonfinite.dump import PREFIX
 from simclr.paths import expanded
 
 CONFIG = "config.yaml"  # the settings that a run began with
 CONTINUATIONS = "continuations.json"  # a record of each time that it was continued, in their order
-_BEGINNINGS = {CONFIG, CONTINUATIONS, SKIPPED, LAST.parent.name, "metrics.csv", "views.png", "tensorboard", "wandb"}
-_DECIDE = ("torch", "torchvision", "kornia", "pytorch-lightning")  # packages whose versions decide a run's bits
+_BEGINNINGS = {CONFIG, CONTINUATIONS, SKIPPED, LEFT_OUT, LAST.parent.name}
+_BEGINNINGS |= {"metrics.csv", "machine.csv", "views.png", "tensorboard", "wandb"}
+_BEGINNINGS |= {NOTE}
+DECIDE = ("torch", "torchvision", "kornia", "pytorch-lightning")  # packages whose versions decide a run's bits
+_WAIT_FOR_A_NAME = 1800.0  # seconds: rank 0 may come late, and until then its launcher watches it
 _CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches
+
+
+def launcher() -> int | None:
+    """The process that has launched this one as a further rank of its run; None for a rank that was not."""
+    process, _, folder = os.environ.get(_CHOSEN, "").partition(":")
+    further = os.environ.get("LOCAL_RANK", "0") not in ("", "0")
+    return int(process) if folder and process.isdigit() and further else None
 
 
 class RunFolder:
@@ -42,6 +55,7 @@ class RunFolder:
         self._made: list[Path] = []
         self._empty = False  # whether it was, before this run
         self._let_go: Callable[[], object] = tuple
+        self._silence: Callable[[], object] = tuple
 
     def choose(self, config: Namespace, resumed: Path | None, again: bool = False) -> Path:
         """The folder asked for, the one continued, or a free name below runs/. On the first process it is made.
@@ -76,21 +90,28 @@ class RunFolder:
                 try:  # making it is what reserves it: runs started side by side choose different names
                     self._make(free)
                     self.path, self._empty, self._let_go = free, True, hold(free)
+                    self._silence = be_the_writer(free, _lost)
                 except FileExistsError:
                     number += 1
+        if self.path is None and distributed.launcher_has_store():
+            self.path = Path(distributed.open_store(_WAIT_FOR_A_NAME).get(_name_key()).decode())
         if self.path is None:
             raise ValueError("several machines or launchers cannot agree on a name by themselves. Give --run_dir.")
         if self.first:
             os.environ[_CHOSEN] = f"{os.getpid()}:{self.path}"
+            if distributed.launcher_has_store() and (store := distributed.open_store()) is not None:
+                store.set(_name_key(), str(self.path))
         return self.path
 
     def _refuse_taken(self, path: Path, resumed: Path | None, again: bool) -> None:
         """Hold the folder for this process, unless another does or has filled it."""
         try:
             self._let_go = hold(path)
-        except BlockingIOError:
+            self._silence = be_the_writer(path, _lost)
+        except BlockingIOError as error:
+            where = error.args[0] if isinstance(error, WrittenElsewhere) else "in another process"
             raise ValueError(
-                f"run_dir={path} belongs to a run that still goes on, in another process. Wait for its end, or "
+                f"run_dir={path} belongs to a run that still goes on, {where}. Wait for its end, or "
                 "choose another --run_dir."
             ) from None
         if resumed is not None and path.resolve() == resumed.resolve():
@@ -98,7 +119,7 @@ class RunFolder:
                 remove_abandoned(folder)
             return
         remove_abandoned(path)
-        if not any(path.iterdir()):
+        if all(entry.name == NOTE for entry in path.iterdir()):
             self._empty = True
             return
         if _ended_before_its_first_checkpoint(path):
@@ -126,6 +147,7 @@ class RunFolder:
     def let_go(self) -> None:
         """The run has ended: what this process launches from here on does not belong to it."""
         os.environ.pop(_CHOSEN, None)
+        self._silence()
         self._let_go()
         self._let_go = tuple
 
@@ -138,6 +160,7 @@ class RunFolder:
 
     def remove_empty(self) -> None:
         """Take back the folders that were made, as far as they are empty: the run did not begin."""
+        self._silence()
         for folder in self._made:
             try:
                 folder.rmdir()
@@ -145,15 +168,29 @@ class RunFolder:
                 return
 
 
+def _lost(writer: str) -> None:
+    print(f"error: {writer} has taken over this run, whose process had stood still", file=sys.stderr, flush=True)
+    os._exit(1)  # nothing more is written
+
+
+def _name_key() -> str:
+    return f"{distributed.attempt()}/run_dir"
+
+
 def _ended_before_its_first_checkpoint(folder: Path) -> bool:
     """Whether all that a folder holds are the beginnings of a run, of which there is nothing to lose."""
-    if not (folder / CONFIG).is_file() or any(entry.name not in _BEGINNINGS for entry in folder.iterdir()):
+    others = [
+        entry for entry in folder.iterdir() if entry.name not in _BEGINNINGS and not entry.name.startswith(PREFIX)
+    ]
+    if not (folder / CONFIG).is_file() or others:
         return False
     return not any((folder / LAST.parent).glob("*.ckpt"))
 
 
 def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
+        if entry.name == NOTE:  # of this process
+            continue
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
@@ -200,7 +237,7 @@ def record_continuation(run_dir: Path, begun: Path, settings: str, record: dict[
             write_atomically(run_dir / CONFIG, first.read_bytes())
     if changed:
         write_atomically(run_dir / f"config.continued-{len(records) + 1}.yaml", settings.encode())
-    versions = {"simclr": __version__, **{name: version(name) for name in _DECIDE}}
+    versions = {"simclr": __version__, **{name: version(name) for name in DECIDE}}
     records.append({**record, "changed": {**record["changed"], **changed}, "versions": versions})
     write_atomically(run_dir / CONTINUATIONS, (json.dumps(records, indent=2) + "\n").encode())
 

@@ -65,7 +65,10 @@ def _counted(number: int, singular: str, plural: str | None = None) -> str:
 
 def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
     """Whether the epoch that ends is one of every n, or the last, also one that a limit of steps ends early."""
-    epoch = trainer.current_epoch + 1
+    return is_last(trainer) or (trainer.current_epoch + 1) % every_n_epochs == 0
+
+
+def is_last(trainer: Trainer) -> bool:
+    """Whether the epoch that ends is the last, also one that a limit of steps, or a callback, ends early."""
     out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
-    last = epoch == trainer.max_epochs or out_of_steps or trainer.should_stop
-    return last or epoch % every_n_epochs == 0
+    return trainer.current_epoch + 1 == trainer.max_epochs or out_of_steps or trainer.should_stop

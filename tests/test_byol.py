@@ -157,7 +157,7 @@ def of_a_rank(root: str) -> list[float]:
         optimizer.step()
         move_average(model.target, {"encoder": model.encoder, "head": model.head}, 0.9)
     numbers = [float(x) for x in stats]
-    return [*numbers[:1], *numbers[2:], *(float(p.double().sum()) for p in model.parameters())]
+    return [*numbers[:1], *numbers[2:], *(float(p.detach().double().sum()) for p in model.parameters())]
 
 
 def test_two_ranks_train_the_network_of_one(tmp_path):

@@ -13,10 +13,11 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from torch.utils.data import DataLoader, TensorDataset
 
 from ranks import run_ranks
-from simclr import SimCLRAugmentation, callbacks, load_encoder
-from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid
+from simclr import SimCLRAugmentation, load_encoder, online_accuracy
+from simclr.callbacks import EpochLines, ViewGrid
 from simclr.data import EvalLoader, MemoryImages, draw_shapes
 from simclr.eval import extract_features, knn_accuracy
+from simclr.online_accuracy import OnlineKNN
 from simclr.seeding import epoch_order
 from tiny import BATCH, IMAGES, fit, tiny_data, tiny_model
 
@@ -63,7 +64,7 @@ def test_knn_is_the_accuracy_of_a_fifth_of_the_training_images_as_a_user_of_the_
     model.hparams.batch_size = 100
     fit(tmp_path, model, data, [OnlineKNN(1, k=5), watch], max_epochs=1).save_checkpoint(tmp_path / "x.ckpt")
     features, labels = extract_features(load_encoder(tmp_path / "x.ckpt"), data.eval_loader("train"))
-    order = epoch_order(callbacks._QUERIES, 0, 500)
+    order = epoch_order(online_accuracy._QUERIES, 0, 500)
     query, bank = order[:100], order[100:]
     expected = knn_accuracy(features[bank], labels[bank], features[query], labels[query], k=5, temperature=0.1)
     assert watch.knn == [pytest.approx(expected)]

@@ -1,5 +1,6 @@
 """Runs beside each other: what differs, what each reached, which are seeds of one another, and what is no run."""
 
+import base64
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ import re
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +21,7 @@ from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT
 from simclr.cli.train import train
 from simclr.compare import as_csv, as_markdown, compare_runs, print_comparison, write_page
-from simclr.compare.page import draw_curves, draw_settings, row_colours, time_axes
+from simclr.compare.page import curve_data, draw_curves, draw_settings, row_colours
 from simclr.compare.paired import holm, mcnemar
 from simclr.compare.rows import figures_of
 from simclr.eval import wilson_interval
@@ -267,6 +269,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
         (["a"], "it takes two runs or more, and there is one (a)"),
         (["gone", "notes.txt"], "there is none; gone: is not there; notes.txt: is not a run"),
         (["a", "b", "--csv", "a/metrics.csv"], "csv=a/metrics.csv lies in the folder of a run"),
+        (["a", "b", "--neighbours=-1"], "neighbours=-1 is negative. Use 0 for none."),
         (["a", "b", "--csv", "compare.html"], "html, markdown and csv name the same file"),
     ],
 )
@@ -297,24 +300,40 @@ def test_the_page_needs_nothing_and_takes_no_name_for_its_own_marks(tmp_path):
     assert str(tmp_path / "<i>") in page.text
     assert all(re.match(r"#|data:", resource) for resource in page.resources), page.resources
     assert len(set(page.ids)) == len(page.ids)
-    for line in ("row-0-train_loss-0", "row-1-train_loss-1", "row-1-rankme-0"):
-        assert f"out-{line}" in page.ids  # by which the boxes of the table find the curves
+    assert page.scripts == 1
+    [rank] = [panel for panel in page.data["curves-data"]["panels"] if panel["title"] == "effective rank"]
+    assert [(line["name"], line["row"]) for line in rank["series"]] == [("<b> & |x|", 0), ("plain", 1), ("more", 1)]
     assert (tmp_path / "out.png").stat().st_size > 5000
 
 
-def test_curves_are_drawn_against_whatever_puts_them_in_another_place(tmp_path):
+def numbers(data: dict, place: int) -> list[float]:
+    """An array of a page's data."""
+    return np.frombuffer(base64.b64decode(data["arrays"][place]), "<f4").tolist()
+
+
+def test_the_page_has_every_curve_and_what_places_it_in_time(tmp_path):
     longer = METRICS.replace(",19,", ",39,").replace(",9,", ",19,")
-    runs = [hand_made(tmp_path / "a"), hand_made(tmp_path / "b", metrics=longer, temperature=0.3)]
-    found = compare_runs(runs)
-    assert time_axes(compare_runs([runs[0], hand_made(tmp_path / "c", seed=1)])) == ["epochs"]
-    assert time_axes(found) == ["epochs", "steps", "images"]
-    for axis, ends in (("epochs", [2, 2]), ("steps", [20, 40]), ("images", [320, 640])):
-        [knn] = [a for a in draw_curves(found, row_colours(2), axis).axes if "kNN" in a.get_title("left")]
-        assert [line.get_xdata()[-1] for line in knn.lines] == ends
-        assert knn.get_xlabel() == axis
-    page = Page(write_page(found, tmp_path / "out.html").read_text())
-    assert {"by-epochs", "by-steps", "by-images", "out-steps-row-1-rankme-0"} <= set(page.ids)
-    assert len(set(page.ids)) == len(page.ids)
+    found = compare_runs([hand_made(tmp_path / "a"), hand_made(tmp_path / "b", metrics=longer, temperature=0.3)])
+    data = curve_data(found, row_colours(2))
+    assert data["axes"] == ["epochs", "steps", "images"]  # no clock
+    assert [(run["name"], run["steps"], run["images"]) for run in data["runs"]] == [("a", 10, 160), ("b", 20, 320)]
+    [knn] = [panel for panel in data["panels"] if "kNN" in panel["title"]]
+    for line in knn["series"]:
+        assert (numbers(data, line["x"]), numbers(data, line["y"])) == ([2], [43.75])
+    [knn] = [axis for axis in draw_curves(found, row_colours(2)).axes if "kNN" in axis.get_title("left")]
+    assert [line.get_xdata().tolist() for line in knn.lines] == [[2], [2]]
+
+
+def test_a_run_that_ends_inside_its_first_epoch_is_not_drawn_as_a_whole_one(tmp_path):
+    whole, part = hand_made(tmp_path / "whole"), hand_made(tmp_path / "part", step=5, temperature=0.3)
+    (part / "metrics.csv").write_text("epoch,step,train_loss,train_loss_epoch\n0,4,2.5,\n0,4,,2.5\n")
+    path = part / "checkpoints" / "last.ckpt"
+    content = torch.load(path)
+    content["run"] |= {"steps_per_epoch": 10, "epochs": 0, "steps_inside": 5}
+    torch.save(content, path)
+    first, second = compare_runs([whole, part]).runs
+    assert (first.history["train_loss_epoch"][0], second.history["train_loss_epoch"]) == ((1, 2.25), [(0.5, 2.5)])
+    assert second.per_epoch == {"steps": 10, "images": 160}
 
 
 def test_a_setting_of_three_values_is_drawn_against_the_first_figure_that_all_have(tmp_path):
@@ -326,8 +345,10 @@ def test_a_setting_of_three_values_is_drawn_against_the_first_figure_that_all_ha
     assert points == [[pytest.approx([t, 100 * (0.5 + t)])] for t in (0.1, 0.2, 0.3)]
     assert draw_settings(compare_runs(runs[:2]), row_colours(2)) is None  # two points are no trend
     page = Page(write_page(found, tmp_path / "out.html").read_text())
-    assert "settings against results" in " ".join(page.labels)
-    assert " _0.1$" in page.text  # in the legend, as it is
+    dots = page.data["scatter-data"]
+    title = dots["first"]
+    shown = [(row["settings"]["model.temperature"], row["figures"][title]["numbers"]) for row in dots["rows"]]
+    assert shown == [(t, pytest.approx([50 + 100 * t, 45 + 100 * t, 55 + 100 * t])) for t in (0.1, 0.2, 0.3)]
 
 
 def test_fifty_runs_of_2000_points_are_a_page_of_five_megabytes_at_most(tmp_path):
@@ -342,6 +363,9 @@ def test_fifty_runs_of_2000_points_are_a_page_of_five_megabytes_at_most(tmp_path
     lines = [line for axis in draw_curves(found, row_colours(50)).axes for line in axis.lines]
     assert len(lines) == 100
     assert all(len(line.get_xdata()) <= 401 and line.get_xdata()[-1] == 2000 for line in lines)
+    data = Page(page.read_text()).data["curves-data"]
+    assert len(data["arrays"]) == 101  # of all runs the same times
+    assert {len(numbers(data, line["y"])) for panel in data["panels"] for line in panel["series"]} == {2000}
     assert len(set(row_colours(50))) == 50
 
 
@@ -412,9 +436,13 @@ def real(tmp_path_factory):
 def test_real_runs_are_compared_to_the_last_figure(real, monkeypatch, capsys):
     monkeypatch.chdir(real)
     capsys.readouterr()
-    compare(["runs", "--csv", "out/all.csv", "--markdown", "out/all.md", "--html", "out/all.html"])
+    compare(["runs", "--csv", "out/all.csv", "--markdown", "out/all.md", "--html", "out/all.html", "--device", "cpu"])
     said = capsys.readouterr()
     assert said.err == ""
+    page = Page((real / "out" / "all.html").read_text())
+    assert "minutes" in page.data["curves-data"]["axes"]
+    assert "The same images, as each encoder sees them" in page.text
+    assert "hot: features of 96 images" in said.out
     assert "model.temperature" in said.out
     assert "note" not in said.out.replace("note: losses do not compare", "")
     found = compare_runs(["runs"])

@@ -1,13 +1,13 @@
 """Every shipped configuration is read by the real parser, states only what differs, and says what it is for."""
 
 import inspect
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from simclr.cli.refusals import LOGGED
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.data import ImageData
 from simclr.eval.protocol import find_protocol, settings_in
@@ -16,7 +16,7 @@ from simclr.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-COMMANDS = {"pretrain": "train.py", "linear_eval": "linear_eval.py"}
+COMMANDS = {"pretrain": "python train.py", "linear_eval": "python linear_eval.py", "sweeps": "wandb sweep"}
 
 
 def named(path: Path) -> str:
@@ -73,12 +73,33 @@ def test_the_header_has_a_command_that_names_the_file_and_real_settings(path):
     header = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
     assert path.read_text().startswith("# ")
     command = next(line for line in header if named(path) in line)
-    assert re.match(rf"python {COMMANDS[path.parent.name]} ", command)
+    assert command.startswith(f"{COMMANDS[path.parent.name]} ")
     flags = [word[2:].split("=")[0] for word in shlex.split(command) if word.startswith("--")]
     known = {"config", "checkpoint", "run_dir", "seed_everything", "wandb"}
     known |= {f"model.{name}" for name in inspect.signature(SimCLR).parameters}
     known |= {f"data.{name}" for name in inspect.signature(ImageData).parameters}
     assert {flag for flag in flags if not flag.startswith("trainer.")} <= known
+
+
+SWEEPS = [p for p in CONFIGS if p.parent.name == "sweeps"]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=named)
+def test_a_sweep_gives_the_command_line_what_it_takes(path, parse):
+    """As W&B's agent does: `${args}` becomes a flag for each parameter, at every value, or at both ends of a range."""
+    sweep = yaml.safe_load(path.read_text())
+    program, command, *given = sweep["command"]
+    assert (program, command, given[-1]) == ("simclr", "train", "${args}")
+    assert sweep["metric"]["name"] in LOGGED
+    assert sweep["metric"]["goal"] == "maximize"
+    ends = {name: space.get("values") or [space["min"], space["max"]] for name, space in sweep["parameters"].items()}
+    for end in (0, -1):
+        chosen = {name: values[end] for name, values in ends.items()}
+        read = parse([*given[:-1], *(f"--{name}={value}" for name, value in chosen.items())])
+        assert {name: read[name] for name in chosen} == chosen
+    for name, values in ends.items():
+        for value in values if name.startswith("model.") else ():
+            SimCLR("resnet8", **{name.removeprefix("model."): value})
 
 
 def test_there_are_configs():

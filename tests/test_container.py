@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from simclr import container
 from simclr.container import cores, cpu_quotas, memory_limits
 
 MACHINE = "9223372036854771712\n"  # what version 1 says where there is no limit
@@ -61,3 +62,15 @@ def test_cores_are_those_of_the_affinity_or_of_the_quota_whichever_are_fewer(mon
     for quota, expected in (("150000 100000", 2), ("20000 100000", 1), ("1600000 100000", 8)):
         lay_out(tmp_path, "0::/", {"cpu.max": quota})
         assert cores(tmp_path) == expected
+
+
+def test_ranks_share_the_threads_that_a_quota_feeds(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(container, "cpu_quotas", lambda root: [3.5])
+    monkeypatch.setattr(container, "cores", lambda root: 4)
+    assert [container.threads(processes) for processes in (1, 2, 8)] == [4, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert container.threads() is None  # the user's choice
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(container, "cpu_quotas", lambda root: [])
+    assert container.threads() is None

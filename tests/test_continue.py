@@ -26,8 +26,10 @@ from simclr.cli.messages import BAD_INPUT, INTERRUPTED, TERMINATED
 from simclr.cli.report import report
 from simclr.cli.train import TrainCLI, parse_and_build, train
 from simclr.continuation import RULES, Continuation, Rule, describe, refuse_changes, rule_of, trainer_changes
+from simclr.dashboard import Dashboard
 from simclr.data import ImageData
 from simclr.module import SimCLR
+from simclr.online_accuracy import OnlineKNN, OnlineProbe
 from simclr.online_quality import OnlineQuality
 from simclr.optim import warmup_cosine
 from simclr.run_folder import RunFolder
@@ -217,7 +219,9 @@ def test_every_setting_has_one_place_in_the_rules(monkeypatch):
         "data": (ImageData,),
         "trainer": (Trainer,),
         "knn": (OnlineKNN,),
+        "probe": (OnlineProbe,),
         "quality": (OnlineQuality,),
+        "dashboard": (Dashboard,),
     }
     for group, classes in signatures.items():  # what is not on the command line too
         groups[group] |= {name for kind in classes for name in inspect.signature(kind).parameters}

@@ -122,3 +122,15 @@ def test_the_bodies_of_a_tile_compile_whole(term):
     expected = term.slopes(logits.clone(), *arguments, scratch.clone())
     found = torch.compile(term.slopes, **compile_)(logits.clone(), *arguments, scratch.clone())
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("views", "n", "tile"), [(2, 12, (5, 7)), (3, 5, (4, 4)), (2, 2, None)])
+def test_the_histogram_of_negatives_is_that_of_the_double_loop(views, n, tile):
+    z = torch.nn.functional.normalize(torch.randn(views * n, 6, generator=torch.Generator().manual_seed(n)), dim=1)
+    counts = [0] * 16
+    for i in range(views * n):
+        for j in range(views * n):
+            if i % n != j % n:  # not of one image
+                cosine = sum(a * b for a, b in zip(z[i].tolist(), z[j].tolist(), strict=True))
+                counts[min(15, int((cosine + 1) * 8))] += 1
+    assert tiles.histogram(z, views, 16, tile).tolist() == counts

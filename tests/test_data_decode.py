@@ -184,7 +184,7 @@ def test_every_file_that_cannot_be_read_is_counted_and_the_first_are_named(tmp_p
 
 def test_a_few_files_are_shared_by_all_threads(tmp_path, monkeypatch):
     together = threading.Barrier(4)
-    monkeypatch.setattr(decode_module, "decode", lambda content: (together.wait(60), torch.zeros(3, 8, 8))[1])
+    monkeypatch.setattr(decode_module, "decode", lambda content, rules: (together.wait(60), torch.zeros(3, 8, 8))[1])
     for i in range(4):
         (tmp_path / str(i)).touch()
     images = read_images([tmp_path / str(i) for i in range(4)], 8, threads=4)  # a barrier that breaks is an error
@@ -194,7 +194,7 @@ def test_a_few_files_are_shared_by_all_threads(tmp_path, monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_decodes_shares_no_image_among_more_threads_and_leaves_torch_its_own(tmp_path, monkeypatch, threads):
     before, seen = torch.get_num_threads(), []
-    monkeypatch.setattr(decode_module, "decode", lambda content: seen.append(torch.get_num_threads()) or 1 / 0)
+    monkeypatch.setattr(decode_module, "decode", lambda content, rules: seen.append(torch.get_num_threads()) or 1 / 0)
     (tmp_path / "a").touch()
     try:
         torch.set_num_threads(3)

@@ -14,7 +14,7 @@ import torchvision
 from PIL import Image
 
 from simclr.cli import main
-from simclr.data import FileImages, ImageData, MemoryImages
+from simclr.data import FileImages, ImageData, MemoryImages, kinds
 from simclr.data.sources import list_folder
 from simclr.seeding import epoch_order
 from tiny import fit, flags, tiny_data
@@ -45,11 +45,13 @@ def test_first_level_folders_are_the_classes_at_any_depth(tmp_path):
 
 def test_pictures_that_are_not_read_are_told_as_a_run_starts(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kinds, "has_heif", lambda: False)
     fill(tmp_path / "photos", [f"{i}.png" for i in range(8)])
     for name in (*(f"{i}.heic" for i in range(200)), "list.txt"):
         (tmp_path / "photos" / name).touch()
     main(["train", "photos", *flags({"data.batch_size": 4, "trainer.max_steps": 1, "run_dir": "run"})])
-    said = "200 of 208 pictures in photos are not read: 200 .heic. Convert them to JPEG or PNG to train on them."
+    said = "200 of 208 pictures in photos are not read: 200 .heic. Convert them to JPEG or PNG to train on them. "
+    said += "To have HEIC read: pip install 'simclr[heif]'."
     assert f"note: {said}" in capsys.readouterr().out
     assert tiny_data().notes == []
 
@@ -68,7 +70,8 @@ def test_a_folder_of_classes_and_one_of_images_are_told_nothing(tmp_path, names)
     assert list_folder(str(fill(tmp_path, names)), "data.train_dir").notes == []
 
 
-def test_what_is_left_out_of_a_folder_is_counted_by_kind(tmp_path):
+def test_what_is_left_out_of_a_folder_is_counted_by_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "has_heif", lambda: False)
     fill(tmp_path, ["cat/a.png", "cat/b.JPG", "dog/c.jpeg", "dog/.hidden.png", ".cache/d.png", ".DS_Store"])
     for name in ("notes.txt", "cat/x.TXT", "dog/y.heic", "README"):
         (tmp_path / name).touch()

@@ -57,7 +57,7 @@ REFUSED = {
     ),
     "cut short": (file_of()[:900], "it is cut short"),
     "no header": (png.SIGNATURE + chunk(b"IDAT", STREAM) + chunk(b"IEND", b""), "it has no header"),
-    "too large": (file_of(size=(20_000, 20_000)), "20000 x 20000 pixels are more than 178,956,970"),
+    "too large": (file_of(size=(20_000, 20_000)), "20000 x 20000 pixels are more than data.max_pixels=178956970"),
     "beyond all sizes": (file_of(size=(2**31 - 1, 2**31 - 1)), "pixels are more than"),
 }
 

@@ -193,7 +193,7 @@ def test_a_yardstick_that_does_not_converge_is_no_number_and_the_encoder_keeps_i
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # of one core
 def test_the_papers_protocol_decodes_files_in_as_many_threads_as_there_are_workers(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(sources, "read_images", lambda paths, side, threads: asked.append((paths, side, threads)))
+    monkeypatch.setattr(sources, "read_images", lambda paths, side, threads, **_: asked.append((paths, side, threads)))
     files = FileImages("files", ["a", "b", "c"], 8, torch.tensor([0, 1, 1]), ["x", "y"])
     for workers in (0, 2):
         evaluation.LoadedImages(EvalLoader(files, torch.tensor([2, 0]), 2, workers)).images(torch.tensor([1, 0]))

@@ -30,6 +30,7 @@ from simclr.contrast import tiles
 from simclr.data import loader
 from simclr.eval import nearest
 from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
+from simclr.nonfinite import FiniteSteps
 from simclr.optim import build_optimizer
 from simclr.report.pictures import neighbour_picture
 from simclr.seeding import stream_uniforms, uniforms, view_stream
@@ -137,7 +138,10 @@ class Cuda(TorchFunctionMode):
         if func.overloadpacket is aten.copy_:
             target, source = args[:2]
             if not isinstance(target, FakeCuda):
-                self.waits("copy to the CPU")
+                if not (
+                    any(target is pinned for pinned in self.pinned) and (len(args) > 2 or kwargs.get("non_blocking"))
+                ):
+                    self.waits("copy to the CPU")
                 return target.copy_(torch.ones(source.shape))
             if not isinstance(source, FakeCuda):
                 self.upload(source, args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
@@ -345,6 +349,16 @@ class Accelerator(CPUAccelerator):
         pass
 
 
+class Event:
+    """What tells when a copy is there. To wait for it is no wait for what was queued since."""
+
+    def record(self):
+        self.recorded = True
+
+    def synchronize(self):
+        assert self.recorded
+
+
 class Here:
     """A ThreadPoolExecutor without threads, which would not know of the fake."""
 
@@ -379,13 +393,15 @@ def test_a_step_under_the_trainer_waits_for_the_device_nowhere(tmp_path, cuda, s
     names = {"gradient_clip_val", "accumulate_grad_batches"} & settings.keys()
     of_trainer = {name: settings.pop(name) for name in names}
     strategy, watch = SingleDeviceStrategy(CUDA, Accelerator()), NoWaiting(cuda)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    finite = FiniteSteps(tmp_path)
     # Lightning asks by a number on the device whether there are batches at all.
     monkeypatch.setattr(strategy, "reduce", lambda *args, **kwargs: torch.ones(()))
     fit(
         tmp_path,
         tiny_model(**settings),
         tiny_data(shapes_train=3 * BATCH),
-        [watch],
+        [watch, finite],
         max_epochs=1,
         accelerator="auto",  # the strategy's
         strategy=strategy,
@@ -394,6 +410,7 @@ def test_a_step_under_the_trainer_waits_for_the_device_nowhere(tmp_path, cuda, s
         **of_trainer,
     )
     assert watch.steps == 2
+    assert finite.dump is None
 
 
 def test_the_notebook_draws_neighbours_from_images_that_training_moved_to_the_device(cuda):

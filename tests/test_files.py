@@ -7,12 +7,14 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from simclr.files import remove_abandoned, write_atomically, written_whole
+from simclr.files import remove_abandoned, remove_abandoned_sockets, write_atomically, written_whole
+from strict import sitecustomize as strict
 
 PACKAGE = Path(__file__).parents[1] / "simclr"
 WRITER = """
@@ -123,6 +125,37 @@ def test_what_is_being_written_is_left_alone(tmp_path):
         assert len(names(tmp_path)) == 2
     assert names(tmp_path) == [".hidden", "x[1]"]
     remove_abandoned(tmp_path / "not there")
+
+
+SOCKETS = """
+import multiprocessing.util, sys
+from simclr.files import mark_sockets
+mark_sockets()
+print(multiprocessing.util.get_temp_dir(), flush=True)
+if sys.stdin.read():
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_sockets_of_a_dead_process_are_removed_and_those_of_a_living_one_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("pymp-of-others", "other"):
+        (tmp_path / name).mkdir()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = strict.environment() | {"TMPDIR": str(tmp_path)}
+    folders, processes = [], []
+    for _ in range(2):
+        processes.append(subprocess.Popen([sys.executable, "-c", SOCKETS], env=environment, **pipes))
+        folders.append(Path(processes[-1].stdout.readline().strip()))
+    remove_abandoned_sockets()
+    assert all(folder.is_dir() and folder.parent == tmp_path for folder in folders)
+    processes[0].communicate("die")
+    assert folders[0].is_dir()
+    remove_abandoned_sockets()
+    assert [folder.is_dir() for folder in folders] == [False, True]
+    processes[1].communicate("")
+    assert names(tmp_path) == ["other", "pymp-of-others"]
 
 
 def test_no_other_file_of_the_package_writes_a_whole_file():

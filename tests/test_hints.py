@@ -19,6 +19,7 @@ from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.parsing import Parser
 from simclr.cli.recipes import recipes
 from simclr.cli.refusals import LOGGED
+from simclr.cli.replay import replay_parser
 from simclr.cli.report import report_parser
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.module import SimCLR
@@ -41,7 +42,7 @@ def parsers() -> dict[str, Parser]:
         pass
 
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
-    built |= {"check-data": check_data_parser(), "export": export_parser()}
+    built |= {"check-data": check_data_parser(), "export": export_parser(), "replay": replay_parser()}
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -152,7 +153,7 @@ TYPED = {
     "pretrain photos": "Did you mean train?",
     "fit": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, export, check-data.",
+    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, export, check-data, replay.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -179,6 +180,15 @@ TYPED = {
     "export runs/x --checkpoint runs/y": "Use --encoder runs/y.",
     "export photos": "no checkpoints/last.ckpt in photos.",
     "compare --out x.html": "Use --html x.html.",
+    "replay": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
+    "replay --run_dir runs/x": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
+    "replay --precision bf16": "the run's precision and finer ones are computed.",
+    "replay empty": "no dump of a step at empty. A run that met numbers not finite has RUN/nonfinite_step_N.pt.",
+    "replay my.yaml": "my.yaml is a file of settings.",
+    "train --skip_nan": "Use --on_nonfinite skip.",
+    "train --terminate_on_nan true": "a loss or gradient that is not finite stops the run.",
+    "train --on_nonfinite ignore": "on_nonfinite=ignore is not one of stop, skip.",
+    "reproduce empty": "Did you mean replay?",
     "compare photos empty": "photos: is not a run, and holds none; empty: is not a run",
 }
 
@@ -223,7 +233,7 @@ ALL_HINTS += [
 def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x", "compare": "--runs=[x]"}
-    needed |= {"check-data": "--train_dir=x", "export": "--encoder=x"}
+    needed |= {"check-data": "--train_dir=x", "export": "--encoder=x", "replay": "--dump=x"}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said
@@ -270,16 +280,16 @@ def test_a_folder_by_itself_is_the_one_a_command_is_for(tmp_path, monkeypatch, c
     assert "photos has no labels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "linear-eval", "report", "profile", "check-data"])
+@pytest.mark.parametrize("command", ["train", "linear-eval", "report", "profile", "check-data", "replay"])
 def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    place = "FOLDER" if command in ("train", "profile", "check-data") else "RUN"
+    place = {"linear-eval": "RUN", "report": "RUN", "replay": "DUMP"}.get(command, "FOLDER")
     assert said.startswith(f"usage: simclr {command} [{place}] [options]\n")
     kind = "linear_eval" if command == "linear-eval" else "pretrain"
-    assert command in ("report", "check-data") or all(name in said for name in recipes(kind))
+    assert command in ("report", "check-data", "replay") or all(name in said for name in recipes(kind))
 
 
 @pytest.mark.parametrize(

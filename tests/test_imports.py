@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "simclr"
 
 # From the ground up. A file may import from its own layer and from those below.
 LAYERS = [
-    ["checks", "seeding", "distributed", "precision", "paths", "files", "torch_internals", "allocator", "container"],
+    ["checks", "seeding", "distributed", "precision", "paths", "files", "heartbeat", "torch_internals"],
+    ["allocator", "container"],
     ["contrast"],
     ["views"],
     ["augment", "losses", "heads", "resnet", "image_sizes", "encoders", "optim", "run_length", "pyramid"],
@@ -21,12 +22,22 @@ LAYERS = [
     ["memory"],
     ["eval"],
     ["online_quality"],
-    ["callbacks", "diagnosis", "loggers", "run_folder", "profile", "progress"],
-    ["report", "pace"],
-    ["compare"],
+    ["nonfinite", "online_accuracy"],
+    ["callbacks", "diagnosis", "step_figures", "loggers", "wandb_run", "provenance", "run_folder", "profile"],
+    ["report", "pace", "progress"],
+    ["compare", "dashboard", "evaluation_figures"],
     ["cli"],
 ]
-HEAVY = {"wandb", "matplotlib", "sklearn", "timm", "onnx", "onnxruntime", "litdata"}  # imported where they are used
+HEAVY = {
+    "pillow_heif",
+    "wandb",
+    "matplotlib",
+    "sklearn",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "litdata",
+}  # imported where they are used
 
 
 def name_of(path: Path) -> str:

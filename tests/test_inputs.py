@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import ImageFolder
 
 from simclr import SimCLR, build_encoder
+from simclr.checkpoint import load_encoder, save_encoder
 from simclr.data import EvalLoader, ImageData
 from simclr.eval import extract_features
 from simclr.inputs import InputTransform, attach_transform, fit_to_size
@@ -234,3 +235,25 @@ def test_shrinking_is_antialiased_and_stays_in_range():
     out = fit_to_size(step, 32)
     assert out.min() >= 0
     assert out.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_an_encoder_keeps_which_value_of_16_bits_is_white(tmp_path, kind):
+    values = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / f"a.{kind}")
+    transform = InputTransform(8, (0.0,) * 3, (1.0,) * 3, sixteen_bit_max=4095)
+    wanted = torch.from_numpy((values >> 4).astype(np.float32)).expand(1, 3, 8, 8) / 255
+    for image in (tmp_path / f"a.{kind}", Image.fromarray(values)):
+        assert torch.equal(transform(image), wanted)
+    assert "sixteen_bit_max=4095" in repr(transform)
+    assert "sixteen" not in repr(InputTransform(8, (0.0,) * 3, (1.0,) * 3))
+
+
+def test_a_saved_encoder_has_the_white_of_the_images_it_was_trained_on(tmp_path):
+    for i in range(16):
+        Image.fromarray(np.full((16, 16), 200 * i, np.uint16)).save(tmp_path / f"{i}.png")
+    data = ImageData(train_dir=str(tmp_path), image_size=16, batch_size=8, sixteen_bit_max=4095, workers=0)
+    trainer = fit(tmp_path, tiny_model(batch_size=8), data, max_epochs=1)
+    save_encoder(trainer.lightning_module, tmp_path / "encoder.pt")
+    loaded = load_encoder(tmp_path / "encoder.safetensors")
+    assert loaded.transform.sixteen_bit_max == trainer.lightning_module.encoder.transform.sixteen_bit_max == 4095

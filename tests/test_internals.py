@@ -6,6 +6,7 @@ import ast
 import copy
 import inspect
 import multiprocessing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies.launchers import subprocess_script
 from torch import nn
 
 from simclr import torch_internals
@@ -149,6 +151,28 @@ def test_lightning_asks_all_ranks_for_a_signal_by_the_name_that_is_replaced():
     assert "self._broadcast_sigterm_tensor()" in inspect.getsource(type(loop)), pytorch_lightning.__version__
     internals.leave_signals_to_us(trainer)
     assert loop._broadcast_sigterm_tensor() is None
+
+
+def test_lightning_gives_the_processes_that_it_launches_to_the_observer_that_is_replaced():
+    source = inspect.getsource(subprocess_script._SubprocessScriptLauncher.launch)
+    assert "_launch_process_observer(self.procs)" in source, pytorch_lightning.__version__
+    before, seen = subprocess_script._launch_process_observer, []
+    with internals.children_watched_by(seen.append):
+        subprocess_script._launch_process_observer([])
+    assert seen == [[]]
+    assert subprocess_script._launch_process_observer is before
+
+
+def test_a_strategy_of_several_ranks_has_a_limit_of_waiting_that_can_be_set():
+    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "devices": 1}
+    trainer = Trainer(**options, strategy="ddp")
+    assert internals.patience_of(trainer) == timedelta(minutes=30)  # as the README says
+    assert internals.wait_for_ranks(trainer, timedelta(minutes=2))
+    assert internals.patience_of(trainer) == timedelta(minutes=2)
+    assert "self._timeout" in inspect.getsource(type(trainer.strategy).setup_distributed)
+    alone = Trainer(**options)
+    assert not internals.wait_for_ranks(alone, timedelta(minutes=2))
+    assert internals.patience_of(alone) is None
 
 
 def test_a_checkpoint_saved_within_a_batch_lacks_that_batch(tmp_path):

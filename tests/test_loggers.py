@@ -1,19 +1,17 @@
-"""Where metrics go: one CSV that a continued run extends, and W&B only when asked, when it can, and inside the run."""
+"""Where metrics go: one CSV that a continued run extends, and TensorBoard, which has all that the CSV has."""
 
 import csv
 import os
-import socket
-import sys
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simclr.checkpoint import Checkpoint
-from simclr.cli.train import train
-from simclr.loggers import MetricsCSV, build_loggers, wandb_mode
-from tiny import flags
-
-KEY = "0123456789abcdef0123456789abcdef01234567"  # of the right form, of nobody
+from simclr.loggers import EventFiles, MachineCSV, MetricsCSV, Points, Shown, build_loggers, show
+from simclr.step_figures import MACHINE
 
 
 def rows(path):
@@ -59,36 +57,10 @@ def test_a_run_continued_in_another_folder_begins_its_own_file(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "b" / "metrics.csv")] == [4, 5]
 
 
-@pytest.fixture
-def no_key(monkeypatch, tmp_path):
-    """A machine without a W&B key."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    return monkeypatch
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """A machine where every connection fails: the attempts. Asks that nobody waits for one without a limit."""
-    attempts = []
-
-    def fail(address, timeout=None, *args, **kwargs):
-        attempts.append(address)
-        assert timeout is not None
-        assert timeout <= 5
-        raise OSError("network is unreachable")
-
-    monkeypatch.setattr(socket, "create_connection", fail)
-    return attempts
-
-
 def test_tensorboard_has_each_step_of_a_continued_run_once_and_no_metric_of_nothing(tmp_path):
     for steps, stands in ((range(6), None), (range(4, 8), 4)):
         resumed = stands and Checkpoint(tmp_path, {}, {}, {}, epoch=0, global_step=stands, run={"epochs": 1})
-        (logger,) = (logger for logger in build_loggers(tmp_path, "disabled", "", resumed) if "Event" in repr(logger))
+        (logger,) = (logger for logger in build_loggers(tmp_path, resumed) if "Event" in repr(logger))
         logger.log_hyperparams({"temperature": 0.2})
         for step in steps:
             logger.log_metrics({"train_loss": step + (10 if resumed else 0)}, step)
@@ -97,66 +69,6 @@ def test_tensorboard_has_each_step_of_a_continued_run_once_and_no_metric_of_noth
     assert events.Tags()["scalars"] == ["train_loss"]
     found = [(event.step, event.value) for event in events.Scalars("train_loss")]
     assert found == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 14), (5, 15), (6, 16), (7, 17)]
-
-
-def test_auto_without_a_key_is_offline_and_says_so_in_one_line(no_key, no_network, capsys):
-    assert wandb_mode("auto") == "offline"
-    out = capsys.readouterr().out
-    assert out.startswith("wandb: no key found, logging offline into the run folder")
-    assert out.count("\n") == 1
-
-
-def test_auto_with_a_key_but_no_network_is_offline_at_once(no_key, no_network, capsys):
-    no_key.setenv("WANDB_API_KEY", KEY)
-    assert wandb_mode("auto") == "offline"
-    assert no_network == [("api.wandb.ai", 443)], "one attempt, of seconds at most"
-    out = capsys.readouterr().out
-    assert "api.wandb.ai cannot be reached, logging offline" in out
-    assert out.count("\n") == 1
-
-
-def test_a_key_may_stand_in_netrc(no_key, tmp_path, monkeypatch):
-    reached = []
-
-    class Connection:
-        def close(self):
-            reached.append("closed")
-
-    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: reached.append(address) or Connection())
-    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
-    assert wandb_mode("auto") == "online"
-    assert reached == [("api.wandb.ai", 443), "closed"]
-    (tmp_path / "netrc").write_text(f"machine elsewhere.org login user password {KEY}\n")
-    assert wandb_mode("auto") == "offline"
-
-
-def test_online_without_a_key_is_refused_and_with_one_is_not_second_guessed(no_key, no_network):
-    with pytest.raises(ValueError, match="wandb=online needs a key: run `wandb login`"):
-        wandb_mode("online")
-    no_key.setenv("WANDB_API_KEY", KEY)
-    assert wandb_mode("online") == "online"
-
-
-def test_disabled_never_imports_wandb(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it would fail
-    assert [type(logger).__name__ for logger in build_loggers(tmp_path, "disabled", "p")] == [
-        "MetricsCSV",
-        "EventFiles",
-    ]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow  # starts W&B's own process
-@pytest.mark.filterwarnings("default")  # W&B's own
-def test_an_offline_run_writes_below_its_folder_only_and_no_key(no_key, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    before = {p.name for p in tmp_path.iterdir()}
-    train([*flags({"wandb": "offline", "run_dir": "run", "trainer.max_epochs": 1})])
-    assert {p.name for p in tmp_path.iterdir()} - before - {"home"} == {"run"}
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    for path in (tmp_path / "run").rglob("*"):
-        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
 def test_a_row_that_was_not_written_to_its_end_is_none(tmp_path):
@@ -195,3 +107,84 @@ def test_rows_that_find_no_room_are_written_once_there_is_some(tmp_path, monkeyp
 
 def no_room(*args):
     raise OSError(28, os.strerror(28))
+
+
+def test_what_the_machine_decides_has_a_file_of_its_own(tmp_path):
+    loggers = build_loggers(tmp_path)[:2]
+    rows_given = [
+        ({"train_loss": 1.0, "epoch": 0}, 0),
+        ({"train_loss": 0.5, "epoch": 0, **dict.fromkeys(MACHINE, 2.0)}, 1),
+        ({"epoch_seconds": 3.0, "epoch": 0, "train_loss_epoch": 0.75}, 1),
+    ]
+    for row, step in rows_given:
+        for logger in loggers:
+            logger.log_metrics(row, step)
+            logger.save()
+    assert rows(tmp_path / "metrics.csv") == [
+        {"step": 0, "epoch": 0, "train_loss": 1.0},
+        {"step": 1, "epoch": 0, "train_loss": 0.5},
+        {"step": 1, "epoch": 0, "train_loss_epoch": 0.75},
+    ]
+    assert rows(tmp_path / "machine.csv") == [
+        {"step": 1, "epoch": 0, **dict.fromkeys(MACHINE, 2.0)},
+        {"step": 1, "epoch": 0, "epoch_seconds": 3.0},
+    ]
+    resumed = MachineCSV(tmp_path, Checkpoint(tmp_path, {}, {}, {}, epoch=0, global_step=2, run={"epochs": 0}))
+    resumed.log_metrics({"step_seconds": 1.0, "epoch": 0}, 2)
+    resumed.save()  # what stands for an epoch that was not whole is written again
+    assert [row["step"] for row in rows(tmp_path / "machine.csv")] == [1, 2]
+    assert "epoch_seconds" not in rows(tmp_path / "machine.csv")[1]
+
+
+def events_of(run_dir) -> EventAccumulator:
+    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0, "histograms": 0}).Reload()
+
+
+def shown() -> Shown:
+    picture = Image.fromarray(np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3))
+    histogram = torch.tensor([0, 3, 0, 2, 0]), torch.linspace(-1, 1, 6)
+    points = Points(torch.eye(3, 4), ["a", "b", "b"], torch.zeros(3, 3, 8, 8))
+    return Shown({"views": picture}, {"cosines": histogram}, {"features": points})
+
+
+def test_tensorboard_shows_pictures_histograms_and_a_space_as_they_were_given(tmp_path):
+    logger = EventFiles(str(tmp_path), name="tensorboard", version="")
+    show([logger], shown(), 7)
+    show([logger], shown(), 7)  # of a run that ends here for the second time: no words, and no second space
+    logger.finalize("success")
+    events = events_of(tmp_path)
+    first = events.Images("views")[0]
+    assert (first.step, first.width, first.height) == (7, 5, 4)
+    histogram = events.Histograms("cosines")[0].histogram_value
+    assert histogram.num == 5
+    assert histogram.min == pytest.approx(-0.6)
+    assert histogram.max == pytest.approx(0.6)
+    assert histogram.sum == pytest.approx(3 * -0.4 + 2 * 0.4)
+    folder = tmp_path / "tensorboard" / "00007" / "features"
+    assert (folder / "metadata.tsv").read_text().split() == ["a", "b", "b"]
+    with Image.open(folder / "sprite.png") as sprite:
+        assert sprite.size == (16, 16)
+    assert (tmp_path / "tensorboard" / "projector_config.pbtxt").read_text().count("sprite.png") == 1
+
+
+def test_the_hparams_tab_has_the_settings_by_name_and_the_results_to_come(tmp_path):
+    logger = EventFiles(str(tmp_path), name="tensorboard", version="", default_hp_metric=False)
+    logger.settings = {"model": {"temperature": 0.2, "blur_sigma": [0.1, 2.0], "start_size": None}, "wandb": "auto"}
+    logger.log_hyperparams({"temperature": 0.2})
+    logger.finalize("success")
+    content = events_of(tmp_path).summary_metadata
+    from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data as parsed
+
+    start = parsed(content["_hparams_/session_start_info"].plugin_data.content)
+    assert start.hparams["model.temperature"].number_value == 0.2
+    assert start.hparams["model.blur_sigma"].string_value == "[0.1, 2.0]"
+    assert sorted(start.hparams) == ["model.blur_sigma", "model.temperature", "wandb"]
+    assert {"_hparams_/experiment", "_hparams_/session_end_info", "custom_scalars__config__"} <= content.keys()
+
+
+def test_a_full_disk_costs_the_pictures_only_and_is_said_once(tmp_path, monkeypatch, capsys):
+    logger = EventFiles(str(tmp_path), name="tensorboard", version="")
+    monkeypatch.setattr("simclr.loggers._to_tensorboard", no_room)
+    for step in (1, 2):
+        show([logger], shown(), step)
+    assert capsys.readouterr().err.count("could not be written (No space left on device)") == 1

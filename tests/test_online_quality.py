@@ -1,15 +1,19 @@
 """Figures without labels while a run trains: of which images, of which views, and that the run is none the wiser."""
 
+import math
+
 import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
+from ranks import run_ranks
+from simclr import distributed
 from simclr.callbacks import EpochLines
 from simclr.data import MemoryImages
 from simclr.eval import instance_retrieval, rank_me
 from simclr.losses import nt_xent
-from simclr.online_quality import OnlineQuality
+from simclr.online_quality import BEFORE, FIGURES, OnlineQuality
 from tiny import BATCH, fit, tiny_data, tiny_model
 
 
@@ -47,6 +51,44 @@ def test_the_figures_are_those_of_two_views_of_the_test_images(tmp_path):
     assert found["rankme"] == pytest.approx(rank_me(h[0]), rel=1e-4)
     assert found["heldout_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     assert 0 <= found["heldout_top1"] <= 1
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def test_held_out_loss_and_top1_are_the_double_loop_of_the_paper_in_float64(tmp_path):
+    model, data = tiny_model(), tiny_data()
+    data.setup()
+    found = OnlineQuality(1).measure(data, model)
+    model.eval()
+    index = torch.arange(32)
+    with torch.no_grad():
+        views = [model.augment.view(data.test.images(index), index, 0, 20221005, view) for view in range(2)]
+        z1, z2 = (torch.nn.functional.normalize(model.head(model.encoder(view)).double(), dim=1) for view in views)
+    losses, right = [], []
+    for batch in index.split(BATCH):
+        z = torch.cat((z1[batch], z2[batch])).tolist()
+        for i, anchor in enumerate(z):
+            own = (i + BATCH) % (2 * BATCH)
+            logits = {j: dot(anchor, other) / 0.2 for j, other in enumerate(z) if j != i}
+            losses.append(math.log(sum(map(math.exp, logits.values()))) - logits[own])
+            right.append(max(logits, key=logits.get) == own)
+    assert found["heldout_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert found["heldout_top1"] == pytest.approx(sum(right) / len(right), abs=1e-6)
+
+
+def _figures() -> dict[str, float]:
+    data, quality = tiny_data(), OnlineQuality(1)
+    data.setup()
+    return distributed.from_rank_0(lambda: quality.measure(data, tiny_model()))
+
+
+def test_the_figures_are_alike_on_one_rank_and_on_three():
+    alone = _figures()
+    assert alone.keys() == {*FIGURES} - {BEFORE}
+    for on_a_rank in run_ranks(_figures, 3):
+        assert on_a_rank == pytest.approx(alone, abs=1e-6)
 
 
 def test_the_network_before_its_first_step_stands_beside_also_in_a_run_that_is_continued(tmp_path):

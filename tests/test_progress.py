@@ -86,6 +86,15 @@ def test_without_a_terminal_a_line_every_30_seconds_says_where_the_run_is(tmp_pa
     assert lines[-1].startswith("epoch 3/3")
 
 
+def test_the_first_line_comes_after_ten_steps_where_the_run_will_last(tmp_path, capsys, clock, monkeypatch):
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    fit(tmp_path, callbacks=[ProgressLines(seconds=50.0)], max_epochs=50)
+    first, second, *_ = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
+    assert re.fullmatch(r"epoch 3/50  step 11/200  loss \d\.\d{3}  16 images/s  3 min left", first), first
+    assert "step 61/200" in second
+
+
 def test_a_short_run_has_no_such_lines(tmp_path, capsys):
     fit(tmp_path, callbacks=[ProgressLines()], max_epochs=1)
     assert capsys.readouterr().out == ""
@@ -192,5 +201,6 @@ def test_a_continued_run_logs_the_steps_of_an_uncut_one(tmp_path, monkeypatch, c
             main(["train", *flags({**settings, "run_dir": "cut"})])
     assert stopped.value.code == INTERRUPTED
     main(["train", "--ckpt_path", "cut/checkpoints/last.ckpt"])
-    assert [row["step"] for row in rows(tmp_path / "whole") if row["lr"]] == [str(step) for step in range(1, 24, 2)]
+    logged = [str(step) for step in (0, *range(1, 24, 2))]  # the first and the last too
+    assert [row["step"] for row in rows(tmp_path / "whole") if row["lr"]] == logged
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")

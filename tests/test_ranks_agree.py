@@ -56,7 +56,12 @@ trainer:
 def test_two_ranks_see_the_same_metrics_and_end_where_callbacks_watch_the_online_knn(tmp_path):
     """kNN is measured in every second epoch; no gain is 1.0, so a patience of one measurement ends in the fourth."""
     (tmp_path / "watch.yaml").write_text(WATCHERS)
-    settings = {"trainer.max_epochs": 9, "knn.every_n_epochs": 2, "trainer.log_every_n_steps": 2}
+    settings = {
+        "trainer.max_epochs": 9,
+        "knn.every_n_epochs": 2,
+        "probe.every_n_epochs": 2,
+        "trainer.log_every_n_steps": 2,
+    }
     settings |= {"model.micro_batch_size": 4}  # logs what whole batches do not
     done = run(tmp_path, config="watch.yaml", **settings)
     assert done.returncode == 0, done.stderr
@@ -67,6 +72,8 @@ def test_two_ranks_see_the_same_metrics_and_end_where_callbacks_watch_the_online
     for names in seen.values():
         assert {
             "knn_top1",
+            "probe_top1",
+            "retrieval_top1",
             "train_loss_epoch",
             "train_loss",
             "lr",

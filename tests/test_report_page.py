@@ -113,6 +113,9 @@ def test_the_first_sentence_holds_the_numbers_of_the_evaluation(labelled):
     for shown in ("77.8 %", "41.0 %", "19.1 %", "guessing 33.3 %", "torch 9.9.9", "2026-01-02 03:04:05"):
         assert shown in text
     assert 'a & b taken for say "c": 36.4 % (4 of 11)' in text
+    assert f'a & b63.6 %else mostly say "c"{CLASSES[0]}' in text.replace(" a & b 63.6", "a & b63.6").replace(
+        "% else", "%else"
+    ).replace(f'"c" {CLASSES[0]}', f'"c"{CLASSES[0]}')
     assert "another encoder" not in text
     assert result_of(labelled)["encoder_sha256"] in text
 
@@ -135,7 +138,8 @@ def test_the_page_needs_nothing_beside_it(labelled):
     resources = ReportPage(path).resources
     assert len(resources) > 20
     assert all(resource.startswith(("data:image/", "#")) for resource in resources)
-    assert not re.search(r"https?://|@import|<script|<link", path.read_text())
+    assert not re.search(r"https?://|@import|<link|\bimport\(|fetch\(|XMLHttpRequest", path.read_text())
+    assert "default-src 'none'" in path.read_text()  # and the browser would not ask anyone
     for name in ("curves.png", "neighbours.png", "map.png"):
         Image.open(labelled / name).verify()
 
@@ -151,34 +155,57 @@ def test_names_of_classes_folders_and_settings_are_text_not_markup(labelled):
     page = ReportPage(path)
     assert "run <i>" in page.text
     assert all(page.text.count(name) > 5 for name in CLASSES)
-    assert page.text.count(hostile) == 10
-    assert "script" not in page.tags
-    assert "<script" not in path.read_text()
+    assert page.text.count(hostile) == 11
+    assert page.scripts == 1
+    assert path.read_text().count("<script") == 1 + len(page.data)
+    assert page.data["atlas-data"]["classes"] == CLASSES
 
 
 def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     """A page of nothing but hostile text: every place of every template that takes a word."""
     hostile = "\"><script>'</script>"
     headline = {"run": hostile, "stands": hostile, "how_to_measure": hostile, "epochs": 1, "result": None}
+    headline |= {"advice": hostile}
     headline |= {"encoder": hostile, "knn": None, "has_labels": True}
     provenance = {"rows": {hostile: hostile}, "earlier": []}
-    left_out = dict.fromkeys(("curves", "neighbours", "confusion", "map", "views"))
-    settings = {"rows": {hostile: hostile}, "has_config": False}
-    words = {"title": hostile, "headline": headline, "missing": hostile, "settings": settings}
+    left_out = dict.fromkeys(("curves", "quality", "atlas", "neighbours", "alike", "confusion", "views"))
+    row = {"name": hostile, "value": hostile, "default": hostile}
+    settings = {"rows": {hostile: hostile}, "differ": [row], "left_open": [row], "has_config": False}
+    usage = {"path": hostile, "feature_dim": hostile}
+    words = {"title": hostile, "headline": headline, "missing": hostile, "settings": settings, "usage": usage}
     page = render(**words, provenance=provenance, **left_out)
-    assert "<script" not in page
-    assert page.count("&lt;script") == 10
+    assert page.count("<script") == Page(page).scripts == 1
+    assert page.count("&lt;script") == 18
     tile = {"kind": hostile, "number": hostile, "name": hostile, "is_small": True, "source": hostile}
     one = SimpleNamespace(name=hostile, index=[0], whole=2)
     neighbours = {"k": hostile, "tiles": [tile], "test": one, "bank": one, "share_of_own_class": None}
-    confusion = {"picture": hostile, "classes": [], "worst": []}
+    worst = {"true": hostile, "taken_for": hostile, "share": 0.5, "count": 1, "of": 2}
+    picture = {"is_small": True, "source": hostile, "label": hostile, "short": hostile}
+    class_row = {"name": hostile, "share": 0.5, "taken_for": hostile}
+    confusion = {"picture": hostile, "classes": [], "worst": [worst | {"tiles": [picture]}], "accuracies": [class_row]}
+    confusion |= {"classes_left_out": False}
     headline |= {"result": {"linear_top1": 0.5, "epoch": hostile}, "interval": [0, 1], "ahead": [(1, hostile)]}
     headline |= {"of_another_encoder": True, "copies": hostile, "bars": [(hostile, 0.5, hostile)], "guessing": 0.1}
     headline |= {"data": {}, "top5": None, "protocol": hostile, "notes": [hostile]}
-    shown = {"neighbours": neighbours, "confusion": confusion, "views": {"source": hostile}}
-    page = render(**words, provenance=provenance, **left_out | shown)
-    assert "<script" not in page
-    assert page.count("&lt;script") == 27
+    pair = {"a": picture, "b": picture, "same": False, "cosine": 1, "across": True, "differ": hostile}
+    alike = {"pairs": [pair], "images": 2, "same": 0, "near": 1, "same_across": 0, "cosine": 1, "correlation": 1}
+    figure = {"name": hostile, "value": hostile, "before": hostile, "says": hostile}
+    numbers = {"loss": hostile, "first": 1, "last": 1, "heldout": None, "knn": None, "data": {"names": [hostile]}}
+    atlas = {
+        "data": {hostile: hostile},
+        "sprite": hostile,
+        "count": 1,
+        "whole": 1,
+        "name": hostile,
+        "classes": [hostile],
+    }
+    shown = {"neighbours": neighbours, "confusion": confusion, "views": {"source": hostile}, "alike": alike}
+    shown |= {"quality": {"figures": [figure], "epoch": hostile}, "curves": numbers}
+    page = render(**words, provenance=provenance, **shown, atlas=atlas | {"has_predictions": True})
+    assert Page(page).scripts == 1
+    assert page.count("<script") == 3
+    assert Page(page).data == {"curves-data": {"names": [hostile]}, "atlas-data": {hostile: hostile}}
+    assert page.count("&lt;script") == 60
 
 
 def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labelled):
@@ -240,12 +267,44 @@ def test_images_that_are_gone_leave_the_rest_of_the_page(labelled):
     assert any("does not exist" in line for line in said)
 
 
+def test_a_short_run_is_given_one_sentence_of_advice_and_a_long_one_that_is_below_a_yardstick_another(labelled):
+    assert (
+        "20 steps are few: fewer than 300 seldom lead far from an untrained network."
+        in ReportPage(write_report(labelled)).text
+    )
+    path = labelled / "checkpoints" / "last.ckpt"
+    torch.save(torch.load(path) | {"global_step": 3000}, path)
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, raw_pixels_top1=0.9)))
+    page = write_report(labelled)
+    assert "The encoder is not above raw pixels: look at the loss above" in ReportPage(page).text
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
+    assert 'class="advice"' not in write_report(labelled).read_text()
+
+
+def test_figures_without_labels_and_settings_other_than_the_defaults_are_told(labelled):
+    (labelled / "metrics.csv").write_text(
+        "epoch,heldout_loss,rankme,retrieval_top1,retrieval_top1_before,step,train_loss_epoch\n"
+        "0,2.4,7,0.25,0.125,9,2.25\n1,1.875,8.25,0.5,0.125,19,1.75\n"
+    )
+    (labelled / "config.yaml").write_text("trainer: {max_epochs: 2, accumulate_grad_batches: 3}\nknn: {k: 20}\n")
+    page = ReportPage(write_report(labelled))
+    assert "retrieval 50.0 % untrained 12.5 %" in page.text
+    assert "held-out loss 1.88 The NT-Xent loss of batches. On training images 1.75." in page.text
+    assert "effective rank 8.2 In about how many of 64 dimensions h varies" in page.text
+    assert "On images that it never trains on it ends at 1.88." in page.text
+    titles = [panel["title"] for panel in page.data["curves-data"]["panels"]]
+    assert titles == ["NT-Xent loss", "retrieval of the other view, %", "effective rank of h"]
+    assert "trainer.accumulate_grad_batches31" in page.text.replace(" ", "")
+    assert "knn.k" not in page.text  # as by default
+
+
 def test_a_hundred_classes_are_drawn_as_a_picture(labelled):
     matrix = (torch.eye(100, dtype=torch.int64) * 3 + torch.eye(100, dtype=torch.int64).roll(1, 1)).tolist()
     data = {**result_of(labelled)["data"], "classes": [f"class {i}" for i in range(100)]}
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, confusion_matrix=matrix, data=data)))
     page = ReportPage(write_report(labelled))
-    assert "table" not in page.tags
+    assert "confusion matrix" not in page.labels  # of a table
+    assert "The 20 lowest of 100 classes." in page.text
     assert "class 0 taken for class 1: 25.0 % (1 of 4)" in page.text
 
 

@@ -3,15 +3,15 @@
 import base64
 import io
 import re
-from xml.etree import ElementTree
 
+import pytest
 import torch
 from PIL import Image
 
 from simclr.report.pictures import (
     ACCENT,
-    COLOUR_NAMES,
     WRONG,
+    class_colours,
     confusion_picture,
     data_uri,
     draw_map,
@@ -45,20 +45,18 @@ def test_a_cell_of_many_classes_is_as_strong_as_its_share():
     ]
 
 
-def test_a_chart_is_one_element_of_the_page_whose_names_are_text_and_whose_ids_are_its_own(tmp_path):
-    names = ["<script>alert('1')</script>", "a & b"]
+def test_a_chart_is_a_picture_whatever_its_names(tmp_path):
+    names = ["<script>alert('1')</script>", "a $ b_"]
     figure = draw_map(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2, names)
-    chart = str(save_chart(figure, "map", tmp_path, 'a "map"'))
-    assert chart.startswith('<svg role="img" aria-label="a &#34;map&#34;"')
-    # A browser knows xlink by itself.
-    svg = ElementTree.fromstring(chart.replace("<svg", '<svg xmlns:xlink="http://www.w3.org/1999/xlink"', 1))
-    assert {"".join(text.itertext()) for text in svg.iter("text")} == set(names)
-    assert not list(svg.iter("script"))
-    ids = [element.get("id") for element in svg.iter() if element.get("id")]
-    assert all(name.startswith("map-") for name in ids)
-    assert {name[1:] for name in re.findall(r'href="(#[^"]*)"', chart)} <= set(ids)
-    assert not [colour for colour in COLOUR_NAMES if colour in chart]
+    save_chart(figure, tmp_path / "map.png")
     Image.open(tmp_path / "map.png").verify()
+
+
+@pytest.mark.parametrize("count", [3, 10, 40, 300])
+def test_every_class_has_a_colour_of_its_own(count):
+    colours = class_colours(count)
+    assert len(set(colours)) == count
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
 
 
 def test_an_address_holds_the_picture():

@@ -245,47 +245,58 @@ def test_a_buffer_may_hold_infinities_on_purpose():
     assert not_finite(network, [state]) == ["velocity of parameter 0"]
 
 
-SMALL = """
+# Fills a disk from one epoch on until the start of another.
+FILL = """
 import os, sys
 from simclr.cli.train import train
-filler = sys.argv[1]
-from pytorch_lightning import Callback
 from simclr.module import SimCLR
-original = SimCLR.on_train_epoch_start if hasattr(SimCLR, "on_train_epoch_start") else None
+filler, full, free, room = sys.argv[1], *map(int, sys.argv[2:5])
 def fill(self, *args):
-    if self.current_epoch == int(sys.argv[2]):
+    if self.current_epoch == full:
         with open(filler, "wb", buffering=0) as file:
             try:
                 while file.write(bytes(4096)):
                     pass
             except OSError:
                 pass
-    if self.current_epoch == int(sys.argv[3]):
+        os.truncate(filler, os.path.getsize(filler) - room)
+    if self.current_epoch == free:
         os.unlink(filler)
-    if original:
-        original(self, *args)
 SimCLR.on_train_epoch_start = fill
-train(sys.argv[4:])
+train(sys.argv[5:])
 """
+FULL = {  # the epoch from whose start the disk is full, and bytes that stay free
+    "before the first checkpoint": (0, 0),
+    "before the second": (1, 0),
+    "until the end": (2, 0),
+    "but for half a checkpoint": (1, 65_536),
+    "of temporary files alone": (0, 0),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fills", [0, 1, 2])
-def test_a_disk_that_is_really_full_for_an_epoch(tmp_path, whole, fills):
+@pytest.mark.parametrize("variant", FULL)
+def test_a_disk_that_is_really_full_for_an_epoch(tmp_path, whole, variant):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        settings = flags({**RUN, "run_dir": disk / "run"})
-        command = [sys.executable, "-c", SMALL, disk / "filler", str(fills), str(fills + 1), *settings]
-        done = subprocess.run(command, capture_output=True, text=True, env=strict.environment())
-        assert "last.ckpt could not be written (No space left on device)" in done.stderr
+        elsewhere = variant == "of temporary files alone"
+        run, (full, room) = (tmp_path if elsewhere else disk) / "run", FULL[variant]
+        free = 99 if elsewhere else full + 1
+        command = [sys.executable, "-c", FILL, disk / "filler", str(full), str(free), str(room)]
+        environment = strict.environment() | {"TMPDIR": str(disk if elsewhere else tmp_path)}
+        settings = flags({**RUN, "run_dir": run})
+        done = subprocess.run([*command, *settings], capture_output=True, text=True, env=environment)
+        assert ("last.ckpt could not be written (No space left on device)" in done.stderr) != elsewhere
         assert "Traceback" not in done.stderr
-        assert done.returncode == (FAILED if fills == 2 else 0), done.stderr
-        if fills == 2:
+        assert done.returncode == (FAILED if full == 2 else 0), done.stderr
+        if full == 2:
+            assert read_checkpoint(run).global_step == 2 * STEPS  # the old one
             (disk / "filler").unlink()
-            train(["--ckpt_path", str(disk / "run")])
-        assert_same(disk / "run", whole)
+            train(["--ckpt_path", str(run)])
+        assert_same(run, whole)
+        assert not list(run.rglob("*.partial"))
     finally:
         subprocess.run(["umount", disk], check=True)

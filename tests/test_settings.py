@@ -24,8 +24,9 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import simclr.dashboard
 from simclr import SimCLR, SimCLRAugmentation, load_encoder
-from simclr.callbacks import OnlineKNN
+from simclr.dashboard import Dashboard
 from simclr.data import ImageData, MemoryImages, draw_shapes, loader, module, sources
 from simclr.eval import (
     extract_features,
@@ -36,13 +37,17 @@ from simclr.eval import (
     linear_probe_sgd,
 )
 from simclr.eval.evaluation import linear_evaluation
+from simclr.eval.logreg import predict_by_logreg
 from simclr.eval.protocol import find_protocol
+from simclr.nonfinite import FiniteSteps, NonFiniteStep
+from simclr.online_accuracy import OnlineKNN, OnlineProbe
 from simclr.online_quality import OnlineQuality
 from simclr.seeding import epoch_order
 from simclr.views import compiled
 from test_eval_knn import _clusters, _dumb
 from test_eval_linear import _data, _objective, _Pixels, _standardised, _TrainSet, in_order, of_views, plain_sgd
 from test_losses import reference
+from test_nonfinite import Poison
 from tiny import BATCH, IMAGES, STEPS, fit, tiny_data, tiny_model
 
 
@@ -360,6 +365,10 @@ def _folders(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("settings"))
         paint("photos", [f"{c}/{i}.png" for c in "ab" for i in range(5)])
+        Path("list.txt").write_text("a/1.png\nb/3.png\n")
+        for i in range(8):
+            Path("deep", "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((10, 10), 1000 + i, np.uint16)).save(Path("deep", "ab"[i % 2], f"{i}.png"))
         paint("tests", [f"{c}/{i}.png" for c in "ab" for i in range(2)], green=255)
         paint("one", [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(3)])
         paint("two", [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(4)])
@@ -379,15 +388,16 @@ def read(**settings: Any) -> SimpleNamespace:
     """What ImageData makes of its settings: sets and batches, and who reads which files when."""
     small = {"batch_size": 4, "image_size": 8, "workers": 0, "shapes_train": 20, "shapes_test": 10}
     decode, cache, load = sources.read_images, sources.map_decoded, loader.DataLoader
-    opened, threads, processes, checked = [], [], [], []
+    opened, threads, processes, checked, asked = [], [], [], [], []
 
-    def decoding(paths, side, threads):
+    def decoding(paths, side, threads, rules, **others):
         opened.append((len(paths), threads))
-        return decode(paths, side, threads=threads)
+        asked.append(rules)
+        return decode(paths, side, threads=threads, rules=rules, **others)
 
-    def caching(paths, names, side, cache_dir, number, name):
+    def caching(paths, names, side, cache_dir, number, name, rules):
         threads.append(number)
-        return cache(paths, names, side, cache_dir, number, name)
+        return cache(paths, names, side, cache_dir, number, name, rules)
 
     def loading(source, num_workers, persistent_workers, multiprocessing_context, **options):
         processes.append(num_workers)
@@ -413,6 +423,7 @@ def read(**settings: Any) -> SimpleNamespace:
     return SimpleNamespace(
         goes_on=goes_on,
         checked=checked,
+        rules=asked[-1] if asked else None,
         train=len(data.train),
         test=data.test and len(data.test),
         pixels=torch.cat([images for images, _ in batches]),
@@ -458,7 +469,14 @@ IMAGE_DATA = {
     "shapes_train": row(24, lambda a, b: b.train == 24),
     "shapes_test": row(15, lambda a, b: b.test == 15),
     "holdout": row(0.4, lambda a, b: b.held == 4, train_dir="photos", holdout=0.2),
+    "held_out": row(3, lambda a, b: b.batches == [4] and a.batches == [4, 4], train_dir="photos"),
     "on_error": row("skip", lambda a, b: b.checked == [10], train_dir="photos"),
+    "leave_out": row("list.txt", lambda a, b: b.train == 8 and a.train == 10, train_dir="photos"),
+    "read_timeout_s": row(7.0, lambda a, b: b.rules.timeout_s == 7, train_dir="photos"),
+    "max_pixels": row(100, lambda a, b: b.rules.max_pixels == 100, train_dir="photos"),
+    "sixteen_bit_max": row(
+        4095, lambda a, b: (b.pixels == 1000 // 16).any() and a.pixels.amax() == 3, train_dir="deep"
+    ),
     "allow_changed_images": row(True, lambda a, b: b.goes_on, train_dir="photos"),
 }
 
@@ -519,6 +537,40 @@ ONLINE_KNN = {
 }
 
 
+# OnlineProbe: likewise.
+
+
+def probed_online(**settings: Any) -> SimpleNamespace:
+    looked, epochs, data = [], [], tiny_data()
+    probe = OnlineProbe(**{"every_n_epochs": 1, "images": 40, **settings})
+    predict = probe.predict
+    probe.predict = lambda *args: looked.append((len(args[0]) + len(args[2]), predict(*args))) or looked[-1][1]
+    end = Callback()
+    end.on_train_epoch_end = lambda *args: epochs.append(probe.measured_epoch)
+    trainer = fit(Path("fit"), tiny_model(), data, [probe, end], max_epochs=3, limit_train_batches=1)
+    features, labels = extract_features(trainer.lightning_module.encoder, data.eval_loader("train", limit=40))
+    return SimpleNamespace(epochs=epochs, images=looked[0][0], last=looked[-1][1], features=features, labels=labels)
+
+
+def probe_is(regularization: float) -> Callable[[Any, Any], bool]:
+    """The last predictions are those of torch's optimiser on the definition."""
+
+    def seen(_, b: SimpleNamespace) -> bool:
+        query, bank = epoch_order(20260712, 0, 40).split([8, 32])
+        expected = predict_by_logreg(b.features[bank], b.labels[bank], b.features[query], regularization=regularization)
+        return torch.equal(b.last, expected)
+
+    return seen
+
+
+ONLINE_PROBE = {
+    "every_n_epochs": row(2, lambda a, b: b.epochs == [None, 1, 2]),
+    "images": row(50, lambda a, b: b.images == 50),
+    "regularization": row(1e6, probe_is(1e6)),
+    "train_dir": row("photos", lambda a, b: b.images == 10),
+}
+
+
 # OnlineQuality: in which epochs it measures, and how many images it looks at.
 
 
@@ -537,6 +589,46 @@ def measured(**settings: Any) -> SimpleNamespace:
 ONLINE_QUALITY = {
     "every_n_epochs": row(2, lambda a, b: b.epochs == [None, 1, 2]),
     "images": row(30, lambda a, b: set(b.looked) == {30}),
+}
+
+
+# FiniteSteps: what becomes of a step that is not finite.
+
+
+def watched_for_nan(**settings: Any) -> SimpleNamespace:
+    finite = FiniteSteps(**settings, say=lambda *args: None)
+    ended = said(NonFiniteStep, fit, Path("fit"), tiny_model(), callbacks=[Poison(1), finite], max_epochs=1)
+    return SimpleNamespace(ended=ended, skipped=finite.skipped)
+
+
+FINITE_STEPS = {"on_nonfinite": row("skip", lambda a, b: "at step 1" in str(a.ended) and b.skipped == 1)}
+
+
+# Dashboard: in which epochs it looks at the network, and at how many images.
+
+
+def looked(**settings: Any) -> SimpleNamespace:
+    data, epochs, images = tiny_data(), [], []
+    dashboard = Dashboard(**{"every_n_epochs": 1, "images": 20, **settings})
+    look = dashboard._look
+
+    def watch(data, module, last=False):
+        found = look(data, module, last)
+        epochs.append(module.current_epoch)
+        images.append(len(dashboard._sample.index))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dashboard, "_look", watch)
+        patch.setattr(simclr.dashboard, "can_show", lambda trainer: True)
+        patch.setattr(simclr.dashboard, "tsne", lambda h: h[:, :2])
+        fit(Path("fit"), tiny_model(), data, [dashboard], max_epochs=3, limit_train_batches=1)
+    return SimpleNamespace(epochs=epochs[1:], images=images)  # without the one before the first step
+
+
+DASHBOARD = {
+    "every_n_epochs": row(2, lambda a, b: b.epochs == [1, 2]),
+    "images": row(30, lambda a, b: set(b.images) == {30}),
 }
 
 
@@ -804,7 +896,10 @@ TABLES = {
     "SimCLRAugmentation": Table(SimCLRAugmentation, views, AUGMENTATION),
     "ImageData": Table(ImageData, read, IMAGE_DATA),
     "OnlineKNN": Table(OnlineKNN, watched, ONLINE_KNN),
+    "OnlineProbe": Table(OnlineProbe, probed_online, ONLINE_PROBE),
     "OnlineQuality": Table(OnlineQuality, measured, ONLINE_QUALITY),
+    "FiniteSteps": Table(FiniteSteps, watched_for_nan, FINITE_STEPS, ("run_dir", "say")),
+    "Dashboard": Table(Dashboard, looked, DASHBOARD),
     "linear_probe": Table(linear_probe, functools.partial(probed, linear_probe), LBFGS, FEATURES),
     "linear_probe_sgd": Table(linear_probe_sgd, functools.partial(probed, linear_probe_sgd), SGD, FEATURES),
     "linear_evaluation_sgd": Table(

@@ -58,7 +58,7 @@ def test_what_a_mark_exempts_is_exempted_in_a_subprocess_of_its_test():
 
 
 class Warns(FileImages):
-    def images(self, index, threads=1):
+    def images(self, index, threads=1, begun=None):
         return warn("a warning of a worker")
 
 

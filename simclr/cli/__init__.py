@@ -5,6 +5,7 @@ at once.
 """
 
 import importlib
+import os
 import sys
 
 from simclr import __version__
@@ -12,6 +13,10 @@ from simclr.cli.hints import unknown_command
 from simclr.cli.messages import fail, quiet
 
 __all__ = ["main", "quiet"]
+
+# Before torch is there: it prints stacks of its C++ on the ranks that live, of one that died.
+if not os.environ.get("SIMCLR_TRACEBACK"):
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 # Command: its file and function, and what it does.
 COMMANDS = {
@@ -45,6 +50,11 @@ COMMANDS = {
         "simclr.cli.check_data",
         "check_data",
         "Decode every image of a folder and say what is there. See `simclr check-data --help`.",
+    ),
+    "replay": (
+        "simclr.cli.replay",
+        "replay",
+        "Compute a step that was not finite again, and say why. See `simclr replay --help`.",
     ),
 }
 

@@ -1,9 +1,11 @@
 """`simclr check-data`: what a folder of images holds, and whether training can read all of it."""
 
 import json
+import os
 import sys
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -15,11 +17,14 @@ from rich.text import Text
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser
 from simclr.container import cores
+from simclr.data.alike import nearly_equal
+from simclr.data.decode import DEEPEST, RULES, ReadingRules
+from simclr.data.depth import low_range_text
 from simclr.data.scan import Scanned, scan
 from simclr.data.sources import Folder, list_folder, match_classes, may_be_skipped, refuse_shared
 from simclr.eval.duplicates import copies
 from simclr.files import write_atomically
-from simclr.paths import expanded, shown
+from simclr.paths import expanded, shown, stored
 
 _NAMED = 5  # files of a kind in the table
 
@@ -37,8 +42,8 @@ def check_data(argv: list[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
     except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 1.", FAILED)
-    record = record_of(folders, scanned)
-    guarded(lambda: _write(config, record))
+    record = record_of(folders, scanned, _rules(config), config.workers or cores())
+    guarded(lambda: _write(config, record, folders))
     Console(width=max(100, Console().width)).print(draw(record))
     if any(part["unreadable"] for part in record["folders"].values()):
         sys.exit(FAILED)
@@ -52,7 +57,21 @@ def check_data_parser() -> Parser:
     parser.add_argument("--load_size", type=int, default=224, help="Side at which images are compared, in pixels.")
     parser.add_argument("--workers", type=int | None, default=None, help="Processes that decode; all cores if not set.")
     parser.add_argument("--json", type=str | None, default=None, help="A file for all that was found, for programs.")
-    parser.add_argument("--bad", type=str | None, default=None, help="A file for the unreadable images, one a line.")
+    parser.add_argument(
+        "--bad", type=str | None, default=None, help="A list of the unreadable images, for training's data.leave_out."
+    )
+    parser.add_argument(
+        "--copies",
+        type=str | None,
+        default=None,
+        help="A list of the images that (nearly) equal an earlier one, for training's data.leave_out.",
+    )
+    parser.add_argument(
+        "--max_pixels", type=int | None, default=RULES.max_pixels, help="As training's data.max_pixels."
+    )
+    parser.add_argument(
+        "--sixteen_bit_max", type=int, default=RULES.sixteen_bit_max, help="As training's data.sixteen_bit_max."
+    )
     return parser
 
 
@@ -62,10 +81,12 @@ def _folders(config: Any) -> dict[str, Folder]:
     Raises:
         ValueError: as training would refuse them, and for settings that cannot serve.
     """
-    for name in ("load_size", "workers"):
+    for name in ("load_size", "workers", "max_pixels"):
         if config[name] is not None and config[name] < 1:
             raise ValueError(f"{name}={config[name]} is not a positive number.")
-    for name in ("json", "bad"):
+    if not 1 <= config.sixteen_bit_max <= DEEPEST:
+        raise ValueError(f"sixteen_bit_max={config.sixteen_bit_max} is not between 1 and {DEEPEST}.")
+    for name in ("json", "bad", "copies"):
         if config[name] is None:
             continue
         path = expanded(config[name])
@@ -79,25 +100,38 @@ def _folders(config: Any) -> dict[str, Folder]:
     return found
 
 
+def _rules(config: Any) -> ReadingRules:
+    return ReadingRules(config.max_pixels, config.sixteen_bit_max)
+
+
 def _scan(folder: Folder, config: Any) -> list[Scanned]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         processes = config.workers or cores()
         return list(
-            progress.track(scan(folder.paths, config.load_size, processes), len(folder.paths), description=folder.root)
+            progress.track(
+                scan(folder.paths, config.load_size, processes, _rules(config)),
+                len(folder.paths),
+                description=folder.root,
+            )
         )
 
 
-def record_of(folders: dict[str, Folder], scanned: dict[str, list[Scanned]]) -> dict[str, Any]:
+def record_of(
+    folders: dict[str, Folder], scanned: dict[str, list[Scanned]], rules: ReadingRules = RULES, threads: int = 1
+) -> dict[str, Any]:
     """All that was found, for JSON.
 
     Args:
         folders: `train` and, if it was given, `test`.
         scanned: what each of their images is.
+        rules: how files are read.
+        threads: how many decode those again that look alike.
     """
     parts = {part: _record(folder, scanned[part]) for part, folder in folders.items()}
     record: dict[str, Any] = {"folders": parts}
+    _add_near(record, folders, scanned, rules, threads)
     if "test" in folders:
         train, test = ([i for i, found in enumerate(scanned[part]) if not found.error] for part in ("train", "test"))
         digests = [b"".join(scanned[part][i].digest for i in of) for part, of in (("train", train), ("test", test))]
@@ -105,6 +139,34 @@ def record_of(folders: dict[str, Folder], scanned: dict[str, list[Scanned]]) -> 
         named = [[folders["test"].paths[i], folders["train"].paths[j]] for i, j in pairs]
         record["test_images_in_train"] = [[shown(path) for path in pair] for pair in named]
     return record
+
+
+def _add_near(
+    record: dict[str, Any],
+    folders: dict[str, Folder],
+    scanned: dict[str, list[Scanned]],
+    rules: ReadingRules,
+    threads: int,
+) -> None:
+    """Images that look like an earlier one, of the same folder or of the other, and do not equal it.
+
+    Blank ones, which have nothing to show, are no part of it.
+    """
+    good = [(part, i) for part in folders for i, found in enumerate(scanned[part]) if not (found.error or found.blank)]
+    of = [scanned[part][i] for part, i in good]
+    paths = [folders[part].paths[i] for part, i in good]
+    pairs, left = nearly_equal(paths, [found.picture for found in of], rules, threads)
+    record["alike_not_looked_at"] = left
+    for part in folders:
+        record["folders"][part]["nearly_equal"] = []
+    if "test" in folders:
+        record["test_images_nearly_in_train"] = []
+    for i, j in pairs:
+        if of[i].digest == of[j].digest:
+            continue  # equal, and told as such
+        across = good[i][0] != good[j][0]
+        lines = record["test_images_nearly_in_train"] if across else record["folders"][good[i][0]]["nearly_equal"]
+        lines.append([shown(paths[i]), shown(paths[j])])
 
 
 def _record(folder: Folder, scanned: list[Scanned]) -> dict[str, Any]:
@@ -130,17 +192,32 @@ def _record(folder: Folder, scanned: list[Scanned]) -> dict[str, Any]:
         "modes": dict(Counter(scanned[i].mode for i in good).most_common()),
         "turned": sum(scanned[i].turned for i in good),
         "animated": sum(scanned[i].frames > 1 for i in good),
+        "sixteen_bit_peak": max((peak for i in good if (peak := scanned[i].peak) is not None), default=None),
         "not_taken": folder.left_out_text,
         "notes": folder.notes,
     }
 
 
-def _write(config: Any, record: dict[str, Any]) -> None:
+def _write(config: Any, record: dict[str, Any], folders: dict[str, Folder]) -> None:
     if config.json is not None:
         write_atomically(expanded(config.json), (json.dumps(record, indent=2) + "\n").encode())
     if config.bad is not None:
-        bad = [line["file"] for part in record["folders"].values() for line in part["unreadable"]]
-        write_atomically(expanded(config.bad), "".join(f"{file}\n" for file in bad).encode(errors="surrogateescape"))
+        bad = {part: [line["file"] for line in found["unreadable"]] for part, found in record["folders"].items()}
+        _write_list(config.bad, bad, folders)
+    if config.copies is not None:
+        copied = {
+            part: sorted({pair[0] for kind in ("duplicates", "nearly_equal") for pair in found[kind]})
+            for part, found in record["folders"].items()
+        }
+        _write_list(config.copies, copied, folders)
+
+
+def _write_list(path: str, files: dict[str, list[str]], folders: dict[str, Folder]) -> None:
+    """As `data.leave_out` takes it: training images by their paths below their folder, others from the root."""
+    train = Path(stored(folders["train"].root))
+    lines = [Path(stored(file)).relative_to(train).as_posix() for file in files["train"]]
+    lines += [stored(file) for file in files.get("test", [])]
+    write_atomically(expanded(path), os.fsencode("".join(f"{line}\n" for line in lines)))
 
 
 def draw(record: dict[str, Any]) -> Group:
@@ -156,11 +233,20 @@ def draw(record: dict[str, Any]) -> Group:
         table.add_row("test in train", "", Text(_listed(len(pairs), [f"{test} is {train}" for test, train in pairs])))
     elif pairs is not None:
         table.add_row("test in train", "", "none")
+    if near := record.get("test_images_nearly_in_train"):
+        alike = [f"{test} looks like {train}" for test, train in near]
+        table.add_row("test nearly in train", "", Text(_listed(len(near), alike)))
     notes = [Text(note) for part in parts.values() for note in [*part["notes"], *_notes(part)]]
+    if left := record["alike_not_looked_at"]:
+        notes.append(Text(f"{left:,} more pairs look alike by their hashes; their pixels were not compared."))
     if bad := sum(len(part["unreadable"]) for part in parts.values()):
         are = "1 image cannot" if bad == 1 else f"{bad:,} images cannot"
         few = all(may_be_skipped(len(part["unreadable"]), part["images"]) for part in parts.values())
-        way = ", or leave them out: simclr train ... --data.on_error skip" if few else ": too many to leave out."
+        way = (
+            ", or leave them out: simclr train ... --data.on_error skip"
+            if few
+            else ", or leave them out by a list: --bad bad.txt here, --data.leave_out bad.txt there."
+        )
         notes.append(Text(f"{are} be read, and training stops there. Repair or remove{way}", style="bold yellow"))
     return Group(table, *([Text(), *notes] if notes else []))
 
@@ -201,6 +287,9 @@ _ROWS = {
         len(part["unreadable"]), [f"{bad['file']} ({bad['reason']})" for bad in part["unreadable"]]
     ),
     "duplicates": lambda part: _listed(len(part["duplicates"]), [f"{a} is {b}" for a, b in part["duplicates"]]),
+    "nearly equal": lambda part: _listed(
+        len(part["nearly_equal"]), [f"{a} looks like {b}" for a, b in part["nearly_equal"]]
+    ),
     "blank": lambda part: _listed(len(part["blank"]), part["blank"]),
     "not taken": lambda part: part["not_taken"] or "none",
 }
@@ -210,11 +299,14 @@ def _notes(part: dict[str, Any]) -> list[str]:
     """What decoding makes of images that are not 8-bit RGB, upright and still."""
     modes = part["modes"]
     kinds = {
-        "have 16 bits a channel: the high byte is taken": sum(n for mode, n in modes.items() if mode.endswith("bit")),
+        "have 16 bits a channel, brought to 8": sum(n for mode, n in modes.items() if mode.endswith("bit")),
         "have an alpha channel, which is dropped": sum(modes.get(mode, 0) for mode in ("RGBA", "LA", "PA")),
         "are gray: all three channels are the same": sum(modes.get(mode, 0) for mode in ("L", "1")),
         "are CMYK, turned into RGB": modes.get("CMYK", 0),
         "are turned upright by their EXIF orientation": part["turned"],
         "are animations, of which the first frame is taken": part["animated"],
     }
-    return [f"{count:,} of {part['images']:,} in {part['root']} {what}." for what, count in kinds.items() if count]
+    found = [f"{count:,} of {part['images']:,} in {part['root']} {what}." for what, count in kinds.items() if count]
+    if (peak := part["sixteen_bit_peak"]) is not None and (low := low_range_text(peak, "The 16-bit ones")):
+        found.append(low)
+    return found

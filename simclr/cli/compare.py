@@ -3,9 +3,17 @@
 import sys
 from pathlib import Path
 
-from simclr.cli.messages import guarded, in_a_line, quiet
-from simclr.cli.parsing import Parser
-from simclr.compare import Comparison, as_csv, as_markdown, compare_runs, print_comparison, write_page
+from simclr.cli.messages import fail, guarded, in_a_line, quiet
+from simclr.cli.parsing import Parser, device_named
+from simclr.compare import (
+    Comparison,
+    as_csv,
+    as_markdown,
+    compare_runs,
+    neighbours_beside,
+    print_comparison,
+    write_page,
+)
 from simclr.compare.text import printable
 from simclr.files import write_atomically
 from simclr.paths import expanded
@@ -17,6 +25,8 @@ def compare(argv: list[str] | None = None) -> None:
     quiet()
     args = sys.argv[1:] if argv is None else argv
     config = guarded(lambda: compare_parser().parse_args(args))
+    if config.neighbours < 0:
+        fail(f"neighbours={config.neighbours} is negative. Use 0 for none.")
     wanted = {"html": None if config.text else config.html, "markdown": config.markdown, "csv": config.csv}
     files = {kind: expanded(path) for kind, path in wanted.items() if path is not None}
     found = guarded(lambda: _compared(config.runs, files))
@@ -24,7 +34,7 @@ def compare(argv: list[str] | None = None) -> None:
     remarks = [f"left out: {path}: {why}" for path, why in found.left_out] + [f"note: {note}" for note in found.notes]
     for remark in remarks:
         print(printable(remark, sys.stdout.encoding))
-    guarded(lambda: _write(found, files))
+    guarded(lambda: _write(found, files, config.neighbours, config.device))
     for path in files.values():
         print(f"written to {path}")
 
@@ -46,13 +56,20 @@ def _compared(runs: list[str], files: dict[str, Path]) -> Comparison:
     return found
 
 
-def _write(found: Comparison, files: dict[str, Path]) -> None:
+def _write(found: Comparison, files: dict[str, Path], neighbours: int, device: str) -> None:
     for kind, path in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "html":
-            write_page(found, path)
+            beside = None
+            if neighbours > 1:
+                beside = neighbours_beside(found, most=neighbours, device=device_named(device), say=_say)
+            write_page(found, path, beside)
         else:
             write_atomically(path, (as_markdown if kind == "markdown" else as_csv)(found).encode())
+
+
+def _say(text: str) -> None:
+    print(printable(text, sys.stdout.encoding), flush=True)
 
 
 def compare_parser() -> Parser:
@@ -66,5 +83,13 @@ def compare_parser() -> Parser:
     parser.add_argument("--html", type=str, default="compare.html", help="The page, one file that works offline.")
     parser.add_argument("--markdown", type=str | None, default=None, help="Write the tables as Markdown too.")
     parser.add_argument("--csv", type=str | None, default=None, help="Write a row for each run too.")
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=8,
+        help="Runs of the table, from the first, whose encoders find the nearest images of the same queries for the "
+        "page; 0 for none.",
+    )
+    parser.add_argument("--device", type=str, default="auto", help="Where to find them: auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--text", action="store_true", help="Only print: write no page.")
     return parser

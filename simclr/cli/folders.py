@@ -9,9 +9,9 @@ from simclr.cli.recipes import recipes
 from simclr.paths import expanded
 
 OPTION = {"train": "data.train_dir", "profile": "data.train_dir", "linear-eval": "checkpoint", "report": "run_dir"}
-OPTION |= {"compare": "runs", "check-data": "train_dir", "export": "encoder"}
+OPTION |= {"compare": "runs", "check-data": "train_dir", "export": "encoder", "replay": "dump"}
 PLACE = {"train": "FOLDER", "profile": "FOLDER", "linear-eval": "RUN", "report": "RUN"}  # what help calls it
-PLACE |= {"compare": "RUN RUN ...", "check-data": "FOLDER", "export": "RUN"}
+PLACE |= {"compare": "RUN RUN ...", "check-data": "FOLDER", "export": "RUN", "replay": "DUMP"}
 _ALONE = ("-h", "--help", "--print_config", "--text")  # options that take no value of their own
 _SETS = ("cifar10", "cifar100", "stl10", "imagenet")
 

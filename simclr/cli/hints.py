@@ -67,6 +67,7 @@ _TRAIN = {
     ),
     _TEST: "--data.test_dir {photos/test}",
     "val_split test_split validation_split": "--data.holdout {0.2}",
+    "heldout hold_out val_fraction val_size": "--data.held_out {0.02}",
     "dataset data_set dataset_name ds source": "--data.source {cifar10} --data.data_dir datasets",
     "cache cache_images": "--data.cache_dir cache",
     "ckpt checkpoint_path resume_path resume_from resume_from_checkpoint continue load load_from "
@@ -91,12 +92,15 @@ _TRAIN = {
     "min_scale min_crop_scale crop_min_scale rr_min": "--model.crop_scale [{0.08},1.0]",
     "clip clip_grad grad_clip clip_grad_norm max_grad_norm gradient_clip": "--trainer.gradient_clip_val {1.0}",
     "max_hours timeout time_limit": "--trainer.max_time 00:01:00:00",
+    "nan_policy skip_nan skip_nonfinite skip_nan_steps": "--on_nonfinite skip",
+    "terminate_on_nan detect_nan stop_on_nan": "Leave it out: a loss or gradient that is not finite stops the run.",
     "ssl_method algorithm": "--method {simclr}",
     "gather gather_distributed": "Leave it out: negatives always come from all devices.",
     _CONFIG: "--config {shapes_resnet8}",
     "debug dry_run test_run smoke_test": "--trainer.fast_dev_run true",
     "no_progress progress progress_bar no_progress_bar": "--trainer.enable_progress_bar false",
-    "eval evaluate linear_eval linear_probe test_only": "Leave it out: simclr linear-eval runs/NAME measures a run.",
+    "linear_probe online_linear online_probe probe_every": "--probe.every_n_epochs {5}",
+    "eval evaluate linear_eval test_only": "Leave it out: simclr linear-eval runs/NAME measures a run.",
     "report": "Leave it out: simclr report runs/NAME writes a run's page.",
     "version": "Use simclr --version.",
 }
@@ -155,6 +159,15 @@ _CHECK = {
     "on_error": "Leave it out: every image is tried, whatever is wrong with others.",
     "version": "Use simclr --version.",
 }
+_REPLAY = {
+    "path file step run run_dir checkpoint ckpt_path": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    "precision amp fp16 bf16": "Leave it out: the run's precision and finer ones are computed.",
+    _FOLDER: "Leave it out: the images are in the dump.",
+    f"{_OUT}": "--json replay.json",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -165,6 +178,7 @@ HINTS = {
         ("compare", _COMPARE),
         ("check-data", _CHECK),
         ("export", _EXPORT),
+        ("replay", _REPLAY),
     )
 }
 # Values under other programs' names.
@@ -179,7 +193,12 @@ VALUES = {
     "trainer.accelerator": {"cuda:0": "gpu", "true": "gpu", "True": "gpu", "0": "gpu", "1": "gpu"},
     "protocol": {"linear": "lbfgs", "logistic": "lbfgs", "lbgfs": "lbfgs", "SGD": "sgd"},
 }
-GROUPS = {"data": "--data.train_dir {photos}", "model": "--model.encoder {resnet18}", "knn": "--knn.k {20}"}
+GROUPS = {
+    "data": "--data.train_dir {photos}",
+    "model": "--model.encoder {resnet18}",
+    "knn": "--knn.k {20}",
+    "probe": "--probe.every_n_epochs {5}",
+}
 GROUPS |= {"trainer": "--trainer.max_epochs {100}", "checkpoint": "--ckpt_path {runs/NAME/checkpoints/last.ckpt}"}
 REQUIRED = {
     "monitor": "--trainer.callbacks.monitor train_loss_epoch",
@@ -188,11 +207,13 @@ REQUIRED = {
     "runs": "simclr compare runs/NAME runs/OTHER",
     "encoder": "simclr export runs/NAME",
     "train_dir": "simclr check-data photos",
+    "dump": "simclr replay runs/NAME/nonfinite_step_N.pt",
 }
 EXAMPLES = {
     "config": "shapes_resnet8",
     "data.train_dir": "photos",
     "data.test_dir": "photos/test",
+    "probe.train_dir": "labelled",
     "run_dir": "runs/first",
 }
 EXAMPLES |= {
@@ -209,6 +230,7 @@ COMMANDS = {
     "profile": "prof speed time bench",
     "compare": "diff versus vs table leaderboard",
     "export": "convert onnx save dump freeze to_onnx",
+    "replay": "rerun reproduce debug",
     "check-data": "check scan verify doctor check_images verify_data validate_data",
 }
 

@@ -19,6 +19,7 @@ from simclr.data import ImageData
 from simclr.data.module import folders_of_run, folders_shown
 from simclr.eval.evaluation import linear_evaluation, remarks, write_result
 from simclr.eval.protocol import find_protocol, settings_in
+from simclr.evaluation_figures import show_evaluation
 
 
 @in_a_line
@@ -48,7 +49,8 @@ def linear_eval(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     print_result(record)
-    print(f"written to {guarded(lambda: write_result(record, checkpoint.run_dir))}")
+    print(f"written to {guarded(lambda: write_result(record, checkpoint.run_dir))}", flush=True)
+    show_evaluation(record, checkpoint.run_dir)
 
 
 def evaluation_parser() -> Parser:
@@ -62,7 +64,9 @@ def evaluation_parser() -> Parser:
     parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
     _add_protocols(parser)
     # The size of an image is the encoder's; the seed orders training images only.
-    parser.add_class_arguments(ImageData, "data", skip={"image_size", "seed", "batch_size"}, fail_untyped=False)
+    parser.add_class_arguments(
+        ImageData, "data", skip={"image_size", "seed", "batch_size", "held_out"}, fail_untyped=False
+    )
     return parser
 
 
@@ -86,13 +90,20 @@ def _add_protocols(parser: Parser) -> None:
 
 def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
     parser = evaluation_parser()
-    checkpoint = read_checkpoint(parser.parse_args(args).checkpoint)
+    asked = parser.parse_args(args)
+    checkpoint = read_checkpoint(asked.checkpoint)
     known = {f"data.{name}" for name in inspect.signature(ImageData.__init__).parameters}
-    known -= {"data.self", "data.image_size", "data.seed", "data.batch_size"}
+    known -= {"data.self", "data.image_size", "data.seed", "data.batch_size", "data.held_out"}
     trained_on = folders_shown(checkpoint.data)
+    if asked.data.train_dir is not None:
+        trained_on["leave_out"] = None  # names images of the folder trained on
     parser.set_defaults({f"data.{name}": value for name, value in trained_on.items() if f"data.{name}" in known})
     config = parser.parse_args(args)
-    data = ImageData(**config.data.as_dict(), image_size=checkpoint.model["image_size"], batch_size=2)
+    held_out = trained_on.get("held_out") or 0
+    if any(getattr(config.data, name) != trained_on.get(name) for name in ("train_dir", "data_dir")):
+        held_out = 0  # of another folder nothing was
+    settings = {**config.data.as_dict(), "image_size": checkpoint.model["image_size"], "held_out": held_out}
+    data = ImageData(**settings, batch_size=2)
     with folders_of_run(data, checkpoint.data):
         data.validate()
     return config, data, checkpoint

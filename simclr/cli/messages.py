@@ -1,6 +1,7 @@
 """What a command says when it cannot go on, one line and an exit code, and what it keeps to itself."""
 
 import functools
+import io
 import logging
 import os
 import re
@@ -8,7 +9,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 FAILED = 1  # exit code of a run that could not do what was asked
@@ -16,9 +18,23 @@ BAD_INPUT = 2
 INTERRUPTED, TERMINATED = 130, 143  # as a shell reports Ctrl-C and SIGTERM
 
 
+_MAY_SPEAK: list[Callable[[], bool]] = []
+
+
+@contextmanager
+def speaking_if(asked: Callable[[], bool]) -> Iterator[None]:
+    """Within it `fail` says its line only if this is true then: of several ranks that fail, one speaks."""
+    _MAY_SPEAK.append(asked)
+    try:
+        yield
+    finally:
+        _MAY_SPEAK.remove(asked)
+
+
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
     """One line on standard error, and the exit code."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    if all(asked() for asked in _MAY_SPEAK):
+        print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -44,6 +60,10 @@ def in_a_line(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal or a log in ASCII must not end a run over the name of a folder.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
         try:
             command(*args, **kwargs)
         except Exception as error:

@@ -12,6 +12,7 @@ from rich.console import Console
 from simclr.allocator import keep_freed_memory
 from simclr.cli.messages import INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.train import TrainCLI, check, parse_and_build
+from simclr.nonfinite.watch import FiniteSteps
 from simclr.profile import StepClock, draw, summarise
 from simclr.progress import LOG_STEPS
 from simclr.run_folder import RunFolder
@@ -46,6 +47,7 @@ class ProfileCLI(TrainCLI):
             kwargs["sync_batchnorm"] = False
         if config.log_every_n_steps is None:
             kwargs["log_every_n_steps"] = LOG_STEPS  # as in a long run
+        self.finite = FiniteSteps()  # not at work: nothing is watched that is not timed
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         return LightningCLI.instantiate_trainer(self, **kwargs, **off)
 

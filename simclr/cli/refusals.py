@@ -7,18 +7,24 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 
+from simclr.nonfinite.watch import METRIC
 from simclr.online_quality import FIGURES
+from simclr.step_figures import FIGURES as OF_STEPS
+from simclr.step_figures import MACHINE
 
 # What callbacks may watch: of the epoch, and of single steps.
 LOGGED = (
     "train_loss_epoch",
     "knn_top1",
+    "probe_top1",
     *FIGURES,
     "train_loss",
     "lr",
     "contrast_top1",
     "positive_cosine",
     "negative_cosine",
+    *OF_STEPS,
+    *MACHINE,
 )
 
 
@@ -90,6 +96,6 @@ def _problem_of(callback: Callback) -> str | None:
     if isinstance(callback, LearningRateFinder):
         return f"trainer.callbacks={name}: a contrastive loss does not tell a good rate early. Set --model.base_lr."
     monitor = getattr(callback, "monitor", None)
-    if isinstance(monitor, str) and monitor not in (*LOGGED, "gradient_cache_error", "epoch", "step"):
+    if isinstance(monitor, str) and monitor not in (*LOGGED, "gradient_cache_error", METRIC, "epoch", "step"):
         return f"trainer.callbacks={name} watches {monitor}, which is not logged. Watch one of {', '.join(LOGGED)}."
     return None

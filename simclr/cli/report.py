@@ -1,10 +1,13 @@
 """`simclr report`: a run as one page."""
 
 import sys
+from pathlib import Path
 
+from simclr.checkpoint import read_checkpoint
 from simclr.cli.messages import guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.report import write_report
+from simclr.wandb_run import known_run, rejoined
 
 
 @in_a_line
@@ -18,7 +21,23 @@ def report(argv: list[str] | None = None) -> None:
             config.run_dir, device=device_named(config.device), say=lambda text: print(text, flush=True)
         )
     )
-    print(f"written to {path}")
+    print(f"written to {path}", flush=True)
+    log_report(path)
+
+
+def log_report(path: Path) -> None:
+    """Add a report to its run on W&B, where that takes files; see `--log_artifact` of a training.
+
+    Args:
+        path: the file, in the run folder.
+    """
+    known = known_run(path.parent)
+    if known is None or not known.get("log_artifact"):
+        return
+    steps = read_checkpoint(path.parent).global_step
+    with rejoined(path.parent, steps, "report") as run:
+        if run is not None:
+            run.log_files("report", "report", [path], ["latest"], {"global_step": steps})
 
 
 def report_parser() -> Parser:

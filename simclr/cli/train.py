@@ -6,8 +6,10 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +23,18 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.allocator import keep_freed_memory
-from simclr.callbacks import EpochLines, OnlineKNN, ViewGrid, print_line
+from simclr.callbacks import EpochLines, ViewGrid, print_line
 from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
+from simclr.cli.agreement import agree
 from simclr.cli.config_files import read_settings
+from simclr.cli.ending import reached
 from simclr.cli.hints import refuse_file_as_encoder
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet, speaking_if
 from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
+from simclr.cli.ranks import OtherRankFailed, Ranks, WithRanks
 from simclr.cli.recipes import with_config_files
 from simclr.cli.refusals import check_devices, check_trainer
+from simclr.cli.resume_with import purposes, with_purposes
 from simclr.cli.saving import (
     InsideEpochs,
     SaveOnInterrupt,
@@ -38,22 +44,31 @@ from simclr.cli.saving import (
     take_over_checkpoints,
 )
 from simclr.cli.unset import pace_line, record, remarks, settle, settle_names
+from simclr.container import threads
 from simclr.continuation import Continuation, check_resume
+from simclr.dashboard import Dashboard
 from simclr.data import ImageData
-from simclr.data.module import FOLDERS, SKIPPED, folders_of_run
+from simclr.data.module import FOLDERS, LEFT_OUT, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
 from simclr.distributed import launched_rank
-from simclr.files import reason_of, write_atomically
-from simclr.loggers import WandbMode, build_loggers
+from simclr.files import reason_of, remove_abandoned_sockets, write_atomically
+from simclr.loggers import EventFiles, build_loggers
 from simclr.memory import check_memory
+from simclr.nonfinite.watch import FiniteSteps, NonFiniteStep, OnNonFinite
+from simclr.online_accuracy import OnlineKNN, OnlineProbe
 from simclr.online_quality import Measurer, OnlineQuality
 from simclr.pace import Pace
 from simclr.paths import expanded
-from simclr.progress import LogInterval, ProgressBar, ProgressLines
+from simclr.progress import LogInterval, ProgressBar, ProgressLines, duration
+from simclr.provenance import provenance
 from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuation
 from simclr.run_length import RunLength, run_length
+from simclr.step_figures import StepFigures
+from simclr.training.internals import children_watched_by, patience_of, wait_for_ranks
 from simclr.training.method import DEFAULT_METHOD, find_method
+from simclr.wandb_run import WandbMode, WandbOptions, WandbRun, start_wandb, wandb_mode
 
+_LONGEST_WAIT = 7 * 24 * 60  # minutes
 _Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])  # as NumPy's
 
 
@@ -62,18 +77,21 @@ class TrainCLI(LightningCLI):
 
     Args:
         folder: chooses the run folder once the settings are known.
+        ranks: of this run, where several may train.
         method: what is trained, see `simclr.training.method`.
         **kwargs: of LightningCLI.
     """
 
-    def __init__(self, folder: RunFolder, method: type[LightningModule], **kwargs: Any):
-        self.folder = folder
+    def __init__(self, folder: RunFolder, ranks: Ranks | None, method: type[LightningModule], **kwargs: Any):
+        self.folder, self.ranks = folder, ranks
         self.began = time.monotonic()
         self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
         self.pace: Pace | None = None
         self.continuation: Continuation | None = None
         self.schedule = Schedule()
         self.loggers: list[Logger] | None = None  # made once, also where the Trainer is built anew
+        self.wandb_mode: Literal["online", "offline", "disabled"] = "disabled"
+        self.wandb: WandbRun | None = None  # while the run trains
         super().__init__(method, ImageData, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -115,16 +133,57 @@ class TrainCLI(LightningCLI):
             "finished. By itself where a scheduler has restarted the job (SLURM, torchrun).",
         )
         parser.add_argument(
+            "--on_nonfinite",
+            type=OnNonFinite,
+            default="stop",
+            help="What becomes of a step whose loss or gradient is NaN or infinite: stop the run, with a dump that "
+            "`simclr replay` computes again; or skip the step, up to ten in a row and 1 %% of the run.",
+        )
+        parser.add_argument(
+            "--resume_with",
+            type=list[str] | None,
+            default=None,
+            help="KEY=VALUE, more than once for more: a setting that decides what is learned, and that a continued run "
+            "is meant to change. It is recorded, and given again it changes nothing more.",
+        )
+        parser.add_argument(
             "--wandb",
             type=WandbMode,
             default="disabled",
             help="Weights & Biases. auto: online with a key and a network, else offline.",
         )
-        parser.add_argument("--wandb_project", type=str, default="simclr", help="Project on Weights & Biases.")
+        of_wandb = {
+            "project": (str | None, "Project on Weights & Biases: by itself WANDB_PROJECT, else simclr."),
+            "entity": (str | None, "User or team there: by itself WANDB_ENTITY."),
+            "group": (str | None, "What the run is grouped with there: by itself WANDB_RUN_GROUP."),
+            "tags": (list[str] | None, "Its tags there, [one,two]: by themselves WANDB_TAGS."),
+            "notes": (str | None, "A sentence about it there: by itself WANDB_NOTES."),
+            "id": (
+                str | None,
+                "Its id there: by itself that of the run folder, so that a continued run goes on there.",
+            ),
+        }
+        for name, (kind, text) in of_wandb.items():
+            parser.add_argument(f"--wandb_{name}", type=kind, default=None, help=text)
+        parser.add_argument(
+            "--log_artifact",
+            type=bool,
+            default=False,
+            help="Upload the encoder to Weights & Biases as a model, and the report, where there is --wandb.",
+        )
+        parser.add_argument(
+            "--rank_timeout",
+            type=float | None,
+            default=None,
+            help="Minutes that a rank waits for another which neither goes on nor dies. By default 30, or the "
+            "strategy's own.",
+        )
         parser.add_argument("--check_memory", type=bool, default=True, help="Refuse what certainly does not fit.")
         parser.add_class_arguments(Schedule, "checkpoint")
         parser.add_lightning_class_args(OnlineKNN, "knn")
+        parser.add_lightning_class_args(OnlineProbe, "probe")
         parser.add_lightning_class_args(OnlineQuality, "quality")
+        parser.add_lightning_class_args(Dashboard, "dashboard")
         # int: jsonargparse's own kind of number could not be read from a checkpoint.
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -136,11 +195,19 @@ class TrainCLI(LightningCLI):
         settle_names(self)
         self.schedule = Schedule(**self.config.checkpoint.as_dict())
         refuse_file_as_encoder(self.config.model.encoder)
+        if self.config.log_artifact and self.config.wandb == "disabled":
+            raise ValueError("log_artifact uploads to Weights & Biases, which is disabled. Add --wandb auto.")
         if self.config.trainer.default_root_dir is not None:  # this project's folder of a run takes its place
             raise ValueError(
                 f"trainer.default_root_dir is not used. Use --run_dir {self.config.trainer.default_root_dir}."
             )
         self.resumed = read_checkpoint(self.config.ckpt_path) if self.config.ckpt_path else None
+        self.on_purpose = purposes([f"--resume_with={meant}" for meant in self.config.resume_with or ()])
+        if self.on_purpose and self.resumed is None:
+            begin = " ".join(f"--{name} {value}" for name, value in self.on_purpose.items())
+            raise ValueError(
+                f"resume_with changes a run that goes on, and there is none yet. To begin with it: {begin}."
+            )
         again = resumes(self.config.resume)
         if self.config.resume == "auto" and not (self.config.run_dir or self.resumed):
             raise ValueError("resume=auto needs --run_dir, the folder in which the same command finds its run again.")
@@ -157,9 +224,10 @@ class TrainCLI(LightningCLI):
         check_devices(config.accelerator, config.devices, config.num_nodes)
         watched = not (config.fast_dev_run or config.barebones)
         if config.logger in (None, True) and watched:
-            mode: WandbMode = self.config.wandb if self.folder.first else "disabled"  # only the first process writes
             if self.loggers is None:
-                self.loggers = build_loggers(self.run_dir, mode, self.config.wandb_project, self.resumed)
+                self.loggers = build_loggers(self.run_dir, self.resumed)
+                if self.folder.first:  # only the first process writes
+                    self.wandb_mode = wandb_mode(self.config.wandb)
             kwargs["logger"] = self.loggers
         if config.barebones:
             kwargs |= dict.fromkeys(("logger", "log_every_n_steps", "enable_model_summary", "num_sanity_val_steps"))
@@ -172,7 +240,10 @@ class TrainCLI(LightningCLI):
             kwargs["enable_progress_bar"] = self._add_progress(kwargs["callbacks"])
         if watched:
             diagnosis = Diagnosis(lambda trainer, text: print_line(trainer, f"warning: {text}"))
-            kwargs["callbacks"] += [ViewGrid(self.run_dir), EpochLines(), diagnosis]
+            kwargs["callbacks"] += [StepFigures(), ViewGrid(self.run_dir), EpochLines(), diagnosis]
+        self.finite = FiniteSteps(self.run_dir if watched else None, self.config.on_nonfinite, print_line)
+        if not config.barebones:
+            kwargs["callbacks"].append(self.finite)
         self.keeps_checkpoint = watched and config.enable_checkpointing is not False
         self.stop = SaveOnInterrupt(self.run_dir)
         if self.keeps_checkpoint:
@@ -183,10 +254,22 @@ class TrainCLI(LightningCLI):
             trainer = super().instantiate_trainer(**{**kwargs, **self.chosen})
         except (TypeError, RuntimeError, OverflowError) as error:  # Lightning's answer to some options
             raise ValueError(f"trainer: {error}") from error
+        self._take_over_ranks(trainer)
         self.checkpoints = take_over_checkpoints(trainer, self.schedule.keep)
         # What measures before the line that shows it.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Measurer))
         return trainer
+
+    def _take_over_ranks(self, trainer: Trainer) -> None:
+        """How long ranks wait for each other, and what they have to agree on before the first step."""
+        minutes = self.config.rank_timeout
+        if minutes is not None and not 0 < minutes <= _LONGEST_WAIT:
+            raise ValueError(f"rank_timeout={minutes:g} is not between 0 and {_LONGEST_WAIT:,} minutes.")
+        if minutes is not None:
+            wait_for_ranks(trainer, timedelta(minutes=minutes))
+        if self.ranks is not None:
+            self.ranks.patience = patience_of(trainer)
+            trainer.callbacks.insert(0, WithRanks(self.ranks, lambda: agree(self)))
 
     def _add_progress(self, callbacks: list[Callback]) -> bool:
         """Add what says how far the run is to its callbacks; whether that is a bar."""
@@ -205,6 +288,7 @@ def summary(cli: TrainCLI) -> str:
     model, data, trainer, hparams = cli.model, cli.datamodule, cli.trainer, cli.model.hparams
     million = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     classes = f", {len(data.train.classes)} classes" if data.train.classes else ", no labels"
+    held = f"; {data.held_out:,} of the images are held out, never trained on" if data.held_out else ""
     lr = (
         f"{hparams.base_lr:g} x {hparams.lr_scaling} scaling"
         if hparams.lr_scaling != "none"
@@ -226,7 +310,7 @@ def summary(cli: TrainCLI) -> str:
     rows = {
         "run": str(cli.run_dir),
         "continued": _continued(cli),
-        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}",
+        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}{held}",
         "left out": data.left_out,
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
@@ -237,6 +321,7 @@ def summary(cli: TrainCLI) -> str:
         "time": pace_line(cli),
         "machine": f"{trainer.strategy.root_device.type} x {trainer.world_size}, precision {trainer.precision}"
         f"{', compiled' if compiled else ''}",
+        "watch": f"tensorboard --logdir {cli.run_dir.parent}" if _has_tensorboard(trainer) else "",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 
@@ -248,12 +333,21 @@ def _continued(cli: TrainCLI) -> str:
     return f"\n{'':<11}".join((f"from {cli.resumed.stands}", *cli.continuation.said))
 
 
+def _has_tensorboard(trainer: Trainer) -> bool:
+    return any(isinstance(logger, EventFiles) for logger in trainer.loggers)
+
+
 def _left_out(data: ImageData) -> str:
     """How many images the last incomplete batch of an epoch would have held."""
-    assert data.train is not None  # set up
-    assert data.batch_size is not None
-    rest = len(data.train) % data.batch_size
-    return f"; {rest} of the {len(data.train):,} images sit out each epoch, others each time" if rest else ""
+    assert data.batch_size is not None  # settled
+    rest = data.training_images % data.batch_size
+    return f"; {rest} of the {data.training_images:,} images sit out each epoch, others each time" if rest else ""
+
+
+def keep_to_quota(processes: int = 1) -> None:
+    """Compute with as many threads as a container's quota feeds: torch counts the machine's cores."""
+    if (allowed := threads(processes)) is not None and allowed < torch.get_num_threads():
+        torch.set_num_threads(allowed)
 
 
 @in_a_line
@@ -261,21 +355,32 @@ def train(argv: list[str] | None = None) -> None:
     """Pretrain an encoder. See `python train.py --help`."""
     quiet()
     keep_freed_memory()
+    keep_to_quota()
+    remove_abandoned_sockets()  # of a run that was killed and had workers: this one need not have any
     args = sys.argv[1:] if argv is None else argv
+    ranks = Ranks()
     folder = RunFolder()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code
     try:
-        _train(args, folder)
+        with speaking_if(ranks.may_speak):
+            in_a_line(_train)(args, folder, ranks)
+        ranks.wait_for_children()
     except KeyboardInterrupt:
-        print("stopped before training began", file=sys.stderr, flush=True)
+        ranks.kill_children()
+        if ranks.may_speak():
+            print("stopped before training began", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
+    except BaseException as error:
+        ranks.end(getattr(error, "code", None))
+        raise
     finally:
+        ranks.leaving = True
         folder.let_go()
 
 
-def _train(args: list[str], folder: RunFolder) -> None:
+def _train(args: list[str], folder: RunFolder, ranks: Ranks) -> None:
     try:
-        cli = guarded(lambda: parse_and_build(args, folder))
+        cli = guarded(lambda: parse_and_build(args, folder, ranks=ranks))
         guarded(lambda: check(cli))
         finished = cli.continuation if cli.continuation is not None and cli.continuation.finished else None
         if cli.trainer.fast_dev_run or finished is not None:
@@ -288,21 +393,56 @@ def _train(args: list[str], folder: RunFolder) -> None:
             guarded(lambda: _leave_encoder(cli))
             print(f"already finished, {finished.length}; --trainer.max_epochs lengthens it", flush=True)
         return
+    settings: dict[str, Any] = {}
     if folder.first:
         if not cli.trainer.fast_dev_run:
             try:
-                guarded(lambda: _save_config(cli, args))
+                settings = guarded(lambda: _save_config(cli, args))
             except BaseException:
                 folder.discard()
                 raise
         print(summary(cli), flush=True)
         for line in remarks(cli):
             print(f"note: {line}", flush=True)
+    with _dashboards(cli, settings, args):
+        _fit_and_end(cli, folder, ranks)
+
+
+@contextmanager
+def _dashboards(cli: TrainCLI, settings: dict[str, Any], args: list[str]) -> Iterator[None]:
+    """Let TensorBoard and W&B know the settings; a run on W&B is open while this one trains and saves its encoder."""
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, EventFiles):
+            logger.settings = settings
+    if settings and cli.wandb_mode != "disabled":
+        given = {field.name: cli.config[f"wandb_{field.name}"] for field in fields(WandbOptions)[:-1]}
+        options = WandbOptions(**given, log_artifact=cli.config.log_artifact)
+        about = provenance(shlex.join(["simclr", "train", *args]))
+        step = cli.resumed.global_step if cli.resumed else 0
+        cli.wandb = start_wandb(cli.run_dir, cli.wandb_mode, options, {**settings, **about}, step)
+    if cli.wandb is None:
+        yield
+        return
+    cli.trainer.loggers = [*cli.trainer.loggers, cli.wandb]
+    code = FAILED
+    try:
+        yield
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else FAILED
+        raise
+    finally:
+        cli.wandb.end(code)
+
+
+def _fit_and_end(cli: TrainCLI, folder: RunFolder, ranks: Ranks) -> None:
     started = time.perf_counter()
     try:
-        _fit(cli, folder)
+        _fit(cli, folder, ranks)
+    except OtherRankFailed:
+        raise
     except FloatingPointError as error:
-        fail(f"{error}{_last_good(cli)}", FAILED)
+        _fail_of_numbers(cli, error)
     except ValueError as error:  # an image that cannot be read, found while training
         if os.environ.get("SIMCLR_TRACEBACK"):
             raise
@@ -312,21 +452,28 @@ def _train(args: list[str], folder: RunFolder) -> None:
             _say_how_to_continue(cli)
             sys.exit(cli.stop.exit_code)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
-        _end(cli, (time.perf_counter() - started) / 60)
+        _end(cli, time.perf_counter() - started)
 
 
-def _end(cli: TrainCLI, minutes: float) -> None:
+def _end(cli: TrainCLI, seconds: float) -> None:
     """The encoder of a run that has ended by itself; what could not be saved is an error, and how to go on."""
     path = cli.run_dir / ENCODER
+    print(*(f"{'' if i else 'reached':<10} {line}\n" for i, line in enumerate(reached(cli.trainer))), sep="", end="")
     try:
         save_encoder(cli.model, path)
     except FloatingPointError as error:  # of a run that keeps no checkpoint
         fail(str(error), FAILED)
     except OSError as error:
-        fail(f"{_ended(cli, minutes)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
+        fail(f"{_ended(cli, seconds)}, but {path} could not be written ({reason_of(error)}). {_repeat(cli)}", FAILED)
+    if cli.wandb is not None:
+        files = [path.with_suffix(".safetensors"), latest_config(cli.run_dir) or cli.run_dir / CONFIG]
+        figures = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
+        about = {**figures, "encoder": cli.model.hparams.encoder, "global_step": cli.trainer.global_step}
+        epoch = f"epoch-{cli.trainer.current_epoch}"
+        cli.wandb.log_files("encoder", "model", files, ["latest", epoch], about)
     if unsaved := _unsaved(cli):
-        fail(f"{_ended(cli, minutes)}; encoder in {path}; but {unsaved}. {_repeat(cli)}", FAILED)
-    print(f"{_ended(cli, minutes)}; encoder in {path}; {_next_step(cli)}", flush=True)
+        fail(f"{_ended(cli, seconds)}; encoder in {path}; but {unsaved}. {_repeat(cli)}", FAILED)
+    print(f"{_ended(cli, seconds)}; encoder in {path}; {_next_step(cli)}", flush=True)
 
 
 def _leave_encoder(cli: TrainCLI) -> None:
@@ -338,9 +485,22 @@ def _leave_encoder(cli: TrainCLI) -> None:
         save_encoder_of(cli.resumed, path)
 
 
+def _fail_of_numbers(cli: TrainCLI, error: FloatingPointError) -> None:
+    """Loss, gradient or weights are not finite: said once, with the way on."""
+    if isinstance(error, NonFiniteStep) and not cli.trainer.is_global_zero:  # all ranks have met it
+        sys.exit(FAILED)
+    dump = cli.finite.dump
+    replayed = "" if dump is None or isinstance(error, NonFiniteStep) else f" Look at it: simclr replay {dump}."
+    end = "." if isinstance(error, NonFiniteStep) and dump is not None else ""
+    fail(f"{error}{end}{replayed}{_last_good(cli)}", FAILED)
+
+
 def _last_good(cli: TrainCLI) -> str:
     path = cli.run_dir / LAST
-    return f" {path} holds the last good ones." if path.exists() else ""
+    if not path.exists():
+        return ""
+    way = " To go on from there without such steps: --on_nonfinite skip." if cli.finite.on_nonfinite == "stop" else ""
+    return f" {path} holds the last good weights.{way}"
 
 
 def _unsaved(cli: TrainCLI) -> str | None:
@@ -358,20 +518,34 @@ def _stopped_early(cli: TrainCLI) -> bool:
     return cli.model.run.total_steps is not None and cli.trainer.global_step < cli.model.run.total_steps
 
 
-def _ended(cli: TrainCLI, minutes: float) -> str:
+def _ended(cli: TrainCLI, seconds: float) -> str:
+    count = cli.finite.skipped
+    skipped = f", {count} {'step' if count == 1 else 'steps'} skipped" if count else ""
     if not _stopped_early(cli):
-        return f"trained {minutes:.1f} min"
+        return f"trained for {duration(seconds)}{skipped}"
     cause = cli.stop.cause or cause_of_stop(cli.trainer)
-    return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}"
+    return f"stopped by {cause} at step {cli.trainer.global_step} of {cli.model.run.total_steps}{skipped}"
 
 
-def _fit(cli: TrainCLI, folder: RunFolder) -> None:
+def _fit(cli: TrainCLI, folder: RunFolder, ranks: Ranks) -> None:
     """Train; what fails before the first step is done leaves no folder, and what Lightning refuses is one line."""
-    try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
-    except Exception as error:
-        if cli.trainer.global_step == 0:
+
+    def discard() -> None:
+        if cli.trainer.global_step == 0 and cli.finite.dump is None:
             folder.discard()
+
+    ranks.tidy, ranks.stopping = discard, lambda: cli.stop.agreed
+    launched = cli.trainer.num_devices > 1
+    if launched and (share := threads(cli.trainer.num_devices)) is not None:
+        os.environ["OMP_NUM_THREADS"] = str(share)  # which Lightning leaves alone
+        torch.set_num_threads(share)
+    try:
+        with children_watched_by(ranks.adopt):
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.resumed and cli.resumed.path, weights_only=True)
+        ranks.leaving = True
+    except Exception as error:
+        discard()
+        ranks.answer(error)
         if isinstance(error, MisconfigurationException):
             raise ValueError(str(error)) from error
         raise
@@ -400,20 +574,23 @@ def _writable(write: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _save_config(cli: TrainCLI, args: list[str]) -> None:
+def _save_config(cli: TrainCLI, args: list[str]) -> dict[str, Any]:
+    """Write the settings into the run folder; returns them, nested."""
     record(cli)
     if cli.datamodule.skipped:
         write_atomically(cli.run_dir / SKIPPED, ("\n".join(cli.datamodule.skipped) + "\n").encode())
+    if named := cli.datamodule.left_out_names:
+        write_atomically(cli.run_dir / LEFT_OUT, os.fsencode("\n".join(named) + "\n"))
     # Without what belongs to this run alone, so that `--config` repeats it in another folder.
     config = cli.config.clone()
-    config.run_dir = config.ckpt_path = None
+    config.run_dir = config.ckpt_path = config.resume_with = None
     for name in FOLDERS:
         config.data[name] = cli.datamodule.hparams[name]  # from the root: it is read from other folders too
     config.data.allow_changed_images = False
     settings = _writable(lambda: cli.parser.dump(config, skip_none=False))
     if cli.continuation is None or cli.resumed is None:
         write_atomically(cli.run_dir / CONFIG, settings.encode())
-        return
+        return yaml.safe_load(settings)
     found = cli.continuation
     entry = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -422,10 +599,12 @@ def _save_config(cli: TrainCLI, args: list[str]) -> None:
         "from_step": found.step,
         "total_steps": found.total,
         "changed": {name: {"was": was, "is": now} for name, (was, now) in found.changes.items()},
+        "resume_with": [f"{name}={value}" for name, value in cli.on_purpose.items()],
         "images": found.images,
         "said": found.said,
     }
     record_continuation(cli.run_dir, cli.resumed.run_dir, settings, entry)
+    return yaml.safe_load(settings)
 
 
 def parse_and_build(
@@ -434,15 +613,17 @@ def parse_and_build(
     kind: type[TrainCLI] = TrainCLI,
     description: str = "Pretrain an image encoder with SimCLR on the images in FOLDER (--data.train_dir).",
     command: str = "train",
+    ranks: Ranks | None = None,
 ) -> TrainCLI:
     """Settings read and objects built; the run folder is reserved, and empty."""
     refuse_empty(args)
     arguments = sys.argv
-    args = _with_config_of_run(_with_own_checkpoint(args))
+    args = with_purposes(_with_config_of_run(_with_own_checkpoint(args)))
     try:
         sys.argv = arguments[:1]  # LightningCLI warns where both are given
         return kind(
             folder,
+            ranks,
             find_method(_method_in(with_config_files(args, recipes_of("train")))),
             args=args,
             run=False,
@@ -533,14 +714,19 @@ def check(cli: TrainCLI) -> None:
     Raises:
         ValueError: with what to use.
     """
+    if cli.resumed and cli.resumed.data:
+        cli.datamodule.adopt(cli.resumed.data)
     with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):
         cli.datamodule.validate(cli.trainer.world_size)
     trainer = cli.trainer
     if trainer.max_epochs == trainer.max_steps == -1:
         raise ValueError("trainer.max_epochs=-1: a cosine needs an end. Set trainer.max_epochs or trainer.max_steps.")
-    cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer) if cli.resumed else None
+    cli.continuation = None
+    if cli.resumed:
+        cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer, list(cli.on_purpose))
     cli.model.run.settle(cli.datamodule.batch_size)
     check_trainer(trainer, cli.config.trainer.val_check_interval)
+    cli.finite.check(trainer)
     cli.model.run.check(trainer)
     if cli.continuation is not None and cli.continuation.finished:
         return

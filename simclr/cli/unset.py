@@ -4,17 +4,16 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from simclr.callbacks import OnlineKNN
+from simclr.dashboard import Dashboard
 from simclr.encoders import default_encoder
+from simclr.online_accuracy import OnlineAccuracy
 from simclr.online_quality import OnlineQuality
-from simclr.pace import Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
+from simclr.pace import FEWEST_STEPS, Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
+from simclr.paths import stored
 
 if TYPE_CHECKING:
     from simclr.cli.train import TrainCLI
 
-# A linear classifier's points above raw pixels, on a thousand photographs with the defaults (a ResNet-8 at 64 px,
-# cross-validated on the training images, seeds 0 and 1): 2 after 93 steps, 3 after 155, 5 after 310; 10 after 930.
-FEWEST_STEPS = 300
 _LONG = 6 * 3600  # seconds of a run on a CPU, of which one is told
 _MODEL = (
     *("encoder", "stem", "base_lr", "lr_scaling", "weight_decay", "warmup_epochs"),
@@ -117,14 +116,19 @@ def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
 
 
 def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
-    """Of online kNN and figures, in the mean of all epochs: a third of a step's work on one view of an image."""
+    """Of online accuracies and figures, in the mean of all epochs: a third of a step's work on one view of an image."""
     assert pace.seconds is not None  # measured, because minutes are given
     data, views = cli.datamodule, 0.0  # through the encoder
     for callback in cli.trainer.callbacks:
-        if isinstance(callback, OnlineKNN) and callback.every_n_epochs and data.has_labels:
-            views += min(callback.images, len(data.train)) / callback.every_n_epochs
+        if isinstance(callback, OnlineAccuracy) and callback.why_not(cli.trainer, data) is None:
+            labels = callback.labels(data)
+            assert labels is not None  # or there would be a reason why not
+            views += len(labels) / callback.every_n_epochs
         if isinstance(callback, OnlineQuality) and callback.why_not(cli.trainer, data) is None:
-            views += 2 * min(callback.images, len(data.test)) / callback.every_n_epochs
+            assert data.unseen is not None  # or there would be a reason why not
+            views += 2 * min(callback.images, len(data.unseen[1])) / callback.every_n_epochs
+        if isinstance(callback, Dashboard) and callback.every_n_epochs:
+            views += 3 * min(callback.images, len(data.test or data.train)) / callback.every_n_epochs
     return views * pace.seconds / data.batch_size / cli.model.views.count / 3
 
 
@@ -133,7 +137,10 @@ def record(cli: "TrainCLI") -> None:
     for name in (name for name in _MODEL if name in cli.config.model):
         cli.config.model[name] = cli.model.hparams[name]
     cli.config.data.batch_size = cli.datamodule.batch_size
+    cli.config.data.held_out = cli.datamodule.held_out
     cli.config.trainer.precision = cli.trainer.precision
+    if cli.config.probe.train_dir:
+        cli.config.probe.train_dir = stored(cli.config.probe.train_dir)  # from the root, as folders of images
     cli.config.minutes = None  # the run has its length
 
 

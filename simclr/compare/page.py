@@ -3,52 +3,51 @@
 import base64
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from simclr.compare.rows import Comparison
+from simclr.compare.rows import Column, Comparison
 from simclr.compare.text import as_csv
 from simclr.files import write_atomically
-from simclr.report.pictures import CLASS_COLOURS, GRID, INK, MUTED, save_chart
+from simclr.report.charts import Panel, Series, Times, chart_data, thinned
+from simclr.report.pictures import GRID, INK, MUTED, class_colours, save_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_NAMES = 12  # rows that a legend can name; the table has the colours of all
-_MOST_POINTS = 400  # of a curve: more than a screen shows
+_MOST_POINTS = 400  # of a curve in a file: more than it shows
 _PANELS = {
     "train_loss_epoch": "loss",
     "train_loss": "loss of single steps",
     "heldout_loss": "held-out loss",
     "knn_top1": "online kNN, %",
+    "probe_top1": "online linear probe, %",
     "retrieval_top1": "retrieval, %",
     "rankme": "effective rank",
     "contrast_top1": "contrastive top-1, %",
 }
 
 
-def write_page(found: Comparison, path: Path) -> Path:
-    """Write the page, and its charts beside it as PNGs, NAME.png and NAME-*.png.
+def write_page(found: Comparison, path: Path, beside: dict[str, Any] | None = None) -> Path:
+    """Write the page, and its charts beside it as PNGs, NAME.png and NAME-results.png.
 
     Args:
         found: what to show.
         path: the page.
+        beside: what `neighbours_beside` gave.
     """
     colours = row_colours(len(found.rows))
     name = path.stem
-    drawn = {f"learning curves against {axis}": draw_curves(found, colours, axis) for axis in time_axes(found)}
-    drawn["settings against results"] = draw_settings(found, colours)
+    drawn = {name: draw_curves(found, colours), f"{name}-results": draw_settings(found, colours)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a browser has the fonts for every name
-        charts = {
-            title.split()[-1]: save_chart(
-                figure, name if not number else f"{name}-{title.split()[-1]}", path.parent, title
-            )
-            for number, (title, figure) in enumerate(drawn.items())
-            if figure
-        }
+        for stem, figure in drawn.items():
+            if figure:
+                save_chart(figure, path.parent / f"{stem}.png")
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("simclr.compare"), PackageLoader("simclr.report")]),
         autoescape=True,
@@ -56,11 +55,13 @@ def write_page(found: Comparison, path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     page = environment.get_template("compare.html").render(
         found=found,
         colours=colours,
-        scatter=charts.pop("results", None),
-        charts=charts,
+        curves=curve_data(found, colours),
+        scatter=scatter_data(found, colours),
+        beside=beside,
         name=name,
         csv=base64.b64encode(as_csv(found).encode()).decode(),
     )
@@ -68,41 +69,76 @@ def write_page(found: Comparison, path: Path) -> Path:
     return path
 
 
+def curve_data(found: Comparison, colours: list[str]) -> dict[str, Any] | None:
+    """What the script draws: a panel for each metric that any run has; None where none has any."""
+    panels = []
+    for metric in _panels_of(found):
+        percent = _PANELS[metric].endswith("%")
+        series = [
+            Series(run.name, run.history[metric], colour, run=found.runs.index(run), row=number)
+            for number, (row, colour) in enumerate(zip(found.rows, colours, strict=True))
+            for run in row.runs
+            if run.history.get(metric)
+        ]
+        panels.append(Panel(_PANELS[metric], series, scale=100 if percent else 1))
+    times = [
+        Times(run.name, run.per_epoch.get("steps"), run.per_epoch.get("images"), run.clock or None)
+        for run in found.runs
+    ]
+    return chart_data(panels, times, legend=False) if panels else None
+
+
+def scatter_data(found: Comparison, colours: list[str]) -> dict[str, Any] | None:
+    """Settings that differ and the figures of each row, for one to be seen against the other; None without either.
+
+    A figure is in percent where its column is, with its interval, or a standard deviation to either side.
+    """
+    if not found.differing or not found.columns:
+        return None
+    rows = []
+    for row, colour in zip(found.rows, colours, strict=True):
+        figures = {}
+        for column, figure in row.figures.items():
+            scale = 100 if column.percent else 1
+            spread = figure.sd or 0.0
+            low, high = figure.interval or (figure.value - spread, figure.value + spread)
+            numbers = [scale * value for value in (figure.value, low, high)]
+            figures[column.title] = {"numbers": numbers, "text": figure.text(column)}
+        own = row.runs[0].settings
+        values = {name: own.get(name) if _is_number(own.get(name)) else row.setting(name) for name in found.differing}
+        rows.append({"name": row.name, "colour": colour, "settings": values, "figures": figures})
+    units = {column.title: column.title + (", %" if column.percent else "") for column in found.columns}
+    return {"settings": found.differing, "figures": units, "rows": rows, "first": _first_column(found).title}
+
+
+def _first_column(found: Comparison) -> Column:
+    """Of the figures in their order the first that most rows have."""
+    return max(found.columns, key=lambda c: (sum(c in row.figures for row in found.rows), -c.place))
+
+
+def _panels_of(found: Comparison) -> list[str]:
+    """The metrics that any run has. A curve takes some epochs; of fewer, single steps say more."""
+    few = all(len(run.history.get("train_loss_epoch", [])) < 3 for run in found.runs)
+    panels = [name for name in _PANELS if any(run.history.get(name) for run in found.runs)]
+    left_out = "train_loss_epoch" if few and "train_loss" in panels else None
+    return [name for name in panels if name != left_out]
+
+
 def row_colours(rows: int) -> list[str]:
     """A colour for each row."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    if rows <= len(CLASS_COLOURS):
-        return CLASS_COLOURS[:rows]
-    return [to_hex(colormaps["hsv"](i / rows)) for i in range(rows)]
+    return class_colours(rows)
 
 
-def time_axes(found: Comparison) -> list[str]:
-    """Against what curves are drawn: epochs, and what else puts them in another place."""
-    others = ("steps", "images")
-    different = [
-        axis for axis in others if len({run.per_epoch[axis] for run in found.runs if axis in run.per_epoch}) > 1
-    ]
-    return ["epochs", *different]
-
-
-def draw_curves(found: Comparison, colours: list[str], axis_of_time: str = "epochs") -> "Figure | None":
-    """All runs over each other, a panel for each metric that any has; None where none has any.
+def draw_curves(found: Comparison, colours: list[str]) -> "Figure | None":
+    """All runs over each other against epochs, a panel for each metric that any has; None where none has any.
 
     Args:
         found: the runs.
         colours: of its rows; seeds of the same settings share one.
-        axis_of_time: one of `time_axes`; a run that does not record it is left out.
     """
     from matplotlib.figure import Figure
 
-    panels = [name for name in _PANELS if any(run.history.get(name) for run in found.runs)]
-    # A curve takes some epochs; of fewer, single steps say more.
-    few = all(len(run.history.get("train_loss_epoch", [])) < 3 for run in found.runs)
-    panels = [
-        name for name in panels if name != ("train_loss_epoch" if few and "train_loss" in panels else "train_loss")
-    ]
+    panels = _panels_of(found)
     if not panels:
         return None
     height = -(-len(panels) // 2)
@@ -111,24 +147,15 @@ def draw_curves(found: Comparison, colours: list[str], axis_of_time: str = "epoc
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis, name in zip(axes, panels, strict=False):
-        _style(axis, _PANELS[name], axis_of_time)
+        _style(axis, _PANELS[name], "epochs")
         scale = 100 if _PANELS[name].endswith("%") else 1
-        for number, (row, colour) in enumerate(zip(found.rows, colours, strict=True)):
-            for place, run in enumerate(row.runs):
-                points = _thinned(run.history.get(name, []))
-                if not points or axis_of_time not in run.per_epoch:
+        for row, colour in zip(found.rows, colours, strict=True):
+            for run in row.runs:
+                if not run.history.get(name):
                     continue
-                times, values = zip(*points, strict=True)
-                dots = {"marker": "o", "ms": 3} if len(points) < 25 else {}
-                [line] = axis.plot(
-                    [run.per_epoch[axis_of_time] * t for t in times],
-                    [scale * v for v in values],
-                    color=colour,
-                    lw=1.6,
-                    alpha=0.9,
-                    **dots,
-                )
-                line.set_gid(f"row-{number}-{name}-{place}")
+                times, values = thinned(np.asarray(run.history[name], dtype=float), _MOST_POINTS).T
+                dots = {"marker": "o", "ms": 3} if len(times) < 25 else {}
+                axis.plot(times, scale * values, color=colour, lw=1.6, alpha=0.9, **dots)
         axis.set_xlim(0, None)
     _name_rows(figure, found, colours)
     return figure
@@ -147,8 +174,7 @@ def draw_settings(found: Comparison, colours: list[str]) -> "Figure | None":
     numbers = {name: own for name, own in values.items() if len({v for v in own if _is_number(v)}) >= 3}
     if not numbers or not found.columns:
         return None
-    # Of the figures in their order the first that most rows have.
-    column = max(found.columns, key=lambda c: (sum(c in row.figures for row in found.rows), -c.place))
+    column = _first_column(found)
     scale = 100 if column.percent else 1
     names = list(numbers)[:6]
     height, wide = -(-len(names) // 3), min(3, len(names))
@@ -187,12 +213,6 @@ def _name_rows(figure: "Figure", found: Comparison, colours: list[str]) -> None:
     legend = figure.legend(lines, names, loc="outside lower left", ncols=4, frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set(parse_math=False, color=MUTED)
-
-
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most so many, evenly, and always the last."""
-    every = -(-len(points) // _MOST_POINTS)
-    return points if every <= 1 else [*points[:-1:every], points[-1]]
 
 
 def _style(axis: "Axes", title: str, below: str) -> None:

@@ -12,8 +12,9 @@ import yaml
 
 from simclr.checkpoint import LAST, Checkpoint, read_checkpoint
 from simclr.files import hold
+from simclr.heartbeat import is_written
 from simclr.paths import expanded
-from simclr.report.run import read_metrics, read_results, steps_per_epoch
+from simclr.report.run import clocks, read_clock, read_metrics, read_results, steps_per_epoch
 from simclr.run_folder import CONFIG, flat, latest_config
 
 SEEDS = ("seed_everything", "model.seed", "data.seed")
@@ -32,7 +33,8 @@ class Run:
         settings: by dotted name, without seeds and what is about the folder alone.
         seed: None if not recorded.
         history: as `read_metrics` gives it.
-        per_epoch: how many steps and images an epoch has, as far as known; 1 epoch.
+        per_epoch: how many steps and images an epoch has, as far as known.
+        clock: (epochs done, minutes of training), see `read_clock`; empty if not recorded.
         result: the newest linear evaluation; None without.
         complete: whether it has taken all of its steps, and nothing says otherwise.
         stands: how far it has come, for people.
@@ -47,6 +49,7 @@ class Run:
     seed: Any
     history: dict[str, list[tuple[float, float]]]
     per_epoch: dict[str, float]
+    clock: list[tuple[float, float]]
     result: dict[str, Any] | None
     complete: bool
     stands: str
@@ -102,11 +105,12 @@ def read_run(folder: Path, name: str) -> Run:
     """
     notes: list[str] = []
     config = _tried(lambda: _config(folder), notes) or {}
-    history = _tried(lambda: read_metrics(folder), notes) or {}
-    results = _tried(lambda: read_results(folder), notes) or []
     checkpoint = None
     if any((folder / LAST.parent).glob("*.ckpt")):
         checkpoint = _tried(lambda: read_checkpoint(folder), notes)
+    known = checkpoint.run.get("steps_per_epoch") if checkpoint else None
+    history = _tried(lambda: read_metrics(folder, known), notes) or {}
+    results = _tried(lambda: read_results(folder), notes) or []
     if not (config or history or checkpoint):
         raise ValueError("; ".join(notes) or "it is empty: no settings, no metrics, no checkpoint")
     settings = config or flat({"model": checkpoint.model, "data": checkpoint.data} if checkpoint else {})
@@ -118,8 +122,8 @@ def read_run(folder: Path, name: str) -> Run:
         notes.append(f"evaluated at step {result['global_step']}, before it went on to step {checkpoint.global_step}")
     images = _images_per_step(settings)
     minutes, speed = _pace(folder, images)
-    steps = steps_per_epoch(folder) if history else None
-    per_epoch = {"epochs": 1.0, "steps": steps or 0.0, "images": (steps or 0.0) * images}
+    steps = known or (steps_per_epoch(folder) if history else None)
+    per_epoch = {"steps": steps or 0.0, "images": (steps or 0.0) * images}
     return Run(
         path=folder,
         name=name,
@@ -127,6 +131,7 @@ def read_run(folder: Path, name: str) -> Run:
         seed=next((settings[name] for name in SEEDS if settings.get(name) is not None), None),
         history=history,
         per_epoch={name: number for name, number in per_epoch.items() if number},
+        clock=read_clock(folder, steps) if steps else [],
         result=result,
         complete=checkpoint is not None and checkpoint.finished is not False and not going_on,
         stands=_stands(checkpoint, history, going_on),
@@ -164,7 +169,7 @@ def _is_going_on(folder: Path) -> bool:
         return True
     except OSError:  # a folder of someone else
         return False
-    return False
+    return is_written(folder)
 
 
 def _stands(checkpoint: Checkpoint | None, history: dict[str, Any], going_on: bool) -> str:
@@ -185,28 +190,10 @@ def _images_per_step(settings: dict[str, Any]) -> int:
 def _pace(folder: Path, images: int) -> tuple[float | None, float | None]:
     """Minutes and images per second, from the clock in TensorBoard's files; None where there is none."""
     seconds, steps_per_second = 0.0, []
-    for path in sorted((folder / "tensorboard").glob("events.out.tfevents.*")):
-        try:
-            times, steps = _clock(path)
-        except Exception:  # a damaged file raises what it likes, and the clock is not needed
-            continue
-        seconds += max(times) - min(times) if times else 0.0
+    for times, steps in clocks(folder):
+        seconds += times[-1] - times[0]
         for (then, before), (now, after) in pairwise(steps):
             if now > then and after > before:
                 steps_per_second.append((after - before) / (now - then))
     speed = statistics.median(steps_per_second) * images if steps_per_second and images else None
     return seconds / 60 or None, speed
-
-
-def _clock(path: Path) -> tuple[list[float], list[tuple[float, int]]]:
-    """The times of all entries, and (time, step) of the logged steps."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    times, steps = [], []
-    for record in RawEventFileLoader(str(path)).Load():
-        event = Event.FromString(record)
-        times.append(event.wall_time)
-        if any(value.tag == "train_loss" for value in event.summary.value):
-            steps.append((event.wall_time, event.step))
-    return times, steps

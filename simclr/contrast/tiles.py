@@ -242,6 +242,26 @@ def closest_below(
     return best, number, largest
 
 
+def histogram(z: Tensor, views: int, bins: int = 64, tile: tuple[int, int] | None = None) -> Tensor:
+    """How the cosines of the negatives are distributed: of all pairs of projections of two images.
+
+    Args:
+        z: (views * N, D), normalised, view after view.
+        views: of each image.
+        bins: of one width, from -1 to 1.
+        tile: height and width; by the device if not given.
+    Returns:
+        (bins,) int64 on the device of z: pairs, each counted once from either end.
+    """
+    counts = torch.zeros(bins, dtype=torch.int64, device=z.device)
+    same_image = tuple(range(0, len(z), len(z) // views))
+    for _, band in _Matrix(z, z, 0, 1.0, same_image, tile):
+        for _, mirrored, cosines in band:
+            place = cosines[cosines > -torch.inf].add_(1).mul_(bins / 2).long().clamp_(0, bins - 1)
+            counts += torch.bincount(place, minlength=bins) * (2 if mirrored else 1)
+    return counts
+
+
 class _Matrix:
     """The logits of all pairs, one tile after the other in one buffer: (rows, [(columns, mirrored, logits), ...])."""
 

@@ -1,10 +1,10 @@
 """Decoded images in one file that later runs map into memory: found by what determines its bytes, never half-written.
 
 The file is plain .npy, uint8 (N, 3, S, S). Its name ends in a hash of the files' relative paths, sizes and times of
-change, of S, and of the code that decodes. Sizes and times, as `make` and `rsync` compare them, because hashing the
-content would read the whole folder at every start, which is what the cache is there to avoid. So a file that is
-replaced by another of the same size and the same time of change to the nanosecond is not noticed; a copy of the folder
-with new times is decoded again, which costs time only.
+change, of S, of the code that decodes, and of what it makes of 16 bits. Sizes and times, as `make` and `rsync` compare
+them, because hashing the content would read the whole folder at every start, which is what the cache is there to avoid.
+So a file that is replaced by another of the same size and the same time of change to the nanosecond is not noticed; a
+copy of the folder with new times is decoded again, which costs time only.
 """
 
 import errno
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
-from simclr.data.decode import decoder, refuse_unreadable, try_images
+from simclr.data.decode import RULES, ReadingRules, Unread, decoder, refuse_unreadable, try_images
 from simclr.files import remove_abandoned, written_whole
 from simclr.paths import expanded, shown
 
@@ -30,7 +30,13 @@ _BLOCK = 256e6  # bytes decoded at a time: enough files to keep every thread bus
 
 
 def map_decoded(
-    paths: Sequence[str], fingerprint: str, side: int, cache_dir: str, threads: int = 1, name: str = "images"
+    paths: Sequence[str],
+    fingerprint: str,
+    side: int,
+    cache_dir: str,
+    threads: int = 1,
+    name: str = "images",
+    rules: ReadingRules = RULES,
 ) -> Tensor:
     """The images of these files, decoded once and mapped into memory from then on.
 
@@ -44,13 +50,14 @@ def map_decoded(
         cache_dir: the folder that holds the decoded images; made if only itself is missing.
         threads: how many decode at once.
         name: what the file's name begins with, for people.
+        rules: how they are read.
     Returns:
         (N, 3, side, side) uint8, equal to what `read_images` returns. What is written into it stays in this process.
     Raises:
         ValueError: naming the images that cannot be read or the room that is lacking.
     """
     folder, shape = expanded(cache_dir), (len(paths), 3, side, side)
-    key = _key(paths, fingerprint, side)
+    key = _key(paths, fingerprint, side, rules)
     file = folder / f"{name[:40]}-{side}px-{key}.npy"
     try:
         pixels = _map(file, shape)
@@ -63,8 +70,8 @@ def map_decoded(
                 return pixels
             remove_abandoned(folder)  # the disk may be full of them
             with written_whole(file) as out:
-                _decode_into(out, folder, paths, side, threads)
-                if _key(paths, fingerprint, side) != key:
+                _decode_into(out, folder, paths, side, threads, rules)
+                if _key(paths, fingerprint, side, rules) != key:
                     raise ValueError(f"images of {name} changed while they were being read. Start again.")
             pixels = _map(file, shape)
             assert pixels is not None  # it was just written
@@ -75,12 +82,12 @@ def map_decoded(
         raise ValueError(f"data.cache_dir={shown(folder)} cannot be used: {error}.") from error
 
 
-def _key(paths: Sequence[str], fingerprint: str, side: int) -> str:
+def _key(paths: Sequence[str], fingerprint: str, side: int, rules: ReadingRules) -> str:
     try:
         stats = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
     except OSError as error:
         refuse_unreadable([f"{error.filename} ({error})"])
-    whole = hashlib.sha256(f"{fingerprint} {side} {decoder()}".encode())
+    whole = hashlib.sha256(f"{fingerprint} {side} {decoder()} {rules.sixteen_bit_max}".encode())
     whole.update(np.array(stats, dtype="<i8").tobytes())
     return whole.hexdigest()[:20]
 
@@ -101,13 +108,15 @@ def _lock(file: Path) -> FileLock:
     return FileLock(file.with_name(f".{file.name}.lock"))
 
 
-def _decode_into(out: BinaryIO, folder: Path, paths: Sequence[str], side: int, threads: int) -> None:
+def _decode_into(
+    out: BinaryIO, folder: Path, paths: Sequence[str], side: int, threads: int, rules: ReadingRules
+) -> None:
     shape = (len(paths), 3, side, side)
     if shutil.disk_usage(folder).free < np.prod(shape, dtype=np.int64):
         raise _no_room(folder, shape)
     some = max(1, int(_BLOCK / (3 * side**2)))
     block = torch.empty(min(some, len(paths)), 3, side, side, dtype=torch.uint8)
-    unreadable = []
+    unreadable: list[Unread] = []
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     # A line that comes and goes on a terminal; nothing in a log.
@@ -117,7 +126,7 @@ def _decode_into(out: BinaryIO, folder: Path, paths: Sequence[str], side: int, t
         np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for first in range(0, len(paths), some):
             part = paths[first : first + some]
-            unreadable += try_images(part, side, block, threads)
+            unreadable += try_images(part, side, block, threads, rules)
             if not unreadable:  # else the others are only tried, to name all that cannot be read
                 out.write(block[: len(part)].numpy().data)
             progress.advance(shown, len(part))

@@ -1,14 +1,21 @@
 """Image files to uint8 RGB squares.
 
-JPEG and PNG go through torchvision's C++ decoders, which release the interpreter's lock. Everything else (WebP, BMP,
-GIF, TIFF ...) and what those decoders refuse goes through Pillow. Both honour the EXIF orientation; alpha is dropped.
-Photographs eight times as large as is asked for, and larger, are read by libjpeg's scaled decoding (`_reduced`).
+JPEGs go through simplejpeg (libjpeg-turbo, `simclr.data.jpeg`), PNGs through torchvision's decoder; both release the
+interpreter's lock. Everything else (WebP, BMP, GIF, TIFF, AVIF, HEIC ...) and what those decoders refuse goes through
+Pillow. All honour the EXIF orientation; alpha is dropped. Photographs eight times as large as is asked for, and larger,
+are read by libjpeg's scaled decoding (`_reduced`).
 """
 
+import contextlib
 import io
+import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,67 +28,182 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.transforms.v2 import functional as F
 
-from simclr.data import png
+from simclr.data import jpeg, kinds, png
+from simclr.data.kinds import Refused
+from simclr.data.watch import in_threads
 from simclr.torch_internals import has_image_decoders, shared_storage
 
 # The operator itself: torchvision 0.29 deprecates its Python wrapper (a warning per call), not what stands behind it.
 # A torchvision without it leaves Pillow, which is slower and gives the same images.
 _DECODE = torch.ops.image.decode_image if has_image_decoders() else None
 _RGB = torchvision.io.ImageReadMode.RGB.value
-_JPEG = b"\xff\xd8\xff"  # the first bytes of a file
-_END_OF_JPEG = b"\xff\xd9"  # a marker that compressed pixels cannot hold
 
 _VERSION = 2  # of this file: to be raised with every change that gives other pixels
+_PILLOW = threading.Lock()
+DEEPEST = 2**16 - 1  # the largest sample of 16 bits
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-)
+
+@dataclass(frozen=True)
+class ReadingRules:
+    """How image files are read.
+
+    Attributes:
+        max_pixels: a picture of more is refused before it is decoded; None for no limit. The default is what Pillow
+            refuses too, twice the size of which it warns.
+        sixteen_bit_max: which value of 16-bit samples is white, 1 to 65 535: value v becomes v * 256 / (this + 1).
+        timeout_s: seconds that reading one file may take; None for no limit.
+    """
+
+    max_pixels: int | None = 178_956_970
+    sixteen_bit_max: int = DEEPEST
+    timeout_s: float | None = None
+
+
+RULES = ReadingRules()
+
+
+class Unread(str):
+    """A line about a file that cannot be read: its name, and the reason in brackets.
+
+    Attributes:
+        sound: whether the file may be, so that repairing it would not help; the reason says what would.
+    """
+
+    sound = False
+
+
+class UnreadableError(ValueError):
+    """Files that cannot be read.
+
+    Attributes:
+        lines: one for each, by its place among those that were to be read.
+    """
+
+    def __init__(self, lines: dict[int, Unread]):
+        super().__init__(_refusal(list(lines.values())))
+        self.lines = lines
 
 
 def decoder() -> str:
     """What decides which pixels a file gives: this code, and the libraries that decode and resize."""
     # Without the local part: 2.11.0+cu130 and 2.11.0+cpu decode and resize by the same code on the CPU.
-    versions = (version.partition("+")[0] for version in (torch.__version__, torchvision.__version__, pillow_version))
-    return f"{_VERSION} {' '.join(versions)} {_DECODE is not None}"
+    versions = (of.partition("+")[0] for of in (torch.__version__, torchvision.__version__, pillow_version))
+    more = ("simplejpeg", "pillow-heif") if kinds.has_heif() else ("simplejpeg",)
+    return f"{_VERSION} {' '.join(versions)} {_DECODE is not None} {' '.join(map(version, more))}"
 
 
-def decode(content: bytes) -> Tensor:
+def decode(content: bytes, rules: ReadingRules = RULES) -> Tensor:
     """Decode one image file's content: any size, any colour type, the first frame of an animation.
 
     Returns:
-        (3, H, W) uint8 RGB, upright by its EXIF orientation. 16-bit channels keep their high byte.
+        (3, H, W) uint8 RGB, upright by its EXIF orientation, in any strides. 16-bit channels keep their high byte, or
+        what `rules.sixteen_bit_max` makes of them.
     Raises:
-        ValueError: if neither decoder can read it to its end.
+        ValueError: if it cannot be read to its end, is known to be damaged, or is of a kind or size that is not read.
     """
+    return _eight_bits(_decoded_samples(content, rules), rules)
+
+
+def sixteen_bit_peak(content: bytes, rules: ReadingRules = RULES) -> int | None:
+    """The largest sample of an image whose samples have 16 bits; None for others, which are not decoded.
+
+    Raises:
+        ValueError: as `decode`.
+    """
+    if content.startswith(png.SIGNATURE):
+        if content[24:25] != b"\x10":  # IHDR's bit depth
+            return None
+    elif content.startswith((jpeg.SIGNATURE, b"RIFF", b"GIF", b"BM")):
+        return None
+    samples = _decoded_samples(content, rules)
+    return int(samples.max()) if samples.dtype != torch.uint8 else None
+
+
+def _decoded_samples(content: bytes, rules: ReadingRules) -> Tensor:
+    """(3, H, W), upright: uint8, or int32 where a sample has 16 bits."""
     if not content:
         raise ValueError("the file is empty")
-    if _DECODE is not None and content.startswith((_JPEG, png.SIGNATURE)) and _decoder_survives(content):
+    if content.startswith(jpeg.SIGNATURE):
+        header = jpeg.header_of(content)
+        _refuse_too_many(header.width, header.height, rules)
+        array = jpeg.pixels_of(content, header)
+        if array is not None:
+            return jpeg.upright(torch.from_numpy(array).permute(2, 0, 1), header.orientation)
+        survives = True
+    else:
+        survives = content.startswith(png.SIGNATURE) and _decoder_survives(content, rules)
+    if _DECODE is not None and survives:
         try:
             image = _DECODE(torch.frombuffer(bytearray(content), dtype=torch.uint8), _RGB, True)
         except RuntimeError:
             pass  # Pillow reads some that libjpeg and libpng refuse, and names what is wrong with the rest
         else:
-            return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
+            return image if image.dtype == torch.uint8 else image.to(torch.int32)
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return pixels_of(picture)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        with opened(content) as picture:
+            _refuse_too_many(*picture.size, rules)
+            if Image.MAX_IMAGE_PIXELS is not None and math.prod(picture.size) > Image.MAX_IMAGE_PIXELS:
+                with _of_any_size():  # TIFFs are measured a second time as they are decoded
+                    picture.load()
+            if (
+                rules.sixteen_bit_max != DEEPEST
+                and picture.mode in ("RGB", "RGBA", "LA")
+                and _is_deep(content, picture)
+            ):
+                raise Refused("16-bit colours that Pillow gives 8 bits of, so that data.sixteen_bit_max cannot be used")
+            return _samples_of(picture)
+    except Refused:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         # Pillow's text for unknown content names a memory buffer, which tells the reader nothing.
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        raise ValueError("not an image in a known format" if unknown else str(error)) from error
+        if not isinstance(error, Image.UnidentifiedImageError):
+            raise ValueError(str(error)) from error
+        with _of_any_size():
+            kind = kinds.kind_of(content)
+        if kind:
+            raise Refused(kind) from error
+        raise ValueError("not an image in a known format") from error
 
 
-def _decoder_survives(content: bytes) -> bool:
-    """Whether torchvision's decoder may have a file's content; where it may not, Pillow reads it or says what is wrong.
+def opened(content: bytes) -> Image.Image:
+    """A file in Pillow's hands, of any size: the limit is ours, and has to be, because Pillow's is one for all."""
+    if kinds.is_heif(content):
+        return kinds.open_heif(content)
+    with _of_any_size():
+        return Image.open(io.BytesIO(content))
+
+
+@contextlib.contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Where Pillow has no limit and no warnings, one thread at a time: for headers, and for pictures above its limit.
+
+    What it warns of comes without a name, and what matters of it is an error.
+    """
+    with _PILLOW, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_deep(content: bytes, picture: Image.Image) -> bool:
+    """Whether colours have 16 bits in a file, of which Pillow keeps the high byte."""
+    if content.startswith(png.SIGNATURE):
+        return content[24] == 16
+    bits = getattr(picture, "tag_v2", {}).get(258, ())  # TIFF's BitsPerSample
+    return 16 in (bits if isinstance(bits, tuple) else (bits,))
+
+
+def _decoder_survives(content: bytes, rules: ReadingRules) -> bool:
+    """Whether torchvision's decoder may have a PNG's content; where it may not, Pillow reads it or says what is wrong.
 
     Raises:
-        ValueError: for a damaged PNG, a cut off JPEG, and for more pixels than Pillow opens.
+        ValueError: for a damaged PNG, and for too many pixels.
     """
-    if content.startswith(_JPEG):
-        _refuse_too_many(*_size_of_jpeg(content))
-        return True
     header = png.check_checksums(content)
-    _refuse_too_many(header.width, header.height)
+    _refuse_too_many(header.width, header.height, rules)
     # Only what was damaged on purpose, or by the program that wrote it, has right checksums. A worker process may die
     # of it: the run does not, and says which file it was.
     return get_worker_info() is not None or png.has_sound_pixels(content, header)
@@ -90,72 +212,67 @@ def _decoder_survives(content: bytes) -> bool:
 def kills_its_reader(path: str | os.PathLike) -> bool:
     """Whether a file is a PNG with right checksums and damaged pixels, of which a worker process dies."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # what is no file might never end
+            return False
         content = Path(path).read_bytes()
         png.check_checksums(content)
     except (OSError, ValueError):
         return False
     try:
-        decode(content)
+        decode(content, ReadingRules(max_pixels=None))
     except ValueError:
         return True
     return False
 
 
-def _refuse_too_many(width: int, height: int) -> None:
-    """By the rule, and up to the limit, of Pillow: a picture of a few kB may ask for all memory."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > 2 * limit:
-        raise ValueError(
-            f"{width} x {height} pixels are more than {2 * limit:,}, which may be meant to exhaust the memory; "
-            "twice PIL.Image.MAX_IMAGE_PIXELS is the limit"
+def _refuse_too_many(width: int, height: int, rules: ReadingRules) -> None:
+    """A picture of a few kB may ask for all memory."""
+    if rules.max_pixels is not None and width * height > rules.max_pixels:
+        raise Refused(
+            f"{width} x {height} pixels are more than data.max_pixels={rules.max_pixels}, the limit for what may be "
+            "meant to exhaust the memory: raise it for a sound picture"
         )
 
 
-def _size_of_jpeg(content: bytes) -> tuple[int, int]:
-    """Width and height in the frame's header; 0 and 0 if there is none to be found.
-
-    Raises:
-        ValueError: for a picture that is cut off: libjpeg would make up the rest of it, in gray, and say so to nobody.
-    """
-    start, size = 2, (0, 0)
-    while start + 9 < len(content):
-        if content[start] != 0xFF:
-            break
-        kind = content[start + 1]
-        if kind == 0xFF:  # fill
-            start += 1
-            continue
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # frames; tables and a reserved one are not
-            height, width = (int.from_bytes(content[start + at : start + at + 2], "big") for at in (5, 7))
-            size = width, height
-        elif kind == 0xDA:  # the first scan: pixels, up to the end of the picture
-            if content.rfind(_END_OF_JPEG, start) < 0:
-                raise ValueError("cut off JPEG: it has no end of image")
-            break
-        start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
-    return size
-
-
-def pixels_of(picture: Image.Image) -> Tensor:
+def pixels_of(picture: Image.Image, rules: ReadingRules = RULES) -> Tensor:
     """The pixels of a Pillow image of any mode, as `decode` gives those of a file.
 
     Returns:
-        (3, H, W) uint8 RGB, upright by its EXIF orientation. 16-bit channels keep their high byte.
+        (3, H, W) uint8 RGB, upright by its EXIF orientation. 16-bit channels keep their high byte, or what
+        `rules.sixteen_bit_max` makes of them.
     Raises:
-        ValueError: for floating-point pixels, which have no known range.
+        ValueError: for pixels of no known range: floating-point numbers, and integers beyond 16 bits.
     """
-    return torch.from_numpy(_rgb(ImageOps.exif_transpose(picture))).permute(2, 0, 1).contiguous()
+    return _eight_bits(_samples_of(picture), rules)
 
 
-def _rgb(picture: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 of a Pillow image, where Image.convert alone would clip or warn."""
+def _samples_of(picture: Image.Image) -> Tensor:
+    """(3, H, W) of a Pillow image, upright: uint8, or int32 where a sample has 16 bits."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
+        raise Refused("floating-point pixels, which have no known range: convert it to 8 or 16 bits")
     if picture.mode.startswith("I"):  # 16 bits: convert("RGB") would clip at 255
-        return np.repeat((np.array(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        values = np.array(picture).astype(np.int64)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > DEEPEST:
+            raise Refused(f"integers from {low} to {high}, beyond 16 bits without a sign: convert it to 8 or 16 bits")
+        return torch.from_numpy(values.astype(np.int32)).expand(3, -1, -1)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # as Pillow asks for
-    return np.array(picture.convert("RGB"))
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _eight_bits(samples: Tensor, rules: ReadingRules) -> Tensor:
+    """uint8 of what may have 16 bits, by multiplying with 256 / (sixteen_bit_max + 1): at 65 535 the high byte.
+
+    Raises:
+        ValueError: for a sample above that maximum, which would have been cut off.
+    """
+    if samples.dtype == torch.uint8:
+        return samples
+    if (peak := int(samples.max())) > rules.sixteen_bit_max:
+        raise Refused(f"16-bit values up to {peak}, above data.sixteen_bit_max={rules.sixteen_bit_max}: raise it")
+    return (samples * 256 // (rules.sixteen_bit_max + 1)).to(torch.uint8).contiguous()
 
 
 def to_square(image: Tensor, side: int) -> Tensor:
@@ -174,7 +291,7 @@ def to_square(image: Tensor, side: int) -> Tensor:
     return image if short == side else F.resize(image, [side, side], antialias=True)
 
 
-def decode_square(content: bytes, side: int) -> Tensor:
+def decode_square(content: bytes, side: int, rules: ReadingRules = RULES) -> Tensor:
     """The central square of one image file's content, as `to_square` of `decode`, large JPEGs faster.
 
     Returns:
@@ -182,12 +299,12 @@ def decode_square(content: bytes, side: int) -> Tensor:
     Raises:
         ValueError: as `decode`.
     """
-    image = _reduced(content, side) if content.startswith(_JPEG) else None
-    return to_square(decode(content), side) if image is None else image
+    image = _reduced(content, side, rules) if content.startswith(jpeg.SIGNATURE) else None
+    return to_square(decode(content, rules), side) if image is None else image
 
 
-def _reduced(content: bytes, side: int) -> Tensor | None:
-    """The central square of a JPEG whose short side is 8 * side or more; None of others and of damaged ones.
+def _reduced(content: bytes, side: int, rules: ReadingRules) -> Tensor | None:
+    """The central square of a JPEG whose short side is 8 * side or more; None of others.
 
     libjpeg gives such a picture at a quarter or an eighth of its size, still twice as large as is needed, from the low
     frequencies of its blocks, which takes half the time or less. What is resized from it differs from what is resized
@@ -195,26 +312,42 @@ def _reduced(content: bytes, side: int) -> Tensor | None:
     """
     if len(content) < 4 * side**2:  # no photograph of 64 * side^2 pixels is: half a bit a pixel
         return None
+    header = jpeg.header_of(content)
+    _refuse_too_many(header.width, header.height, rules)
+    width, height, short = header.width, header.height, min(header.width, header.height)
+    scale = 8 if short >= 16 * side else 4
+    if short < 2 * scale * side:
+        return None
+    array = jpeg.pixels_of(content, header, scale)
     try:
-        _size_of_jpeg(content)
-        with JpegImageFile(io.BytesIO(content)) as picture:
-            width, height = picture.size
-            short = min(width, height)
-            scale = 8 if short >= 16 * side else 4
-            if short < 2 * scale * side:
-                return None
-            picture.draft("RGB", (width // scale, height // scale))
-            # In fractions of the reduced picture's pixels, so that the square is the same one to a hair; and before the
-            # picture is turned upright, because what fills its last pixels up is at the right and at the bottom.
-            left, top, reach = (width - short) / 2 / scale, (height - short) / 2 / scale, short / scale
-            box = (left, top, left + reach, top + reach)
-            square = picture.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box)
-            return torch.from_numpy(np.array(ImageOps.exif_transpose(square))).permute(2, 0, 1)
+        picture = Image.fromarray(array) if array is not None else _drafted(content, scale)
+        # In fractions of the reduced picture's pixels, so that the square is the same one to a hair; and before the
+        # picture is turned upright, because what fills its last pixels up is at the right and at the bottom.
+        left, top, reach = (width - short) / 2 / scale, (height - short) / 2 / scale, short / scale
+        box = (left, top, left + reach, top + reach)
+        square = picture.resize((side, side), Image.Resampling.BILINEAR, box)
+        return jpeg.upright(torch.from_numpy(np.array(square)).permute(2, 0, 1), header.orientation)
     except (OSError, SyntaxError, ValueError, EOFError):
         return None  # the decoder of whole pictures says what is wrong, or reads it after all
 
 
-def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | None = None, threads: int = 1) -> Tensor:
+def _drafted(content: bytes, scale: int) -> Image.Image:
+    """A JPEG of a kind that `jpeg.pixels_of` leaves to others, by so much smaller."""
+    with JpegImageFile(io.BytesIO(content)) as picture:
+        width, height = picture.size
+        picture.draft("RGB", (width // scale, height // scale))
+        return picture.convert("RGB")
+
+
+def read_images(
+    paths: Sequence[str | os.PathLike],
+    side: int,
+    out: Tensor | None = None,
+    threads: int = 1,
+    rules: ReadingRules = RULES,
+    begun: Callable[[int], None] | None = None,
+    read: Callable[[int, os.stat_result], None] | None = None,
+) -> Tensor:
     """Read image files, each as the central square of the picture.
 
     Args:
@@ -223,70 +356,102 @@ def read_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor | Non
         out: (N, 3, side, side) uint8 to write into; made here if not given, in a worker process of a DataLoader in
             memory that it shares with the process it works for.
         threads: how many decode at once.
+        rules: how they are read. In a worker process the process that it works for has to watch the time.
+        begun: called with the place of each file before it is opened.
+        read: called with the place of each file that was read, and with what it was as it was opened.
     Returns:
         (N, 3, side, side) uint8.
     Raises:
-        ValueError: naming the files that cannot be read, after all have been tried. None is skipped.
+        UnreadableError: naming the files that cannot be read, after all have been tried. None is skipped.
+        ValueError: naming the files that reading takes longer of than the rules allow.
     """
     if out is None:
         out = torch.empty(0, dtype=torch.uint8)
         if get_worker_info() is not None:  # else the batch would be copied there, as torch's default_collate knows too
             out.set_(shared_storage(len(paths) * 3 * side**2))
         out = out.resize_(len(paths), 3, side, side)
-    refuse_unreadable(try_images(paths, side, out, threads))
+    if found := _decoded(paths, side, out.__setitem__, threads, rules, begun, read):
+        raise UnreadableError(found)
     return out
 
 
-def try_images(paths: Sequence[str | os.PathLike], side: int, out: Tensor, threads: int = 1) -> list[str]:
+def try_images(
+    paths: Sequence[str | os.PathLike], side: int, out: Tensor, threads: int = 1, rules: ReadingRules = RULES
+) -> list[Unread]:
     """As `read_images`, into the first rows of `out`; returns a line for each file that cannot be read."""
-    return list(_decoded(paths, side, out.__setitem__, threads).values())
+    return list(_decoded(paths, side, out.__setitem__, threads, rules).values())
 
 
-def unreadable(paths: Sequence[str | os.PathLike], side: int, threads: int = 1) -> dict[int, str]:
+def unreadable(
+    paths: Sequence[str | os.PathLike], side: int, threads: int = 1, rules: ReadingRules = RULES
+) -> dict[int, Unread]:
     """The places of the files that `read_images` could not read, and a line for each; every one is decoded."""
-    return _decoded(paths, side, lambda i, image: None, threads)
+    return _decoded(paths, side, lambda i, image: None, threads, rules)
 
 
 def _decoded(
-    paths: Sequence[str | os.PathLike], side: int, take: Callable[[int, Tensor], None], threads: int
-) -> dict[int, str]:
-    """Hand every image to `take`, with its place; a line for each that cannot be read."""
+    paths: Sequence[str | os.PathLike],
+    side: int,
+    take: Callable[[int, Tensor], None],
+    threads: int,
+    rules: ReadingRules,
+    begun: Callable[[int], None] | None = None,
+    read: Callable[[int, os.stat_result], None] | None = None,
+) -> dict[int, Unread]:
+    """Hand every image to `take`, with its place; a line for each that cannot be read, by its place."""
+    bad: dict[int, Unread] = {}
 
-    def read(first: int, last: int) -> dict[int, str]:
-        bad = {}
-        for i in range(first, last):
-            try:
-                with open(paths[i], "rb") as file:
-                    content = file.read()
-                take(i, decode_square(content, side))
-            except (OSError, ValueError) as error:
-                bad[i] = f"{paths[i]} ({error})"
-        return bad
+    def one(i: int) -> None:
+        if begun is not None:
+            begun(i)
+        try:
+            with open(paths[i], "rb") as file:
+                status = os.fstat(file.fileno()) if read is not None else None
+                content = file.read()
+            take(i, decode_square(content, side, rules))
+        except (OSError, ValueError) as error:
+            bad[i] = Unread(f"{paths[i]} ({error})")
+            bad[i].sound = isinstance(error, Refused)
+        else:
+            if read is not None and status is not None:
+                read(i, status)
 
     # Of the files alone: torch would share the copying of each small image among its own threads too, those that start
     # below included, and wait for them.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    # Runs of files, because one task per 32-pixel image costs as much as decoding it.
-    run = max(1, min(64, -(-len(paths) // (4 * threads))))
-    pool = ThreadPoolExecutor(threads) if threads > 1 else None
     try:
-        if pool is None:
-            return read(0, len(paths))
-        starts = range(0, len(paths), run)
-        found: dict[int, str] = {}
-        for bad in pool.map(lambda i: read(i, min(i + run, len(paths))), starts):
-            found |= bad
-        return found
+        if get_worker_info() is not None or (threads <= 1 and rules.timeout_s is None):
+            for i in range(len(paths)):
+                one(i)
+        else:
+            in_threads(one, len(paths), threads, rules.timeout_s, lambda late: _too_slow(paths, late, rules))
     finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the files at hand, not for all that remain
         torch.set_num_threads(before)
+    return dict(sorted(bad.items()))
+
+
+def too_slow(paths: Sequence[str | os.PathLike], timeout_s: float | None) -> ValueError:
+    """The error for files that take too long to read."""
+    others = f" and {len(paths) - 3} others" if len(paths) > 3 else ""
+    return ValueError(
+        f"reading {', '.join(os.fspath(path) for path in paths[:3])}{others} takes more than "
+        f"data.read_timeout_s={timeout_s:g} seconds: does the disk or the network file system answer?"
+    )
+
+
+def _too_slow(paths: Sequence[str | os.PathLike], late: Sequence[int], rules: ReadingRules) -> ValueError:
+    return too_slow([paths[i] for i in late], rules.timeout_s)
 
 
 def refuse_unreadable(lines: Sequence[str]) -> None:
     """Raise one ValueError for files that cannot be read, if there are any."""
     if lines:
-        others = f", and {len(lines) - 3} others" if len(lines) > 3 else ""
-        many = "1 image file" if len(lines) == 1 else f"{len(lines)} image files"
-        raise ValueError(f"cannot read {many}: {'; '.join(lines[:3])}{others}. Repair or remove them.")
+        raise ValueError(_refusal(lines))
+
+
+def _refusal(lines: Sequence[str]) -> str:
+    others = f", and {len(lines) - 3} others" if len(lines) > 3 else ""
+    many = "1 image file" if len(lines) == 1 else f"{len(lines)} image files"
+    todo = "" if all(getattr(line, "sound", False) for line in lines) else " Repair or remove them."
+    return f"cannot read {many}: {'; '.join(lines[:3])}{others}.{todo}"

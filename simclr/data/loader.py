@@ -1,22 +1,28 @@
 """Batches in an order that is a pure function of (seed, epoch): from any image set, for any rank, resumable."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from simclr.data.decode import kills_its_reader
-from simclr.data.sources import ImageSet, MemoryImages
+from simclr.data.decode import kills_its_reader, too_slow
+from simclr.data.sources import FileImages, ImageSet, MemoryImages
+from simclr.data.watch import Stuck, look_every
+from simclr.files import mark_sockets, remove_abandoned_sockets
 from simclr.seeding import epoch_order
 
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows ends a process by either
 _ORDER_AHEAD = 2**16  # images whose order is worked out at a time
 
 
@@ -33,6 +39,8 @@ class GlobalBatchSampler:
         seed: the run's seed.
         rank, world_size: r and W.
         reshuffle: another order in each epoch; otherwise that of epoch 0 in all of them.
+        held_out: (m,) int64, ascending: images that are never visited. The `size` others keep their numbers, of
+            0 .. size + m - 1; their order is that of a set of `size`.
     Raises:
         ValueError: if the batch does not divide over the ranks or is larger than the set.
     """
@@ -45,6 +53,7 @@ class GlobalBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         reshuffle: bool = True,
+        held_out: Tensor | None = None,
     ):
         if batch_size % world_size:
             raise ValueError(uneven_batch(batch_size, world_size))
@@ -52,6 +61,8 @@ class GlobalBatchSampler:
             raise ValueError(f"data.batch_size={batch_size} is not between 1 and the {size} images there are.")
         self.size, self.batch_size, self.seed, self.rank, self.world_size = size, batch_size, seed, rank, world_size
         self.reshuffle = reshuffle
+        # How many of the images before each held-out one are visited.
+        self._before = None if held_out is None or not len(held_out) else held_out - torch.arange(len(held_out))
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -66,8 +77,7 @@ class GlobalBatchSampler:
         """(steps, B) int64: the image numbers of an epoch's first batches over all ranks; of all if None."""
         steps = len(self) if steps is None else min(steps, len(self))
         places = torch.arange(steps * self.batch_size)
-        order = epoch_order(self.seed, epoch if self.reshuffle else 0, self.size, places)
-        return order.view(steps, self.batch_size)
+        return self._order(epoch, places).view(steps, self.batch_size)
 
     def from_step(self, step: int) -> Iterator[Tensor]:
         """This rank's batches from this step of the epoch on, some steps at a time: (steps, B / W) int64 each."""
@@ -77,8 +87,11 @@ class GlobalBatchSampler:
         for first in range(step, len(self), at_a_time):
             steps = torch.arange(first, min(first + at_a_time, len(self)))
             places = (steps[:, None] * self.batch_size + own).flatten()
-            epoch = self.epoch if self.reshuffle else 0
-            yield epoch_order(self.seed, epoch, self.size, places).view(-1, share)
+            yield self._order(self.epoch, places).view(-1, share)
+
+    def _order(self, epoch: int, places: Tensor) -> Tensor:
+        order = epoch_order(self.seed, epoch if self.reshuffle else 0, self.size, places)
+        return order if self._before is None else order + torch.searchsorted(self._before, order, right=True)
 
 
 def uneven_batch(batch_size: int, world_size: int) -> str:
@@ -174,9 +187,10 @@ class Batches:
         self.source = source
         self._order = _Order(ahead=2 * workers + 1)  # torch's loader has two batches in hand for each worker
         self._loader: DataLoader | None = None
+        self._workers = _Workers(workers, source.rules.timeout_s if isinstance(source, FileImages) else None)
         if not isinstance(source, MemoryImages):
             self._loader = DataLoader(
-                _Decode(source),
+                _Decode(source, self._workers.table),
                 batch_sampler=self._order,
                 collate_fn=_as_it_is,
                 num_workers=workers,
@@ -184,7 +198,7 @@ class Batches:
                 pin_memory=torch.cuda.is_available(),
                 # Forking a process that runs threads (decoding, OpenMP, loggers) can deadlock; these start clean.
                 multiprocessing_context=start_method() if workers else None,
-                worker_init_fn=_die_with_parent if workers else None,
+                worker_init_fn=_begin_worker if workers else None,
             )
 
     def __call__(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -209,10 +223,17 @@ class Batches:
 
     def _decoded(self, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         try:
-            for images, index in loader:
-                if isinstance(images, str):
-                    raise ValueError(images)
-                yield images, index
+            with self._workers.watched():
+                batches = iter(loader)
+                while True:
+                    with self._workers.awaited():
+                        batch = next(batches, None)
+                    if batch is None:
+                        return
+                    images, index = batch
+                    if isinstance(images, str):
+                        raise ValueError(images)
+                    yield images, index
         except RuntimeError as error:  # torch's word for workers that died
             if "DataLoader worker" not in str(error):
                 raise
@@ -220,14 +241,97 @@ class Batches:
 
     def _what_happened(self, reason: str) -> str:
         """What became of a worker, and of which image, as far as that can be told."""
+        paths = self.source.paths
+        if self._workers.ended:  # by us
+            at = [paths[i] for i in self._workers.ended if i >= 0] if paths is not None else []
+            if at:
+                return str(too_slow(at, self._workers.limit_s))
+            return (
+                f"the processes that read images have done nothing for data.read_timeout_s={self._workers.limit_s:g} "
+                "seconds, none at a file: were they stopped?"
+            )
         lines = reason.strip().splitlines()
         what = f"a process that reads images died: {lines[-1].rstrip('.') if lines else reason}."
-        if self.source.paths is None:
+        if paths is None:
             return f"{what} Is there too little memory?"
-        paths = [self.source.paths[i] for batch in self._order.handed_out for i in batch]
-        if deadly := [path for path in dict.fromkeys(paths) if kills_its_reader(path)]:
+        at = [paths[i] for i in self._workers.images_of_dead()]
+        handed_out = at or [paths[i] for batch in self._order.handed_out for i in batch]
+        if deadly := [path for path in dict.fromkeys(handed_out) if kills_its_reader(path)]:
             return f"{what} The pixels of {', '.join(deadly[:3])} are damaged. Repair or remove them."
-        return f"{what} None of the {len(paths)} images that were being read is damaged: is there too little memory?"
+        if at:
+            return f"{what} It was reading {', '.join(at[:3])}, which is not damaged: is there too little memory?"
+        count = len(handed_out)
+        return f"{what} None of the {count} images that were being read is damaged: is there too little memory?"
+
+
+class _Workers:
+    """What each worker process is at, which they write into memory that they share with this one.
+
+    torch's own `timeout` of a DataLoader would tell no file, and tell of a worker that has died only after it.
+
+    Args:
+        count: of workers.
+        limit_s: seconds that one file may take; None for no limit.
+
+    Attributes:
+        table: (count, 3) int64: a worker's process, the image that it reads or -1, and how many times that changed.
+        ended: the images at which workers were ended, because they took too long; empty if none was.
+    """
+
+    def __init__(self, count: int, limit_s: float | None):
+        self.table = torch.full((count, 3), -1, dtype=torch.int64).share_memory_()
+        self.limit_s = limit_s
+        self.ended: list[int] = []
+        self._awaited = False
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within it a worker that takes too long is killed: torch finds that it is dead a few seconds later."""
+        if not len(self.table) or self.limit_s is None:
+            yield
+            return
+        over = threading.Event()
+        threading.Thread(target=self._watch, args=(over, self.limit_s), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Within it somebody waits for the next batch."""
+        self._awaited = True
+        try:
+            yield
+        finally:
+            self._awaited = False
+
+    def _watch(self, over: threading.Event, limit_s: float) -> None:
+        stuck = Stuck(limit_s)
+        while not over.wait(look_every(limit_s)):
+            rows = self.table.tolist()
+            at: dict[Hashable, Hashable] = {pid: (image, times) for pid, image, times in rows if image >= 0}
+            if self._awaited and any(pid > 0 for pid, _, _ in rows):
+                at["all"] = tuple(times for _, _, times in rows)
+            if late := stuck.look(at.items()):
+                slow = [(pid, image) for pid, image, _ in rows if pid > 0 and (pid in late or "all" in late)]
+                self.ended = [image for _, image in slow]
+                for pid, _ in slow:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, _KILL)
+                return
+
+    def images_of_dead(self) -> list[int]:
+        """The images that workers were reading when they died."""
+        return [image for pid, image, _ in self.table.tolist() if image >= 0 and not _alive(pid)]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -255,6 +359,8 @@ def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) ->
 
 def start_method() -> multiprocessing.context.BaseContext:
     """How processes that decode are started: never by a fork of this one, whose threads may hold locks."""
+    remove_abandoned_sockets()
+    mark_sockets()
     methods = multiprocessing.get_all_start_methods()
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
@@ -264,12 +370,16 @@ def start_method() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _die_with_parent(worker: int) -> None:
-    """In a worker: end when the process that wants its images has died, however it did.
+def _begin_worker(worker: int) -> None:
+    """In a worker: say who it is, and end when the process that wants its images has died, however it did.
 
     torch's own watchdog watches the worker's parent, which is the fork server: that one waits for its last worker. With
     the workers gone it ends too, and after it the process that clears up what all of them shared.
     """
+    info = get_worker_info()
+    assert info is not None
+    assert isinstance(info.dataset, _Decode)
+    info.dataset.begin(worker)
     end_with_parent()
 
 
@@ -299,10 +409,21 @@ class _Order:
 
 
 class _Decode(Dataset[tuple[Tensor | str, Tensor]]):
-    """A map-style data set that is asked for whole batches, as torch's loader does of one with __getitems__."""
+    """A map-style data set that is asked for whole batches, as torch's loader does of one with __getitems__.
 
-    def __init__(self, source: ImageSet):
-        self.source = source
+    Args:
+        source: the images.
+        table: `_Workers.table`.
+    """
+
+    def __init__(self, source: ImageSet, table: Tensor):
+        self.source, self.table = source, table
+        self._row = np.zeros(3, np.int64)  # of this process
+
+    def begin(self, worker: int) -> None:
+        """In a worker: write down what it does."""
+        self._row = self.table[worker].numpy()
+        self._row[0] = os.getpid()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -312,9 +433,20 @@ class _Decode(Dataset[tuple[Tensor | str, Tensor]]):
 
     def __getitems__(self, index: list[int]) -> tuple[Tensor | str, Tensor]:
         try:
-            return self.source.images(index), torch.tensor(index)
+            return self._images(index), torch.tensor(index)
         except ValueError as error:  # its words alone: torch would put a traceback of the worker into them
             return str(error), torch.tensor(index)
+        finally:
+            self._at(-1)
+
+    def _images(self, index: list[int]) -> Tensor:
+        if isinstance(self.source, FileImages):
+            return self.source.images(index, begun=lambda place: self._at(index[place]))
+        return self.source.images(index)
+
+    def _at(self, image: int) -> None:
+        self._row[1] = image
+        self._row[2] += 1
 
 
 def _as_it_is(batch: Any) -> Any:  # a pair of `_Decode`, where torch's types expect a list

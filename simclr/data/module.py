@@ -14,8 +14,10 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from simclr.container import cores
-from simclr.data.decode import to_square, unreadable
-from simclr.data.fingerprint import compare_files, fingerprint_files
+from simclr.data.decode import DEEPEST, RULES, ReadingRules, to_square, unreadable
+from simclr.data.depth import low_range
+from simclr.data.fingerprint import compare_files, digest_files, digest_pixels, fingerprint_files
+from simclr.data.held_out import held_out_count, held_out_numbers
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, uneven_batch
 from simclr.data.shapes import CLASSES, draw_shapes
 from simclr.data.sources import (
@@ -27,6 +29,8 @@ from simclr.data.sources import (
     list_folder,
     match_classes,
     may_be_skipped,
+    names_in,
+    places_of,
     refuse_shared,
 )
 from simclr.data.splits import stratified_split
@@ -36,7 +40,8 @@ from simclr.seeding import check_seed, epoch_order
 Source = Literal["auto", "shapes", "folder", "cifar10", "cifar100", "stl10", "imagenet"]
 
 SKIPPED = "skipped_images.txt"  # in the folder of a run
-FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir")
+LEFT_OUT = "left_out_images.txt"
+FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir", "leave_out")  # settings that name a place
 _Sets = tuple[ImageSet, ImageSet | None, ImageSet | None]  # for training, for testing; with labels, if not the first
 _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
 _STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
@@ -96,9 +101,22 @@ class ImageData(LightningDataModule):
         shapes_test: how many to draw for testing.
         holdout: the fraction of each class's images that serves as test where there is no labelled test set; one image
             of each class at least is kept for training.
+        held_out: how many images of the training folder are never trained on, so that figures without labels can be
+            measured on them: a number, a fraction below 1, or 0 for none. If not given: 2 000 or 2 %, whichever is
+            fewer; none where there are test images, or fewer than 1 000 images. Which they are depends on their names
+            alone, and each class gives its share. Evaluation takes the whole folder, as if nothing were held out.
         on_error: what becomes of a file of an image folder that cannot be read. raise: an error that names it. skip:
             every file is decoded once before the run, and those that cannot be read are left out, up to 1 % of them or
-            ten; `skipped` names them.
+            ten; `skipped` names them. A file that can no longer be read later in the run, or is another, ends it with
+            either, because the order of the images would change; the error says how to go on. What is held in memory
+            or in a cache stays as it was read.
+        leave_out: a file that names images, one a line, by their paths below `train_dir` or from the root, as
+            `simclr check-data --bad` and `--copies` write it: the run is that of the folder without them.
+        read_timeout_s: seconds that reading one image file may take, here, in a thread or in a worker process, before
+            it is an error that names it; without limit if 0 or not given.
+        max_pixels: a file with more pixels than this is refused before it is decoded; without limit if not given.
+        sixteen_bit_max: which value of 16-bit images is white: value v is read as v * 256 / (sixteen_bit_max + 1) of
+            255. 12-bit data needs 4095 to be seen.
         allow_changed_images: continue a run although files of its image folder were added, removed or changed since:
             its order is that of the new set from then on.
     """
@@ -120,15 +138,20 @@ class ImageData(LightningDataModule):
         shapes_train: int = 8192,
         shapes_test: int = 2048,
         holdout: float = 0.2,
+        held_out: int | float | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        leave_out: str | None = None,
+        read_timeout_s: float | None = 300.0,
+        max_pixels: int | None = RULES.max_pixels,
+        sixteen_bit_max: int = DEEPEST,
         allow_changed_images: bool = False,
     ):
         super().__init__()
-        folders = (train_dir, test_dir, data_dir, cache_dir)
+        folders = (train_dir, test_dir, data_dir, cache_dir, leave_out)
         self.given = dict(zip(FOLDERS, (path and os.fspath(path) for path in folders), strict=True))
         # A checkpoint keeps them, as text: weights_only loading refuses one that holds a Path. From the root: it is
         # read from other folders too.
-        train_dir, test_dir, data_dir, cache_dir = (path and stored(path) for path in folders)
+        train_dir, test_dir, data_dir, cache_dir, leave_out = (path and stored(path) for path in folders)
         self.save_hyperparameters(logger=False)  # a checkpoint tells what the encoder was trained on
         self.source = source if source != "auto" else ("folder" if train_dir else "shapes")
         self.train_dir, self.test_dir, self.data_dir, self.download = train_dir, test_dir, data_dir, download
@@ -137,11 +160,16 @@ class ImageData(LightningDataModule):
         self.workers = workers
         self.memory_limit_gb, self.cache_dir = memory_limit_gb, cache_dir
         self.shapes_train, self.shapes_test = shapes_train, shapes_test
+        self.held_out, self._held_out_given = held_out, held_out is not None
+        self._held_out_numbers: Tensor | None = None
         self.train: ImageSet | None = None
         self.test: ImageSet | None = None
         self.labelled_train: ImageSet | None = None
         self.on_error, self.allow_changed_images = on_error, allow_changed_images
         self.skipped: list[str] = []  # a line for each file that was left out
+        self.leave_out, self.read_timeout_s = leave_out, read_timeout_s
+        self.max_pixels, self.sixteen_bit_max = max_pixels, sixteen_bit_max
+        self._named: dict[str, dict[int, str]] = {}  # by folder: what `leave_out` names there
         self._looked = False
         self._folders: dict[str, Folder] = {}
         self._fingerprint: dict[str, Tensor] = {}
@@ -151,6 +179,9 @@ class ImageData(LightningDataModule):
     def problems(self, world_size: int = 1) -> list[str]:
         """What stands in the way of training on this many devices, one line each; empty if nothing. Reads no image."""
         found, size = self._source_problems()
+        if size is not None and self.held_out and not found:
+            wrong = self._held_out_problems(size)
+            found, size = found + wrong, None if wrong else size - self._held_out
         if self.batch_size is None and size is not None:
             self.choose_batch_size(size, world_size)
         if self.batch_size is None:
@@ -160,9 +191,10 @@ class ImageData(LightningDataModule):
         elif self.batch_size % world_size:
             found.append(uneven_batch(self.batch_size, world_size))
         if size is not None and self.batch_size > size:
+            beside = f", beside {self.held_out} held out" if self.held_out else ""
             found.append(
-                f"data.batch_size={self.batch_size} is more than the {size} training images in {self._where()}. "
-                f"Use at most {size // world_size * world_size}."
+                f"data.batch_size={self.batch_size} is more than the {size} training images in "
+                f"{self._where()}{beside}. Use at most {size // world_size * world_size}."
             )
         return found
 
@@ -173,6 +205,12 @@ class ImageData(LightningDataModule):
 
     def _source_problems(self) -> tuple[list[str], int | None]:
         """What `setup` would fail on, by settings and names of files only; and how many training images there are."""
+        found, size = self._find_source()
+        if size is not None and not found:
+            self._settle_held_out(size)
+        return found, size
+
+    def _find_source(self) -> tuple[list[str], int | None]:
         found = self._setting_problems()
         if self.source == "shapes":
             return found, self.shapes_train
@@ -194,6 +232,8 @@ class ImageData(LightningDataModule):
                 match_classes(*listed)
             except ValueError as error:
                 found.append(str(error))
+        if len(listed) == len(self._folder_paths()):
+            found += self._unknown_names()
         return found, len(listed[0].paths) if listed and not found else None
 
     def _setting_problems(self) -> list[str]:
@@ -207,8 +247,25 @@ class ImageData(LightningDataModule):
             found.append(f"data.workers={self.workers} is negative. Use 0 to decode in the training process.")
         if self.workers is not None and self.workers > _MOST_WORKERS:
             found.append(f"data.workers={self.workers} is more than {_MOST_WORKERS:,}. Leave it out for one a core.")
+        if self.read_timeout_s is not None and not 0 <= self.read_timeout_s < math.inf:
+            found.append(f"data.read_timeout_s={self.read_timeout_s} is no number of seconds. Use 0 for no limit.")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            found.append(f"data.max_pixels={self.max_pixels} is not a positive number. Use null for no limit.")
+        if not 1 <= self.sixteen_bit_max <= DEEPEST:
+            found.append(f"data.sixteen_bit_max={self.sixteen_bit_max} is not between 1 and {DEEPEST}.")
+        if self.leave_out and self.source not in ("folder", "imagenet"):
+            found.append(f"data.leave_out is not used with data.source={self.source}, which has no files of yours.")
+        elif self.leave_out and not Path(self.leave_out).is_file():
+            found.append(f"data.leave_out={self.given['leave_out']} is not a file: it has to list images, one a line.")
         if not 0 < self.holdout < 1:
             found.append(f"data.holdout={self.holdout} is not a fraction between 0 and 1.")
+        held = self.held_out or 0
+        if not 0 <= held < math.inf or (held >= 1 and held != int(held)):
+            found.append(f"data.held_out={held} is neither a number of images nor a fraction below 1. Use 0 for none.")
+        elif held and self.source not in ("folder", "imagenet"):
+            found.append(
+                f"data.held_out={held} is not used with data.source={self.source}, which has test images. Leave it out."
+            )
         if self.cache_dir:
             cache = Path(self.cache_dir)
             if not cache.is_dir() and (cache.exists() or not cache.parent.is_dir()):
@@ -233,6 +290,39 @@ class ImageData(LightningDataModule):
                     )
         return found
 
+    def _settle_held_out(self, images: int) -> None:
+        """Make a number of what was given or left out, once it is known how many images there are."""
+        if self.held_out is None and len(self._folder_paths()) != 1:  # there are test images, or no folder
+            self.held_out = 0
+        self.held_out = self.hparams.held_out = held_out_count(self.held_out, images)
+
+    @property
+    def _held_out(self) -> int:
+        """How many images are held out, once it is known how many there are."""
+        return int(self.held_out or 0)
+
+    def _held_out_problems(self, images: int) -> list[str]:
+        """Why so many cannot be held out of these images."""
+        if self.held_out == 1:
+            return [f"data.held_out=1 of {images} images has none to be told from. Use 2 or more, or 0."]
+        if images - self._held_out < 2:
+            left = max(0, images - self._held_out)
+            return [
+                f"data.held_out={self.held_out} leaves {left} of the {images} images in {self._where()} to train on. "
+                "Use fewer."
+            ]
+        return []
+
+    def adopt(self, settings: Mapping[str, Any]) -> None:
+        """Hold out, where that was left open, what a run holds out that is to be continued.
+
+        Args:
+            settings: `Checkpoint.data`; one without the setting trained on all images.
+        """
+        if not self._held_out_given:
+            self.held_out = self.hparams.held_out = settings.get("held_out") or 0
+            self._held_out_numbers = None
+
     def _where(self) -> str:
         shown = {"folder": self.given["train_dir"], "shapes": "the built-in shapes"}
         return shown.get(self.source) or self.source
@@ -255,7 +345,7 @@ class ImageData(LightningDataModule):
         self.labelled_train = labelled or train
         self.train = train
         if self.batch_size is None:
-            self.choose_batch_size(len(train), self.trainer.world_size if self.trainer is not None else 1)
+            self.choose_batch_size(self.training_images, self.trainer.world_size if self.trainer is not None else 1)
 
     def choose_batch_size(self, images: int, world_size: int = 1) -> None:
         """Take the default batch of so many training images, if none was given."""
@@ -280,8 +370,42 @@ class ImageData(LightningDataModule):
 
     def _folder(self, path: str, option: str, given: str) -> Folder:
         if path not in self._folders:
-            self._folders[path] = list_folder(path, option, given)
+            folder = list_folder(path, option, given)
+            if self.leave_out and Path(self.leave_out).is_file():
+                first = not self._named  # the training images, which names alone are of
+                known = {name for names in self._named.values() for name in names.values()}
+                names = [name for name in names_in(self.leave_out) if name not in known]
+                self._named[path] = places_of(names, folder, path if first else None)
+                folder = folder.without(self._named[path])
+                if not len(folder.paths):
+                    raise ValueError(f"data.leave_out={self.given['leave_out']} names all images of {given}.")
+            self._folders[path] = folder
         return self._folders[path]
+
+    def _unknown_names(self) -> list[str]:
+        """What `leave_out` names and no folder has, in a line."""
+        if not self.leave_out or not Path(self.leave_out).is_file():
+            return []
+        known = {name for names in self._named.values() for name in names.values()}
+        lacking = [name for name in dict.fromkeys(names_in(self.leave_out)) if name not in known]
+        if not lacking:
+            return []
+        many = "1 file that is" if len(lacking) == 1 else f"{len(lacking):,} files that are"
+        more = f" and {len(lacking) - 3:,} more" if len(lacking) > 3 else ""
+        return [
+            f"data.leave_out={self.given['leave_out']} names {many} not among the images of {self._where()}: "
+            f"{', '.join(lacking[:3])}{more}. Name them by their paths below that folder, or from the root."
+        ]
+
+    @property
+    def left_out_names(self) -> list[str]:
+        """The images that `leave_out` has taken out of the folders, as it names them."""
+        return [name for names in self._named.values() for name in names.values()]
+
+    @property
+    def rules(self) -> ReadingRules:
+        """How image files are read, by these settings."""
+        return ReadingRules(self.max_pixels, self.sixteen_bit_max, self.read_timeout_s or None)
 
     def _read_folders(self) -> _Sets:
         self._look_at_all()
@@ -302,7 +426,7 @@ class ImageData(LightningDataModule):
     def _skip_unreadable(self, path: str, option: str, given: str) -> None:
         """Go on as if the files that cannot be read were not in a folder."""
         folder = self._folder(path, option, given)
-        bad, size = unreadable(folder.paths, self.load_size, max(1, self._processes())), len(folder.paths)
+        bad, size = unreadable(folder.paths, self.load_size, max(1, self._processes()), self.rules), len(folder.paths)
         if not may_be_skipped(len(bad), size):
             first = "; ".join(list(bad.values())[:3])
             raise ValueError(
@@ -313,7 +437,7 @@ class ImageData(LightningDataModule):
         self._folders[path] = folder.without(bad)
 
     def _files(self, folder: Folder, classes: list[str] | None, labels: Tensor | None) -> ImageSet:
-        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes, folder.fingerprint)
+        files = FileImages(folder.root, folder.paths, self.load_size, labels, classes, folder.fingerprint, self.rules)
         if self.cache_dir:
             # One process builds for all of this machine, so it may use what the others will.
             return files.cached(self.cache_dir, max(1, self.workers if self.workers is not None else min(16, cores())))
@@ -380,6 +504,12 @@ class ImageData(LightningDataModule):
         if self.skipped:
             many = "1 image" if len(self.skipped) == 1 else f"{len(self.skipped):,} images"
             found.append(f"left out, because unreadable: {many}, listed in {SKIPPED}; the first is {self.skipped[0]}.")
+        if named := self.left_out_names:
+            many = "1 image" if len(named) == 1 else f"{len(named):,} images"
+            listed = f"listed in {LEFT_OUT}; the first is {named[0]}"
+            found.append(f"left out, as data.leave_out={self.given['leave_out']} says: {many}, {listed}.")
+        if self.sixteen_bit_max == DEEPEST:
+            found += filter(None, (low_range(self._folder(*folder), self.rules) for folder in self._folder_paths()))
         return found
 
     # Continuing
@@ -390,6 +520,16 @@ class ImageData(LightningDataModule):
         if not self._fingerprint and (folders := self._folder_paths()):
             self._fingerprint = fingerprint_files(folders[0][0], self._folder(*folders[0]).paths)
         return self._fingerprint
+
+    def digest(self) -> str:
+        """The training images at a glance, for comparing those of several ranks: how many, and a hash of samples."""
+        self.setup()
+        assert self.train is not None
+        if folders := self._folder_paths():
+            code = digest_files(folders[0][0], self._folder(*folders[0]).paths)
+            return f"{len(self.train):,} of {folders[0][2]} (hash {code})"
+        assert isinstance(self.train, MemoryImages)
+        return f"{len(self.train):,} of {self.train.name} (hash {digest_pixels(self.train.pixels)})"
 
     def check_images(self, was: dict[str, Tensor]) -> dict[str, int] | None:
         """Compare the training images with those of a checkpoint, by `fingerprint`.
@@ -410,10 +550,15 @@ class ImageData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the images: the fingerprint, where `train_dataloader` has taken it."""
-        return self._fingerprint
+        held = {"held_out": torch.tensor(self.held_out)} if self._fingerprint and self.held_out else {}
+        return {**self._fingerprint, **held}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Refuse to train on with other images; see `check_images`."""
+        """Refuse to train on with other images, see `check_images`, or with others held out."""
+        held = int(state_dict.get("held_out", 0))
+        self.adopt({"held_out": held})
+        if state_dict and self.held_out != held:
+            raise ValueError(f"data.held_out={self.held_out} but the checkpoint has {held}. Restore the setting.")
         self.check_images(state_dict)
 
     # Batches
@@ -424,14 +569,40 @@ class ImageData(LightningDataModule):
         return self.workers if self.workers is not None else max(1, min(16, cores() // ranks_here))
 
     @property
+    def training_images(self) -> int:
+        """How many of the images in `train` are trained on."""
+        return len(self._training[0]) - len(self.held_out_numbers)
+
+    @property
+    def held_out_numbers(self) -> Tensor:
+        """The numbers in `train` of the images that are never trained on, (`held_out`,) int64, ascending."""
+        if self._held_out_numbers is None:
+            self._held_out_numbers = torch.empty(0, dtype=torch.int64)
+            if self.held_out:
+                place = self._folder_paths()[0]
+                folder = self._folder(*place)
+                self._held_out_numbers = held_out_numbers(place[0], folder.paths, folder.labels, self._held_out)
+        return self._held_out_numbers
+
+    @property
+    def unseen(self) -> tuple[ImageSet, Tensor] | None:
+        """Two or more images that are never trained on: those held out, else the test images; None without any.
+
+        Returns:
+            An image set, and the images' numbers in it, (n,) int64.
+        """
+        if self.held_out:
+            return self._training[0], self.held_out_numbers
+        return (self.test, torch.arange(len(self.test))) if self.test is not None and len(self.test) > 1 else None
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch: whole global batches."""
-        images, batch_size = self._training
-        return len(images) // batch_size
+        return self.training_images // self._training[1]
 
     @property
     def _training(self) -> tuple[ImageSet, int]:
-        """The training images and the global batch, known once `setup` is done."""
+        """The images in `train` and the global batch, known once `setup` is done."""
         assert self.train is not None, "setup comes first"
         assert self.batch_size is not None
         return self.train, self.batch_size
@@ -439,15 +610,24 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """This rank's batches, (images (n, 3, S, S) uint8, index (n,) int64) with n = batch_size / world size.
 
-        Step k of epoch e trains on the global batch epoch_order(seed, e, len(train))[k * B : (k + 1) * B]; under the
-        Trainer's overfit_batches every epoch has the order of epoch 0, and so the same images.
+        Step k of epoch e trains on the global batch epoch_order(seed, e, training_images)[k * B : (k + 1) * B], counted
+        without the images held out; under the Trainer's overfit_batches every epoch has the order of epoch 0, and so
+        the same images.
         """
         self.setup()
         images, batch_size = self._training
         trainer = self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         same = trainer is not None and trainer.overfit_batches > 0
-        sampler = GlobalBatchSampler(len(images), batch_size, self.seed, rank, world_size, reshuffle=not same)
+        sampler = GlobalBatchSampler(
+            self.training_images,
+            batch_size,
+            self.seed,
+            rank,
+            world_size,
+            reshuffle=not same,
+            held_out=self.held_out_numbers,
+        )
         if trainer is None or not trainer.training:  # a loop of the caller's own, which no run has begun
             return TrainLoader(images, sampler, self._processes())
         if trainer.is_global_zero:  # which writes the checkpoints
@@ -517,7 +697,8 @@ class ImageData(LightningDataModule):
             f"no labelled test set: {len(held)} of the {len(pool)} images of {pool.name}, kept from the probe, "
             "are the test"
         )
-        note += "; pretraining saw them, without labels" if split == "train" else ""
+        but = f", but for {self.held_out} of the folder that it held out" if self.held_out else ""
+        note += f"; pretraining saw them, without labels{but}" if split == "train" else ""
         return {"train": (pool, kept, note), "test": (pool, held, note)}
 
 
@@ -544,6 +725,7 @@ def images_of_run(settings: Mapping[str, Any], **changed: Any) -> ImageData:
         changed: settings to take in place of the run's.
     """
     known = {name: settings[name] for name in inspect.signature(ImageData).parameters if name in settings}
+    known.setdefault("held_out", 0)  # a run from before there was the setting
     return ImageData(**{**known, **changed})
 
 

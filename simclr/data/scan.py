@@ -1,10 +1,8 @@
 """Every image of a folder, decoded once as training would, and what each is."""
 
-import io
 import multiprocessing
 import signal
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,7 +12,8 @@ import torch
 from PIL import Image
 
 from simclr.data import png
-from simclr.data.decode import decode_square
+from simclr.data.alike import picture_hash
+from simclr.data.decode import RULES, ReadingRules, decode_square, opened, sixteen_bit_peak
 from simclr.data.fingerprint import pixel_digest
 from simclr.data.loader import end_with_parent, start_method
 
@@ -34,6 +33,8 @@ class Scanned(NamedTuple):
         width, height: in pixels, as stored; 0 where Pillow does not know.
         turned: whether EXIF says that the picture is not stored upright.
         frames: of an animation; 1 for others.
+        picture: `picture_hash` of what training sees.
+        peak: the largest sample, where samples have 16 bits.
     """
 
     error: str | None
@@ -45,54 +46,57 @@ class Scanned(NamedTuple):
     height: int = 0
     turned: bool = False
     frames: int = 1
+    picture: int = 0
+    peak: int | None = None
 
 
-def scan_file(path: str, side: int) -> Scanned:
+def scan_file(path: str, side: int, rules: ReadingRules = RULES) -> Scanned:
     """Decode one file as `read_images` does, and look at its header."""
     try:
         with open(path, "rb") as file:
             content = file.read()
-        image = decode_square(content, side)
+        image = decode_square(content, side, rules)
     except (OSError, ValueError) as error:
         return Scanned(str(error))
     pixels = image.permute(1, 2, 0).contiguous()  # (side, side, 3): as decoded, so that nothing is copied
     some = pixels[::32, ::32]  # tells all but a few images, and those are looked at whole
     blank = bool((some == pixels[0, 0]).all()) and bool((pixels == pixels[0, 0]).all())
-    return _with_header(Scanned(None, pixel_digest(pixels.numpy()), blank), content)
+    found = Scanned(None, pixel_digest(pixels.numpy()), blank, picture=picture_hash(image))
+    found = _with_header(found, content)
+    return found._replace(peak=sixteen_bit_peak(content, rules)) if found.mode.endswith("16 bit") else found
 
 
 def _with_header(found: Scanned, content: bytes) -> Scanned:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which the decoder has judged
-            with Image.open(io.BytesIO(content)) as picture:
-                # Pillow shows colours of 16 bits a sample as RGB: IHDR has the truth, at byte 24.
-                deep = picture.mode.startswith("I") or (content.startswith(png.SIGNATURE) and content[24] == 16)
-                return found._replace(
-                    kind=picture.format or "unknown",
-                    mode=f"{picture.mode.partition(';')[0]} 16 bit" if deep else picture.mode,
-                    width=picture.width,
-                    height=picture.height,
-                    turned=picture.getexif().get(_ORIENTATION, 1) != 1,
-                    frames=getattr(picture, "n_frames", 1),
-                )
+        with opened(content) as picture:
+            # Pillow shows colours of 16 bits a sample as RGB: IHDR has the truth, at byte 24.
+            deep = picture.mode.startswith("I") or (content.startswith(png.SIGNATURE) and content[24] == 16)
+            return found._replace(
+                kind=picture.format or "unknown",
+                mode=f"{picture.mode.partition(';')[0]} 16 bit" if deep else picture.mode,
+                width=picture.width,
+                height=picture.height,
+                turned=picture.getexif().get(_ORIENTATION, 1) != 1,
+                frames=getattr(picture, "n_frames", 1),
+            )
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         return found  # torchvision has read it all the same
 
 
-def scan(paths: Sequence[str], side: int, processes: int) -> Iterator[Scanned]:
+def scan(paths: Sequence[str], side: int, processes: int, rules: ReadingRules = RULES) -> Iterator[Scanned]:
     """What N files are, in their order.
 
     Args:
         paths: N files.
         side: of the squares that training would hold, in pixels.
         processes: how many decode at once; with 1, and for the first seconds, this one alone.
+        rules: how files are read.
     Raises:
         concurrent.futures.process.BrokenProcessPool: if a process dies, of too little memory for example.
     """
     begun, done = time.monotonic(), 0
     while done < len(paths) and (processes <= 1 or time.monotonic() - begun < _ALONE):
-        yield scan_file(paths[done], side)
+        yield scan_file(paths[done], side, rules)
         done += 1
     if done == len(paths):
         return
@@ -102,7 +106,7 @@ def scan(paths: Sequence[str], side: int, processes: int) -> Iterator[Scanned]:
         coming: deque[Future[list[Scanned]]] = deque()
         for start in range(done, len(paths), _RUN):
             run = [paths[i] for i in range(start, min(start + _RUN, len(paths)))]
-            coming.append(pool.submit(_scan_files, run, side))
+            coming.append(pool.submit(_scan_files, run, side, rules))
             if len(coming) > 3 * processes:
                 yield from coming.popleft().result()
         while coming:
@@ -115,8 +119,8 @@ def scan(paths: Sequence[str], side: int, processes: int) -> Iterator[Scanned]:
         pool.shutdown(cancel_futures=True)
 
 
-def _scan_files(paths: list[str], side: int) -> list[Scanned]:
-    return [scan_file(path, side) for path in paths]
+def _scan_files(paths: list[str], side: int, rules: ReadingRules) -> list[Scanned]:
+    return [scan_file(path, side, rules) for path in paths]
 
 
 def _begin() -> None:

@@ -5,7 +5,7 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, overload
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from simclr.checks import listed
 from simclr.data.cache import map_decoded
-from simclr.data.decode import EXTENSIONS, read_images
+from simclr.data.decode import RULES, ReadingRules, UnreadableError, read_images
+from simclr.data.kinds import AVIF, GET_AVIF, GET_HEIF, HEIF, PICTURES, extensions
 from simclr.paths import expanded, stored
 
 MOST_SKIPPED = 10  # files of a folder, or 1 % of them
@@ -93,13 +94,27 @@ class MemoryImages:
             self.pixels = self.pixels.to(device)
 
 
+class ImagesChangedError(ValueError):
+    """A file is not what it was when this run read it before."""
+
+
+_GO_ON = (
+    "The run can be continued from its last checkpoint (--resume auto or --ckpt_path): to the same bits once what was "
+    "there is restored, else with --data.allow_changed_images true, and --data.on_error skip for what cannot be read."
+)
+
+
 class FileImages:
     """Images in files, decoded when asked for.
+
+    A file whose size or time of change is another than when it was read before is an error, and so is one that could be
+    read before: whoever has begun to train on an image goes on with the same one.
 
     Args:
         name, side, labels, classes: as in ImageSet.
         paths: N image files; each is cropped to its central square and resized to `side`.
         fingerprint: a hash of their names, for a cache of decoded images; made from `paths` if not given.
+        rules: how they are read.
     """
 
     def __init__(
@@ -110,10 +125,13 @@ class FileImages:
         labels: Tensor | None = None,
         classes: Sequence[str] | None = None,
         fingerprint: str | None = None,
+        rules: ReadingRules = RULES,
     ):
-        self.name, self.side, self.labels = name, side, labels
+        self.name, self.side, self.labels, self.rules = name, side, labels, rules
         self.paths = paths if isinstance(paths, PackedPaths) else PackedPaths(paths)
         self.fingerprint = fingerprint
+        # What each file was when it was read, 0 for those that were not; in memory that all workers share.
+        self._was = torch.zeros(len(self.paths), dtype=torch.int64)
         self.classes = None if classes is None else list(classes)
 
     def __len__(self) -> int:
@@ -124,21 +142,54 @@ class FileImages:
         """Bytes that the decoded images take."""
         return len(self) * 3 * self.side**2
 
-    def images(self, index: Tensor | Sequence[int], threads: int = 1) -> Tensor:
-        return read_images([self.paths[int(i)] for i in index], self.side, threads=threads)
+    def images(
+        self, index: Tensor | Sequence[int], threads: int = 1, begun: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """As `ImageSet.images`.
+
+        Args:
+            index, threads: as there.
+            begun: called with the place in `index` of each image before its file is opened.
+        Raises:
+            ImagesChangedError: naming a file that is not what it was.
+            ValueError: naming the files that cannot be read.
+        """
+        numbers = [int(i) for i in index]
+        was = self._was.numpy()  # asked for anew: sharing a tensor moves it
+
+        def read(place: int, status: os.stat_result) -> None:
+            i, mark = numbers[place], _mark(status)
+            if was[i] not in (0, mark):
+                what = "has changed since this run read it before: it has another size or another time of change"
+                raise ImagesChangedError(f"{self.paths[i]} {what}. {_GO_ON}")
+            was[i] = mark
+
+        paths = [self.paths[i] for i in numbers]
+        try:
+            return read_images(paths, self.side, threads=threads, rules=self.rules, begun=begun, read=read)
+        except UnreadableError as error:
+            for place, line in error.lines.items():
+                if was[numbers[place]]:
+                    raise ImagesChangedError(f"{line} could be read earlier in this run. {_GO_ON}") from error
+            raise
 
     def in_memory(self, threads: int) -> MemoryImages:
         """All images, decoded once."""
-        return self._held(read_images(self.paths, self.side, threads=threads))
+        return self._held(read_images(self.paths, self.side, threads=threads, rules=self.rules))
 
     def cached(self, cache_dir: str, threads: int) -> MemoryImages:
         """All images, decoded into `cache_dir` unless they are there already, and mapped from it."""
         name = expanded(self.name).resolve().name
         names = self.fingerprint or fingerprint_of(self.paths)
-        return self._held(map_decoded(self.paths, names, self.side, cache_dir, threads, name))
+        return self._held(map_decoded(self.paths, names, self.side, cache_dir, threads, name, self.rules))
 
     def _held(self, pixels: Tensor) -> MemoryImages:
         return MemoryImages(self.name, pixels, self.labels, self.classes, self.paths)
+
+
+def _mark(status: os.stat_result) -> int:
+    """A file's size and time of change in a positive number."""
+    return (status.st_size * 0x9E3779B97F4A7C15 + status.st_mtime_ns) % (2**63 - 1) + 1
 
 
 class PackedPaths(Sequence[str]):
@@ -187,12 +238,6 @@ def fingerprint_of(names: Iterable[str]) -> str:
     return whole.hexdigest()[:20]
 
 
-# Pictures by their names, of kinds that neither decoder reads.
-PICTURES_NOT_READ = frozenset(
-    (".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
-)
-
-
 @dataclass
 class Folder:
     """What a folder of images holds.
@@ -236,12 +281,12 @@ class Folder:
     def notes(self) -> list[str]:
         """What someone who gave this folder may not expect: pictures that are not read, classes that are none."""
         found = []
-        pictures = {kind: count for kind, count in self.left_out.items() if kind in PICTURES_NOT_READ}
+        pictures = {kind: count for kind, count in self.left_out.items() if kind in PICTURES}
         if pictures:
             number, kinds = sum(pictures.values()), ", ".join(f"{n:,} {kind}" for kind, n in sorted(pictures.items()))
             found.append(
                 f"{number:,} of {number + len(self.paths):,} pictures in {self.root} are not read: {kinds}. "
-                "Convert them to JPEG or PNG to train on them."
+                f"Convert them to JPEG or PNG to train on them.{_ways_to_read(pictures)}"
             )
         if self.beside:
             images = "1 image lies" if self.beside == 1 else f"{self.beside:,} images lie"
@@ -250,6 +295,33 @@ class Folder:
                 "labels. Move what is beside them into one of them, or away."
             )
         return found
+
+
+def _ways_to_read(kinds: Collection[str]) -> str:
+    """What to install so that more kinds of pictures are read, in sentences after others."""
+    wanted = [(HEIF, "HEIC", GET_HEIF), (AVIF, "AVIF", GET_AVIF)]
+    return "".join(f" To have {name} read: {command}." for ends, name, command in wanted if ends & set(kinds))
+
+
+def names_in(file: str | os.PathLike) -> list[str]:
+    """The lines of a list of files, without empty ones."""
+    return [line for line in os.fsdecode(Path(file).read_bytes()).replace("\r\n", "\n").split("\n") if line.strip()]
+
+
+def places_of(names: Iterable[str], folder: Folder, below: str | None = None) -> dict[int, str]:
+    """Where files are among those of a folder, and by which of the names.
+
+    Args:
+        names: paths, from the root or from the current folder.
+        folder: the images.
+        below: the folder itself, for names that are below it.
+    """
+    wanted = {}
+    for name in names:
+        wanted[stored(name)] = name
+        if below is not None:
+            wanted[os.path.join(below, *name.split("/"))] = name
+    return {i: wanted[path] for i, path in enumerate(folder.paths) if path in wanted}
 
 
 def list_folder(root: str, option: str, given: str | None = None) -> Folder:
@@ -273,9 +345,9 @@ def list_folder(root: str, option: str, given: str | None = None) -> Folder:
     left_out: Counter[str] = Counter()
     found = sorted(_walk(top, (), frozenset((os.path.realpath(top),)), left_out))
     if not found:
-        kinds = ", ".join(sorted(kind[1:] for kind in EXTENSIONS))
+        kinds = ", ".join(sorted(kind[1:] for kind in extensions()))
         other = Folder(given, PackedPaths(()), None, None, "", left_out).left_out_text
-        there = f" There are {other}." if other else ""
+        there = f" There are {other}.{_ways_to_read(left_out)}" if other else ""
         raise ValueError(f"{option}={given} holds no images. Looked at every depth for {kinds}.{there}")
     paths = PackedPaths(os.path.join(top, *parts) for parts in found)
     fingerprint = fingerprint_of("/".join(parts) for parts in found)
@@ -297,6 +369,7 @@ def _walk(folder: str | Path, parts: tuple[str, ...], seen: frozenset[str], left
 
     What is passed over is counted in `left_out`.
     """
+    read = extensions()
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -311,7 +384,7 @@ def _walk(folder: str | Path, parts: tuple[str, ...], seen: frozenset[str], left
                         continue
                     inside = seen | {real}
                 yield from _walk(entry.path, (*parts, entry.name), inside, left_out)
-            elif kind in EXTENSIONS:
+            elif kind in read:
                 yield (*parts, entry.name)
             else:
                 left_out[kind or "without extension"] += 1

@@ -23,6 +23,7 @@ REGULARIZATION_GRID = tuple(10 ** (e / 2) for e in range(10, -3, -1))
 _VALIDATION_FRACTION, _VALIDATION_LIMIT = 0.2, 10_000  # 10 000 images tell accuracies apart to .004
 _PAST_THE_BEST = 3  # the path ends after so many lambdas in a row that are worse by more than two standard errors
 _CHUNK_NUMBERS = 2**24  # numbers a chunk of features may hold
+_LOOSE = 1e-3  # tolerance of a fit whose accuracy counts, not its digits
 _GRAM_ROWS, _GRAM_WIDTH = 4096, 8192  # images that estimate the curvature; width above which it is not estimated
 
 
@@ -117,6 +118,34 @@ def logreg(frozen: FrozenFeatures, *, max_iterations: int = 1000) -> Outcome:
     probe = linear_probe(*frozen.train, *frozen.test, max_iterations=max_iterations, device=frozen.device)
     about = {"regularization": probe.regularization, "regularization_end": probe.regularization_end}
     return Outcome(probe.predictions, probe.top5, about)
+
+
+def predict_by_logreg(
+    features: Tensor, labels: Tensor, queries: Tensor, *, regularization: float, max_iterations: int = 100
+) -> Tensor:
+    """The classes that a logistic regression fitted to some features gives to others: one fit, nothing chosen.
+
+    For accuracies to watch, not to report: features are standardised and lambda acts as in `linear_probe`, but the fit
+    ends at a gradient ten times as large, or after `max_iterations`.
+
+    Args:
+        features, labels: (N, F) float and (N,) integer in 0 .. C - 1, C >= 2.
+        queries: (M, F) float.
+        regularization: lambda > 0.
+        max_iterations: of L-BFGS.
+    Returns:
+        (M,) int64, on the features' device.
+    """
+    mean, scale = _standardisation(features)
+    fit = _fit(
+        (features - mean) * scale,
+        labels,
+        int(labels.max()) + 1,
+        regularization,
+        max_iterations=max_iterations,
+        tolerance=_LOOSE,
+    )
+    return (((queries - mean) * scale) @ fit.weight.float().T + fit.bias.float()).argmax(1)
 
 
 @dataclass
@@ -250,7 +279,7 @@ def _validation_accuracies(
     scores, classifiers, start = {}, {}, None
     for value in grid:
         # The choice needs accuracies, not digits, so the tolerance is loose and a slow end of the path is no error.
-        fit = _fit(x, y, num_classes, value, start, max_iterations=100, tolerance=1e-3, gram=gram)
+        fit = _fit(x, y, num_classes, value, start, max_iterations=100, tolerance=_LOOSE, gram=gram)
         start = classifiers[value] = fit.weight, fit.bias
         correct = 0
         for index in validation_index.split(8192):

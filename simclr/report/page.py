@@ -13,10 +13,24 @@ from simclr.data.module import folders_of_run
 from simclr.eval import encoder_sha256
 from simclr.files import write_atomically
 from simclr.report import sections
-from simclr.report.run import data_of, read_config, read_metrics, read_results
+from simclr.report.charts import Times
+from simclr.report.run import data_of, read_clock, read_config, read_metrics, read_results, steps_per_epoch
 from simclr.report.sample import take_samples
+from simclr.report.settings import settings
 
 REPORT = "report.html"  # in the run folder
+_SECTIONS = {  # content -> where it stands and what it is called in the list of contents
+    "curves": ("learned", "How it learned"),
+    "quality": ("quality", "Without labels"),
+    "atlas": ("map", "Atlas"),
+    "neighbours": ("neighbours", "Neighbours"),
+    "alike": ("alike", "Near-duplicates"),
+    "confusion": ("confusion", "Confusions"),
+    "views": ("views", "Views"),
+    "usage": ("use", "Use it"),
+    "settings": ("settings", "Settings"),
+    "provenance": ("from", "Where from"),
+}
 
 
 def write_report(
@@ -25,7 +39,7 @@ def write_report(
     data: ImageData | None = None,
     device: torch.device | str = "cpu",
     bank_images: int | None = None,
-    map_images: int = 1500,
+    map_images: int = 2000,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Write `report.html` of a run, one page that works offline, with `curves.png`, `neighbours.png` and `map.png`.
@@ -38,7 +52,7 @@ def write_report(
         data: the images to show; by default those that the run was trained on.
         device: where to compute features.
         bank_images: training images among which neighbours are sought; by default 10 000 of up to 64 px, else 2 000.
-        map_images: test images on the map, at most.
+        map_images: test images on the map, at most; 65 535 are the most.
         say: is told what goes on, a line at a time.
     Returns:
         The file written.
@@ -46,13 +60,16 @@ def write_report(
         FileNotFoundError: if there is no such run, saying what there is.
         ValueError: if a file of the run or an image cannot be read, naming it.
     """
-    if (bank_images is not None and bank_images < 1) or map_images < 1:
-        raise ValueError(f"bank_images={bank_images} and map_images={map_images}: needed at least 1.")
+    if (bank_images is not None and bank_images < 1) or map_images < 1 or map_images >= 2**16:
+        raise ValueError(
+            f"bank_images={bank_images} and map_images={map_images}: needed 1 or more, a map 65 535 at most."
+        )
     checkpoint = read_checkpoint(run_dir)
     folder = checkpoint.run_dir
     encoder = load_encoder(checkpoint.path)
     results = read_results(folder)
-    history = read_metrics(folder)
+    per_epoch = checkpoint.run.get("steps_per_epoch") or steps_per_epoch(folder)
+    history = read_metrics(folder, per_epoch)
     sha256 = encoder_sha256(encoder)
     test = bank = missing = None
     try:
@@ -68,17 +85,30 @@ def write_report(
         test, bank = take_samples(
             encoder, data, test_images=map_images, bank_images=bank_images, device=device, say=say
         )
+    said = sections.predictions_of(results, checkpoint, test)
+    times = Times(
+        folder.resolve().name,
+        steps=per_epoch,
+        images=(per_epoch and per_epoch * (checkpoint.model.get("batch_size") or 0)) or None,
+        clock=read_clock(folder, per_epoch) or None if per_epoch else None,
+    )
+    content = {
+        "curves": sections.curves(history, checkpoint.objective, test, folder, times),
+        "quality": sections.quality(history, checkpoint.objective, encoder),
+        "atlas": test and sections.atlas(test, folder, said),
+        "neighbours": test and bank and sections.neighbours(test, bank, folder),
+        "alike": test and bank and sections.alike(test, bank),
+        "confusion": sections.confusion(results, test, said),
+        "views": sections.views(folder),
+    }
     page = render(
         title=f"{folder.resolve().name}: {checkpoint.model['encoder']}",
         headline=sections.headline(checkpoint, results, sha256, history, test),
-        curves=sections.curves(history, checkpoint.objective, test, folder),
         missing=missing,
-        neighbours=test and bank and sections.neighbours(test, bank, folder),
-        confusion=sections.confusion(results),
-        map=test and sections.feature_map(test, folder),
-        views=sections.views(folder),
-        settings=sections.settings(checkpoint, encoder, read_config(folder)),
+        usage=sections.usage(checkpoint, encoder),
+        settings=settings(checkpoint, encoder, read_config(folder)),
         provenance=sections.provenance(checkpoint, results, sha256),
+        **content,
     )
     write_atomically(folder / REPORT, page.encode())
     return folder / REPORT
@@ -99,4 +129,6 @@ def render(**content: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": sections.percent, "thousands": "{:,}".format}
-    return environment.get_template("page.html").render(content)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
+    contents = [place for name, place in _SECTIONS.items() if content.get(name)]
+    return environment.get_template("page.html").render(content, contents=contents)

@@ -1,14 +1,13 @@
-"""The pictures of a report: learning curves, neighbours, a map of the features; and how a page holds them."""
+"""The pictures of a report: learning curves, neighbours, a map of the features as files; and how a page holds some."""
 
 import base64
+import colorsys
 import io
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -20,16 +19,20 @@ if TYPE_CHECKING:
 
 MOST_NAMES = 20  # classes that a chart can name
 
-# Colours of the light page. A chart in the page refers to them by name, so that it follows the reader's dark mode.
+# Colours of the light page.
 INK, MUTED, GRID, PAPER, ACCENT, WRONG = "#1b1f24", "#667080", "#e4e7eb", "#fefefe", "#2460c8", "#d4541a"
-COLOUR_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", ACCENT: "accent", WRONG: "wrong"}
 # Tableau 10: apart from each other on white and on black.
 CLASS_COLOURS = ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"]
 CLASS_COLOURS += ["#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"]
 
 
 def neighbour_picture(
-    queries: Tensor, neighbours: Tensor, wrong: Tensor | None = None, *, cell: int = 96
+    queries: Tensor,
+    neighbours: Tensor,
+    wrong: Tensor | None = None,
+    *,
+    cell: int = 96,
+    title: str = "nearest training images",
 ) -> Image.Image:
     """A picture with a row for each query: the query, then its neighbours, the wrong ones in a coloured frame.
 
@@ -38,6 +41,7 @@ def neighbour_picture(
         neighbours: (n, k, 3, S, S) uint8.
         wrong: (n, k) bool, or None.
         cell: side of an image in the picture, in pixels; small images grow to a whole multiple of theirs.
+        title: above the neighbours.
     """
     k, side = neighbours.shape[1], queries.shape[-1]
     cell = max(1, round(cell / side)) * side if side <= cell else cell
@@ -47,7 +51,7 @@ def neighbour_picture(
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=14)
     draw.text((pad, top / 2), "query", INK, font, anchor="lm")
-    draw.text((step + gap + pad, top / 2), "nearest training images", INK, font, anchor="lm")
+    draw.text((step + gap + pad, top / 2), title, INK, font, anchor="lm")
     for row, (query, others) in enumerate(zip(queries, neighbours, strict=True)):
         for column, pixels in enumerate((query, *others)):
             x, y = column * step + (gap if column else 0), top + row * step
@@ -142,8 +146,6 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
         labels: (N,) int64, or None.
         classes: names, or None.
     """
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.8, 6.2), layout="constrained")
@@ -154,9 +156,7 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
         axis.scatter(x, y, s=11, color=ACCENT, alpha=0.55, lw=0)
         return figure
     present = labels.unique().tolist()
-    colours = CLASS_COLOURS
-    if len(present) > len(colours):
-        colours = [to_hex(colormaps["hsv"](i / len(present))) for i in range(len(present))]
+    colours = class_colours(len(present))
     for number, label in enumerate(present):
         own = places[labels == label]
         x, y = own.T.numpy()
@@ -170,6 +170,70 @@ def draw_map(places: Tensor, labels: Tensor | None, classes: list[str] | None) -
         place = tuple(own[reach.argmin()].tolist())
         axis.annotate(classes[label], place, ha="center", va="center", size=10, color=INK, bbox=box, parse_math=False)
     return figure
+
+
+def draw_spectrum(spectra: dict[str, Tensor]) -> "Figure":
+    """The eigenvalues of features' covariance, each set's as shares of its largest, on axes of powers of ten.
+
+    A line that falls off a cliff is of features that vary in few dimensions: they have collapsed.
+
+    Args:
+        spectra: name -> (F,) in falling order; the last is the one that counts.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    _style(axis, "spectrum of the features")
+    axis.set_xlabel("dimension", color=MUTED, fontsize=9)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for number, (name, values) in enumerate(spectra.items(), 1):
+        share = (values / values[0].clamp_min(1e-30)).clamp_min(1e-9).tolist()
+        colour, width = (ACCENT, 2.2) if number == len(spectra) else (MUTED, 1.4)
+        axis.plot(range(1, 1 + len(share)), share, color=colour, lw=width, label=name)
+    axis.set_ylim(1e-6, 1.5)
+    axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left")
+    axis.set_ylabel("share of the largest", color=MUTED, fontsize=9)
+    return figure
+
+
+def draw_confusion(matrix: list[list[int]], classes: list[str]) -> "Figure":
+    """Which class (row) is taken for which (column), in percent of the row, for as many classes as can be named.
+
+    Args:
+        matrix: (C, C), images.
+        classes: C names.
+    """
+    from matplotlib.figure import Figure
+
+    share = torch.tensor(matrix).double()
+    share = 100 * share / share.sum(1, keepdim=True).clamp_min(1)
+    side = 2.2 + 0.42 * len(classes)
+    figure = Figure(figsize=(side + 0.4, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(confusion_picture(matrix, [max(1, sum(row)) for row in matrix]))
+    for row, column in share.nonzero().tolist():
+        value = float(share[row, column])
+        colour = "white" if value > (55 if row == column else 11) else INK
+        axis.text(column, row, f"{value:.0f}" if value >= 0.5 else "", ha="center", va="center", size=8.5, color=colour)
+    places = range(len(classes))
+    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in classes]
+    axis.set_xticks(places, names, rotation=45, ha="left", rotation_mode="anchor", parse_math=False)
+    axis.set_yticks(places, names, parse_math=False)
+    axis.xaxis.tick_top()
+    axis.tick_params(colors=INK, labelsize=9, length=0)
+    axis.set_xlabel("taken for, % of the row's images", color=MUTED, fontsize=9)
+    for spine in axis.spines.values():
+        spine.set(color=GRID)
+    return figure
+
+
+def as_picture(figure: "Figure") -> Image.Image:
+    """A chart as a picture on white."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, facecolor="white")
+    return Image.open(file).convert("RGB")
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
@@ -192,31 +256,22 @@ def confusion_picture(matrix: list[list[int]], sizes: list[int]) -> Image.Image:
     return Image.fromarray(pixels, "RGBA")
 
 
-def save_chart(figure: "Figure", name: str, folder: Path, title: str) -> Markup:
-    """Write a chart as NAME.png, for use elsewhere, and return it as SVG that takes its colours from the page.
-
-    Args:
-        figure: the chart.
-        name: of the file, and a prefix of the ids in the SVG: several charts share a page.
-        folder: where to write.
-        title: what it shows, for who does not see it.
-    """
-    import matplotlib
-
-    png, svg = io.BytesIO(), io.StringIO()
+def save_chart(figure: "Figure", path: Path) -> None:
+    """Write a chart as a PNG, for use elsewhere."""
+    png = io.BytesIO()
     figure.savefig(png, format="png", dpi=180, facecolor="white")
-    write_atomically(folder / f"{name}.png", png.getvalue())
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    text = svg.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    opening, rest = text[: text.index(">")], text[text.index(">") :]
-    text = re.sub(r' (?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", opening) + rest
-    for colour, variable in COLOUR_NAMES.items():
-        text = text.replace(colour, f"var(--{variable})")
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    # Matplotlib has escaped what text the chart holds.
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" ', 1))
+    write_atomically(path, png.getvalue())
+
+
+def class_colours(count: int) -> list[str]:
+    """A colour for each class, as unlike those beside it as there are many."""
+    if count <= len(CLASS_COLOURS):
+        return CLASS_COLOURS[:count]
+    colours = []
+    for i in range(count):
+        hue, light = i * 0.618034 % 1, (0.52, 0.66, 0.42)[i % 3]  # by the golden ratio, neighbours are far apart
+        colours.append("#" + "".join(f"{round(255 * v):02x}" for v in colorsys.hls_to_rgb(hue, light, 0.62)))
+    return colours
 
 
 def png_bytes(picture: Image.Image) -> bytes:

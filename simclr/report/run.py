@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,21 @@ from simclr.data.module import folders_shown, images_of_run
 from simclr.eval.evaluation import RESULT
 
 
-def read_metrics(folder: Path) -> dict[str, list[tuple[float, float]]]:
+def read_metrics(folder: Path, per_epoch: float | None = None) -> dict[str, list[tuple[float, float]]]:
     """What `metrics.csv` of a run holds, for drawing: name -> [(epochs done, value)], in the order of time.
 
     Whatever was logged stands where its step does: the loss, learning rate, contrastive top-1 and cosines of single
     steps inside an epoch, `train_loss_epoch` and `knn_top1` at its end. Empty without the file, or without an epoch.
 
+    Args:
+        folder: of the run.
+        per_epoch: optimiser steps of an epoch, as its checkpoint knows them: by the file alone a run that ended inside
+            its first epoch cannot be told from one that had so short an epoch.
     Raises:
         ValueError: if the file is not a run's metrics.
     """
-    rows, per_epoch = _rows_and_steps(folder)
+    rows, by_file = _rows_and_steps(folder)
+    per_epoch = per_epoch or by_file
     try:
         found: dict[str, dict[float, float]] = {}
         for row in rows if per_epoch else ():
@@ -86,6 +92,53 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path} is not a linear evaluation: it has no {' and no '.join(missing)}.")
         results.append(record)
     return results
+
+
+def read_clock(folder: Path, per_epoch: float) -> list[tuple[float, float]]:
+    """When a run was where, by the clock in TensorBoard's files: (epochs done, minutes of training), both rising.
+
+    The time between the processes of a continued run does not count. Empty if nothing was logged twice.
+
+    Args:
+        folder: of the run.
+        per_epoch: optimiser steps of an epoch.
+    """
+    clock: list[tuple[float, float]] = []
+    before = 0.0
+    for times, steps in clocks(folder):
+        began = times[0]
+        for time, step in steps:
+            epochs, minutes = (step + 1) / per_epoch, (before + time - began) / 60
+            if not clock and epochs > 0:
+                clock.append((0.0, 0.0))
+            if epochs > clock[-1][0] and minutes > clock[-1][1]:
+                clock.append((epochs, minutes))
+        before += times[-1] - began
+    return clock if len(clock) > 1 else []
+
+
+def clocks(folder: Path) -> Iterator[tuple[list[float], list[tuple[float, int]]]]:
+    """Of each TensorBoard file of a run the times of its entries, sorted, and (time, step) of the logged steps."""
+    for path in sorted((folder / "tensorboard").glob("events.out.tfevents.*")):
+        try:
+            times, steps = _clock(path)
+        except Exception:  # a damaged file raises what it likes, and the clock is not needed
+            continue
+        if times:
+            yield sorted(times), steps
+
+
+def _clock(path: Path) -> tuple[list[float], list[tuple[float, int]]]:
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    times, steps = [], []
+    for record in RawEventFileLoader(str(path)).Load():
+        event = Event.FromString(record)
+        times.append(event.wall_time)
+        if any(value.tag == "train_loss" for value in event.summary.value):
+            steps.append((event.wall_time, event.step))
+    return times, steps
 
 
 def data_of(checkpoint: Checkpoint) -> ImageData:

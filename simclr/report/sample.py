@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from simclr.container import cores
 from simclr.data import FileImages, ImageData, ImageSet
-from simclr.data.decode import read_images
 from simclr.eval import extract_features
+from simclr.paths import stored
 from simclr.seeding import epoch_order
 
 _CHOICE = 20210312  # seed of the images shown, the same for every run on the same data
@@ -28,6 +28,10 @@ class Sample:
         labels: (n,) int64 into `classes`, or None.
         classes: names, or None.
         whole: images in the set that these were chosen from.
+        paths: the n files that they are from, or None.
+        source: the set.
+        pool: (whole,) int64, the numbers of all images that these were chosen from, in the order of an evaluation.
+        places: (n,) int64, where in `pool` these stand.
     """
 
     name: str
@@ -37,6 +41,10 @@ class Sample:
     labels: Tensor | None
     classes: list[str] | None
     whole: int
+    paths: list[str] | None = None
+    source: ImageSet | None = None
+    pool: Tensor | None = None
+    places: Tensor | None = None
 
 
 def take_samples(
@@ -77,16 +85,24 @@ def take_samples(
 
 
 def _sample(encoder: nn.Module, source: ImageSet, pool: Tensor, limit: int, device: torch.device | str) -> Sample:
-    index = pool[epoch_order(_CHOICE, 0, len(pool))[:limit].sort().values]
-    if isinstance(source, FileImages):
-        pixels = read_images([source.paths[i] for i in index.tolist()], source.side, threads=cores())
-    else:
-        pixels = source.images(index).cpu()
+    places = epoch_order(_CHOICE, 0, len(pool))[:limit].sort().values
+    index = pool[places]
+    pixels = pixels_of(source, index)
     # extract_features hands back each image's label; their numbers do where there are no labels.
     batches = zip(pixels.split(256), index.split(256), strict=True)
     features, _ = extract_features(encoder, batches, device=device)
     labels = None if source.labels is None else source.labels[index]
-    return Sample(source.name, index, pixels, features, labels, source.classes, len(pool))
+    paths = None if source.paths is None else [stored(source.paths[i]) for i in index.tolist()]
+    return Sample(source.name, index, pixels, features, labels, source.classes, len(pool), paths, source, pool, places)
+
+
+def pixels_of(source: ImageSet, index: Tensor) -> Tensor:
+    """Images of a set by their numbers, (n,) int64: (n, 3, S, S) uint8 on the CPU.
+
+    Raises:
+        ValueError: naming a file that cannot be read.
+    """
+    return source.images(index, threads=cores() if isinstance(source, FileImages) else 1).cpu()
 
 
 def choose_queries(sample: Sample, count: int) -> Tensor:

@@ -5,14 +5,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from simclr.checkpoint import Checkpoint
+from simclr.checkpoint import ENCODER, Checkpoint
 from simclr.eval import nearest
 from simclr.eval.duplicates import duplicates_in_words
 from simclr.eval.evaluation import grid_end_in_words
+from simclr.eval.predictions import unpacked
 from simclr.files import write_atomically
+from simclr.online_quality import BEFORE, FIGURES, RETRIEVAL
+from simclr.pace import FEWEST_STEPS
+from simclr.paths import shown
+from simclr.report.alike import CORRELATION, COSINE, find_alike
+from simclr.report.atlas import atlas_data
+from simclr.report.charts import Panel, Series, Times, chart_data
 from simclr.report.pictures import (
     MOST_NAMES,
     confusion_picture,
@@ -25,19 +33,18 @@ from simclr.report.pictures import (
     save_chart,
     to_picture,
 )
-from simclr.report.sample import Sample, choose_queries, tsne
+from simclr.report.sample import Sample, choose_queries, pixels_of, tsne
 from simclr.training.objective import Objective
 
 Content = dict[str, Any]  # what a template may ask for, by name
 History = dict[str, list[tuple[float, float]]]  # as `read_metrics` gives it
 
-_QUERIES, _NEIGHBOURS = 10, 8
+_QUERIES, _NEIGHBOURS, _MISTAKES = 10, 8, 8
 _FEWEST_ON_MAP = 30  # images
 _PROTOCOLS = {
     "lbfgs": "L\u2011BFGS, regularisation chosen on a split of the training images",
     "sgd": "SGD, last epoch",
 }
-_DATA_SHOWN = ("source", "train_dir", "test_dir", "data_dir", "shapes_train", "shapes_test")
 
 
 def percent(fraction: float) -> str:
@@ -55,6 +62,7 @@ def headline(
         "how_to_measure": shlex.join(["python", "linear_eval.py", "--checkpoint", str(checkpoint.run_dir)]),
         "epochs": checkpoint.epochs,
         "result": results[0] if results else None,
+        "advice": advice(checkpoint, results, history),
     }
     if not results:
         knn = history.get("knn_top1")
@@ -108,20 +116,125 @@ def _fine_print(result: Content) -> Content:
     }
 
 
-def curves(history: History, objective: Objective, test: Sample | None, folder: Path) -> Content | None:
-    """How the loss fell, and online kNN rose where it was measured."""
+def curves(history: History, objective: Objective, test: Sample | None, folder: Path, times: Times) -> Content | None:
+    """How the loss fell, beside that of images never trained on, and what else was measured on the way."""
     values = history.get("train_loss_epoch") or history.get("train_loss")
     if not values:
         return None
     classes = len(test.classes) if test is not None and test.classes else None
-    figure = draw_curves(history, objective.title, objective.chance, classes)
+    save_chart(draw_curves(history, objective.title, objective.chance, classes), folder / "curves.png")
     knn = [value for _, value in history.get("knn_top1", ())]
+    heldout = history.get("heldout_loss")
     return {
-        "chart": save_chart(figure, "curves", folder, "loss and online kNN against epochs"),
+        "data": chart_data(_panels(history, objective, classes), [times], legend=True),
+        "loss": f"{objective.title} loss:",
         "first": values[0][1],
         "last": values[-1][1],
+        "heldout": heldout[-1][1] if heldout else None,
         "knn": {"last": knn[-1], "best": max(knn)} if knn else None,
     }
+
+
+def _panels(history: History, objective: Objective, classes: int | None) -> list[Panel]:
+    """Panels of what was logged; one without a curve is left out."""
+
+    def series(*wanted: tuple[str, str, str, bool]) -> list[Series]:
+        return [
+            Series(title, history[name], colour, faint) for name, title, colour, faint in wanted if history.get(name)
+        ]
+
+    before = history.get(BEFORE)
+    chance = [] if objective.chance is None else [(objective.chance, "chance")]
+    found = [
+        Panel(
+            f"{objective.title} loss",
+            series(
+                ("train_loss", "single steps", "accent", True),
+                ("train_loss_epoch", "training", "accent", False),
+                ("heldout_loss", "held-out", "wrong", False),
+            ),
+            chance,
+        ),
+        Panel(
+            "contrastive top-1, %",
+            series(("contrast_top1", "training steps", "accent", False), ("heldout_top1", "held-out", "wrong", False)),
+            zero=True,
+            scale=100,
+        ),
+        Panel(
+            "online kNN accuracy, %",
+            series(("knn_top1", "kNN", "accent", False)),
+            [(1 / classes, "guessing")] if classes else [],
+            zero=True,
+            scale=100,
+        ),
+        Panel(
+            "retrieval of the other view, %",
+            series((RETRIEVAL, "held-out", "wrong", False)),
+            [(before[-1][1], "untrained network")] if before else [],
+            zero=True,
+            scale=100,
+        ),
+        Panel("effective rank of h", series(("rankme", "held-out", "wrong", False)), zero=True),
+        Panel(
+            "mean cosine of z",
+            series(
+                ("positive_cosine", "two views", "accent", False), ("negative_cosine", "two images", "muted", False)
+            ),
+            zero=True,
+        ),
+        Panel("learning rate", series(("lr", "learning rate", "muted", False)), zero=True),
+    ]
+    return [panel for panel in found if panel.series]
+
+
+def quality(history: History, objective: Objective, encoder: nn.Module) -> Content | None:
+    """The figures that need no labels, each with what it says; None where none was measured."""
+    last = {name: values[-1] for name, values in history.items() if values}
+    if not last.keys() & set(FIGURES):
+        return None
+    level = "" if objective.chance is None else f" About {objective.chance:.2f} if no image were told from another."
+    training = f" On training images {last['train_loss_epoch'][1]:.2f}." if "train_loss_epoch" in last else ""
+    width = encoder.feature_dim
+    rows = [
+        (RETRIEVAL, "retrieval", percent, "How often the other view of an image is nearer than any view of another."),
+        ("heldout_loss", "held-out loss", "{:.2f}".format, f"The {objective.title} loss of batches.{training}{level}"),
+        ("heldout_top1", "held-out top-1", percent, "How often the loss finds the other view first, in a batch."),
+        ("rankme", "effective rank", "{:.1f}".format, f"In about how many of {width} dimensions h varies (RankMe)."),
+        ("alignment", "alignment", "{:.2f}".format, "Mean squared distance of two views of an image: 0 is the same."),
+        ("uniformity", "uniformity", "{:.2f}".format, "How evenly z fills the sphere: 0 is one point, -4 even."),
+        ("z_spread", "spread of z", "{:.2f}".format, "1 where z fills the sphere, near 0 where it has collapsed."),
+    ]
+    figures = [
+        {
+            "name": title,
+            "value": written(last[name][1]),
+            "before": percent(last[BEFORE][1]) if name == RETRIEVAL and BEFORE in last else None,
+            "says": says,
+        }
+        for name, title, written, says in rows
+        if name in last
+    ]
+    epoch = max(last[name][0] for name in FIGURES if name in last)
+    return {"figures": figures, "epoch": f"{epoch:g}"}
+
+
+def advice(checkpoint: Checkpoint, results: list[Content], history: History) -> str | None:
+    """One sentence for a run that is below a yardstick, or was too short to be judged; None for another."""
+    steps = checkpoint.global_step
+    few = f"{steps:,} steps are few: fewer than {FEWEST_STEPS} seldom lead far from an untrained network. "
+    longer = "Train longer (--trainer.max_epochs) before you judge the settings."
+    learning = "look at the loss above: where it does not fall, lower --model.base_lr; where it does, train longer"
+    if results:
+        low = [name for points, name in _ahead(results[0]) if points <= 0]
+        if low and steps >= FEWEST_STEPS:
+            return f"The encoder is not above {' and '.join(low)}: {learning}, or weaken the views (--model.strength)."
+    last = {name: values[-1][1] for name, values in history.items() if values}
+    if steps < FEWEST_STEPS:
+        return few + longer
+    if last.get(RETRIEVAL, 1.0) <= last.get(BEFORE, 0.0):
+        return f"The other view of an image is found no more often than by the untrained network: {learning}."
+    return None
 
 
 def neighbours(test: Sample, bank: Sample, folder: Path) -> Content:
@@ -146,22 +259,85 @@ def neighbours(test: Sample, bank: Sample, folder: Path) -> Content:
 
 
 def _tile(sample: Sample, place: int, kind: str) -> Content:
-    pixels = sample.pixels[place]
-    picture = to_picture(pixels)
-    if pixels.shape[-1] > 128:
-        picture = picture.resize((128, 128), Image.Resampling.LANCZOS)
-    is_small = picture.width <= 64
-    return {
+    tile = _picture(sample.pixels[place])
+    return tile | {
         "kind": kind,
         "number": int(sample.index[place]),
-        "name": sample.classes[int(sample.labels[place])] if sample.labels is not None and sample.classes else "",
-        "is_small": is_small,
-        "source": data_uri(picture, "png" if is_small else "jpeg"),
+        "name": _class_of(sample, place),
     }
 
 
-def confusion(results: list[Content]) -> Content | None:
-    """Which classes the linear classifier takes for which: the matrix, and the worst pairs in words."""
+def _picture(pixels: Tensor, most: int = 128) -> Content:
+    """An image for a page: where it is read from, and whether it is so small that its pixels may be seen."""
+    picture = to_picture(pixels)
+    if pixels.shape[-1] > most:
+        picture = picture.resize((most, most), Image.Resampling.LANCZOS)
+    is_small = picture.width <= 64
+    return {"is_small": is_small, "source": data_uri(picture, "png" if is_small else "jpeg")}
+
+
+def _class_of(sample: Sample, place: int) -> str:
+    return sample.classes[int(sample.labels[place])] if sample.labels is not None and sample.classes else ""
+
+
+def _names_of(sample: Sample, place: int) -> Content:
+    """An image for people: its file, or its number, and how it is called inside its set."""
+    name = shown(sample.paths[place]) if sample.paths is not None else f"{sample.name} {int(sample.index[place])}"
+    name = name.encode(errors="replace").decode()  # what a page cannot write is replaced
+    return {"label": name, "short": name.removeprefix(f"{shown(sample.name)}/")}
+
+
+def alike(test: Sample, bank: Sample) -> Content:
+    """Images that are there twice, or nearly."""
+    samples = [test, bank]
+    found = find_alike(samples)
+    pairs = []
+    for pair in found.pairs:
+        (first, i), (second, j) = pair.a, pair.b
+        one, other = _class_of(samples[first], i), _class_of(samples[second], j)
+        tiles = [_picture(samples[n].pixels[place], 96) | _names_of(samples[n], place) for n, place in (pair.a, pair.b)]
+        pairs.append(
+            {
+                "a": tiles[0],
+                "b": tiles[1],
+                "same": pair.same,
+                "cosine": pair.cosine,
+                "across": first != second,
+                "differ": f"{one} and {other}" if one != other else "",
+            }
+        )
+    counts = {"images": found.images, "same": found.same, "same_across": found.same_across, "near": found.near}
+    return {"pairs": pairs, "cosine": COSINE, "correlation": CORRELATION, **counts}
+
+
+def predictions_of(results: list[Content], checkpoint: Checkpoint, test: Sample | None) -> Tensor | None:
+    """The class given to each image of the test sample's pool by the newest evaluation: (whole,) int64.
+
+    None where the record has none, or is of other images: then another number of them, or other labels.
+    """
+    kept = results[0].get("predictions") if results else None
+    if not kept or test is None or test.pool is None or test.source is None or test.source.labels is None:
+        return None
+    try:
+        said, labels = unpacked(kept["linear"]), unpacked(kept["labels"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    evaluated = (results[0].get("data") or {}).get("settings") or {}
+    same = ("source", "train_dir", "test_dir", "data_dir", "shapes_test", "holdout")
+    if any(evaluated.get(name) != checkpoint.data.get(name) for name in same):
+        return None
+    own = test.source.labels[test.pool]
+    return said if len(said) == len(own) and torch.equal(labels, own) else None
+
+
+def confusion(results: list[Content], test: Sample | None = None, said: Tensor | None = None) -> Content | None:
+    """Which classes the linear classifier takes for which: accuracy by class, the worst pairs, and the matrix.
+
+    Args:
+        results: evaluations, the newest first.
+        test: the images that were classified, if they are at hand.
+        said: as `predictions_of` gives it; with it the worst pairs are shown as pictures.
+    """
     matrix = results[0].get("confusion_matrix") if results else None
     if not matrix:
         return None
@@ -172,14 +348,44 @@ def confusion(results: list[Content]) -> Content | None:
     ]
     mistakes.sort(key=lambda mistake: (-mistake[0], mistake[1], mistake[2]))
     worst = [
-        {"true": names[i], "taken_for": names[j], "share": share, "count": matrix[i][j], "of": sizes[i]}
+        {
+            "true": names[i],
+            "taken_for": names[j],
+            "share": share,
+            "count": matrix[i][j],
+            "of": sizes[i],
+            "tiles": _mistaken(test, said, i, j),
+        }
         for share, i, j in mistakes[:5]
     ]
+    accuracies = [_accuracy(names, row, i, sizes[i]) for i, row in enumerate(matrix) if sum(row)]
+    accuracies.sort(key=lambda row: row["share"])
     content = {"worst": worst, "classes": names, "rows": None, "picture": None}
+    content |= {"accuracies": accuracies[:MOST_NAMES], "classes_left_out": len(accuracies) > MOST_NAMES}
     if len(matrix) > MOST_NAMES:
         return content | {"picture": data_uri(confusion_picture(matrix, sizes))}
     rows = [[_cell(i == j, count / sizes[i]) for j, count in enumerate(row)] for i, row in enumerate(matrix)]
     return content | {"rows": list(zip(names, rows, strict=True))}
+
+
+def _accuracy(names: list[str], row: list[int], own: int, size: int) -> Content:
+    """A class: how often it is right, and what it is taken for most often otherwise."""
+    others = [(count, -j) for j, count in enumerate(row) if j != own and count]
+    return {"name": names[own], "share": row[own] / size, "taken_for": names[-max(others)[1]] if others else None}
+
+
+def _mistaken(test: Sample | None, said: Tensor | None, true: int, taken_for: int) -> list[Content]:
+    """Some images of a class that were taken for another."""
+    if test is None or said is None or test.source is None or test.pool is None or test.source.labels is None:
+        return []
+    index = test.pool[(test.source.labels[test.pool] == true) & (said == taken_for)][:_MISTAKES]
+    paths = test.source.paths
+    labels = [shown(paths[i]) if paths is not None else f"{test.name} {i}" for i in index.tolist()]
+    pixels = pixels_of(test.source, index)
+    return [
+        _picture(image) | {"label": label.encode(errors="replace").decode()}
+        for image, label in zip(pixels, labels, strict=True)
+    ]
 
 
 def _cell(is_right: bool, share: float) -> Content:
@@ -188,12 +394,27 @@ def _cell(is_right: bool, share: float) -> Content:
     return {"colour": "accent" if is_right else "wrong", "strength": strength, "share": share}
 
 
-def feature_map(test: Sample, folder: Path) -> Content | None:
-    """The test images as points; too few make no map."""
+def atlas(test: Sample, folder: Path, said: Tensor | None) -> Content | None:
+    """The test images where their features put them; too few make no map.
+
+    Args:
+        test: the images.
+        folder: of the run, where map.png is written.
+        said: as `predictions_of` gives it.
+    """
     if len(test.index) < _FEWEST_ON_MAP:
         return None
-    figure = draw_map(tsne(test.features), test.labels, test.classes)
-    return {"chart": save_chart(figure, "map", folder, "map of the test images"), "test": test}
+    places = tsne(test.features)
+    save_chart(draw_map(places, test.labels, test.classes), folder / "map.png")
+    own = said[test.places] if said is not None and test.places is not None else None
+    return atlas_data(test, places, own, f"{folder.resolve().name}-chosen")
+
+
+def usage(checkpoint: Checkpoint, encoder: nn.Module) -> Content:
+    """What to write in a program to use the encoder."""
+    weights = (checkpoint.run_dir / ENCODER).with_suffix(".safetensors")
+    path = weights if weights.is_file() else checkpoint.run_dir
+    return {"path": repr(str(path)), "feature_dim": encoder.feature_dim}
 
 
 def views(folder: Path) -> Content | None:
@@ -213,53 +434,6 @@ def views(folder: Path) -> Content | None:
         return {"source": data_uri_of(path.read_bytes())}
     size = 1600, round(picture.height * 1600 / picture.width)
     return {"source": data_uri(picture.resize(size, Image.Resampling.LANCZOS), "jpeg")}
-
-
-def settings(checkpoint: Checkpoint, encoder: nn.Module, config: Content) -> Content:
-    """The settings that a reader asks for first.
-
-    Args:
-        checkpoint: of the run.
-        encoder: loaded from it.
-        config: the run's config.yaml, or {}.
-    """
-    model, data = checkpoint.model, checkpoint.data
-    trainer = config.get("trainer") or {}
-    million = sum(p.numel() for p in encoder.parameters()) / 1e6
-    used = [name for name in ("rotation", "cutout", "noise", "sobel") if model.get(f"{name}_prob")]
-    rows = {
-        "encoder": f"{model['encoder']}, stem {model.get('stem')}, width {model.get('width', 1):g}; "
-        f"{million:.2f} M parameters, h of {encoder.feature_dim}",
-        "projection head": f"{model.get('head')}, z of {model.get('projection_dim')}",
-        "loss": checkpoint.objective.text,
-        "batch and length": f"{model.get('batch_size')} images; {checkpoint.epochs} epochs, "
-        f"{checkpoint.global_step:,} steps",
-        "optimiser": f"{model.get('optimizer')}, base learning rate {_number(model.get('base_lr'))} "
-        f"({model.get('lr_scaling')} scaling), weight decay {_number(model.get('weight_decay'))}, "
-        f"warm-up {_number(model.get('warmup_epochs'))} epochs",
-        "views": f"{_view_size(model)}, crop {' to '.join(f'{v:g}' for v in model.get('crop_scale', ()))} of the "
-        f"area, colour strength {model.get('strength'):g}, grey {model.get('gray_prob'):g}, "
-        f"blur {model.get('blur_prob'):g}, flip {model.get('flip_prob'):g}"
-        + "".join(f", {name} {model[f'{name}_prob']:g}" for name in used),
-        "data": " ".join(f"{k}={v}" for k, v in data.items() if k in _DATA_SHOWN and v not in (None, "auto"))
-        or data.get("source", "not recorded"),
-        "seed": str(model.get("seed")),
-        "machine": f"precision {trainer.get('precision') or '32-true'}, devices {trainer.get('devices')}"
-        if trainer
-        else "",
-    }
-    return {"rows": {name: value for name, value in rows.items() if value}, "has_config": bool(config)}
-
-
-def _number(value: float | None) -> str:
-    """A setting for people; one that was left open when the checkpoint was written is the default's."""
-    return "default" if value is None else f"{value:g}"
-
-
-def _view_size(model: Content) -> str:
-    size = f"{model['image_size']} px"
-    grows = model.get("start_size") is not None
-    return f"{model['start_size']} px, growing to {size} over {model['grow_epochs']} epochs" if grows else size
 
 
 def provenance(checkpoint: Checkpoint, results: list[Content], sha256: str) -> Content:

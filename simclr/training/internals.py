@@ -1,9 +1,15 @@
 """What is borrowed from Lightning though it is not public, one function each; tests/test_training_internals.py says
 whether it is still there and still means this. Nothing else in the package may reach for such names."""
 
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.strategies.launchers import subprocess_script
 
 
 def optimizer_batches(trainer: Trainer) -> int:
@@ -29,6 +35,16 @@ def epoch_row(trainer: Trainer) -> tuple[dict[str, Any], int] | None:
     return metrics, optimizer_batches(trainer) - 1 if step is None else int(step)
 
 
+def gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float:
+    """What gradients are multiplied by, in float16, when `on_before_optimizer_step` is called; 1 if by nothing.
+
+    Lightning divides before that hook, except for a fused optimiser, which does so itself, and whose mark is private.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    divides_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return scaler.get_scale() if scaler is not None and divides_itself else 1.0
+
+
 def synchronises_batch_norm(trainer: Trainer) -> bool:
     """Whether BatchNorm's statistics are those of all devices. The strategy keeps `sync_batchnorm` nowhere else."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
@@ -51,6 +67,33 @@ def leave_signals_to_us(trainer: Trainer) -> None:
     `simclr.cli.saving.SaveOnInterrupt` handles the signal and agrees between the hosts.
     """
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+@contextmanager
+def children_watched_by(watch: Callable[[list[subprocess.Popen]], object]) -> Iterator[None]:
+    """Within it the processes that Lightning launches are given to `watch`, not to Lightning's own observer.
+
+    That one ends all by SIGKILL, itself too, and without a word.
+    """
+    observer = subprocess_script._launch_process_observer
+    subprocess_script._launch_process_observer = watch
+    try:
+        yield
+    finally:
+        subprocess_script._launch_process_observer = observer
+
+
+def wait_for_ranks(trainer: Trainer, limit: timedelta) -> bool:
+    """How long a rank waits for the others; False where the strategy has no such limit. It takes one when built."""
+    if not hasattr(trainer.strategy, "_timeout"):
+        return False
+    trainer.strategy._timeout = limit
+    return True
+
+
+def patience_of(trainer: Trainer) -> timedelta | None:
+    """How long a rank waits for the others; None where the strategy has no such limit."""
+    return getattr(trainer.strategy, "_timeout", None)
 
 
 def count_last_batch(fit_loop: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from simclr import losses
 from simclr.contrast.engine import ContrastStats
-from simclr.training.step_log import DIVERGED
+from simclr.training.step_log import DIVERGED, StepLog
 
 LossName = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
 
@@ -57,7 +58,12 @@ LOSSES: dict[LossName, Loss] = {
 
 
 def loss_of(
-    settings: Mapping[str, Any], views: Sequence[Tensor], step: int = 0, *, gather: bool = True
+    settings: Mapping[str, Any],
+    views: Sequence[Tensor],
+    step: int = 0,
+    *,
+    gather: bool = True,
+    log: StepLog | None = None,
 ) -> tuple[Tensor, ContrastStats]:
     """The loss of projections, as a SimCLR of these settings computes it.
 
@@ -66,8 +72,10 @@ def loss_of(
         views: projections of each view, (n, D) each.
         step: of the optimiser, for an error's text.
         gather: among those of all ranks.
+        log: of the method that trains. If it is `watched`, a loss of CPU projections that are not finite is NaN, its
+            gradient too, as on other devices.
     Raises:
-        FloatingPointError: if CPU projections are not finite.
+        FloatingPointError: if CPU projections are not finite and nobody watches.
     """
     loss = LOSSES[settings["loss"]]
     options = {"semi_hard": settings["semi_hard"]} if loss.semi_hard else {}
@@ -78,6 +86,10 @@ def loss_of(
             return result
         return loss.function(*views, settings[loss.scale], gather=gather, return_stats=True, **options)
     except FloatingPointError as error:
+        if log is not None and log.watched:  # the ranks have agreed that all of them are here
+            log.reason = str(error)
+            nan = torch.stack([view.float().sum() for view in views]).sum() * torch.nan
+            return nan, ContrastStats(*[nan.detach()] * len(ContrastStats._fields))
         raise FloatingPointError(f"the loss is nan at step {step}: {error} {DIVERGED}") from error
 
 

@@ -35,6 +35,7 @@ from simclr.training.network import replays_graphs
 
 # Settings that a run has once it begins.
 _SETTLED = ("base_lr", "lr_scaling", "weight_decay", "warmup_epochs", "batch_size", "compile_encoder")
+_RATES = {"model.base_lr", "model.lr_scaling", "model.weight_decay", "model.momentum"}
 _SMALL_GROUP = 64  # views; batch statistics of fewer are noisy
 
 
@@ -46,11 +47,14 @@ class PretrainingRun:
 
     Attributes:
         total_steps: the length of the run, which the learning rate goes by; None before `configure_optimizers`.
+        on_purpose: settings, by their full names, that a continued run is meant to change, though they decide what is
+            learned.
     """
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
         self.total_steps: int | None = None
+        self.on_purpose: frozenset[str] = frozenset()
         self._left_out = [name for name in _SETTLED if name in settings and settings[name] is None]
         self._continued: dict[str, Any] | None = None  # from where: see `simclr.checkpoint.Checkpoint.run`
 
@@ -98,8 +102,9 @@ class PretrainingRun:
         whole = epochs is not None and epochs > 0 and trainer.max_steps < 0
         batch = given["batch_size"]
         self.settle(batch if isinstance(batch, int) else None, epochs if whole else None)
-        held = getattr(trainer.datamodule, "load_size", None)
-        attach_transform(module.encoder, replace(module.encoder.transform, load_size=held))
+        given = {name: getattr(trainer.datamodule, name, None) for name in ("load_size", "sixteen_bit_max")}
+        of_data = {"load_size": None} | {name: value for name, value in given.items() if value is not None}
+        attach_transform(module.encoder, replace(module.encoder.transform, **of_data))
         self.check(trainer)
         group, views = self.batch_norm_group(module, trainer), self.settings.get("views", 2)
         few = group is not None and group < min(_SMALL_GROUP, views * self.settings["batch_size"])
@@ -149,14 +154,7 @@ class PretrainingRun:
     def configure_optimizers(self, module: LightningModule) -> dict[str, Any]:
         """In `configure_optimizers`: the optimiser, and warm-up and cosine by the step over the length of the run."""
         settings, trainer = self.settings, module.trainer
-        optimizer = build_optimizer(
-            settings["optimizer"],
-            module,
-            lr=scale_lr(settings["base_lr"], settings["batch_size"], settings["lr_scaling"]),
-            weight_decay=settings["weight_decay"],
-            momentum=settings["momentum"],
-            fused=not trainer.gradient_clip_val and module.device.type in ("cpu", "cuda"),
-        )
+        optimizer = self._optimizer(module)
         total_steps = trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ValueError("a cosine needs an end: set trainer.max_epochs or trainer.max_steps.")
@@ -174,6 +172,23 @@ class PretrainingRun:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _optimizer(self, module: LightningModule) -> torch.optim.Optimizer:
+        settings = self.settings
+        return build_optimizer(
+            settings["optimizer"],
+            module,
+            lr=scale_lr(settings["base_lr"], settings["batch_size"], settings["lr_scaling"]),
+            weight_decay=settings["weight_decay"],
+            momentum=settings["momentum"],
+            fused=not module.trainer.gradient_clip_val and module.device.type in ("cpu", "cuda"),
+        )
+
+    def _change_rates(self, module: LightningModule, schedule: Any) -> None:
+        """Rates that are changed on purpose, in place of those that came with the optimiser's state."""
+        for group, fresh in zip(schedule.optimizer.param_groups, self._optimizer(module).param_groups, strict=True):
+            group.update({name: value for name, value in fresh.items() if name != "params"}, initial_lr=fresh["lr"])
+        schedule.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
+
     def start(self, module: LightningModule) -> None:
         """In `on_train_start`: the first step's learning rate is the schedule's, whatever length was planned before."""
         trainer, schedule = module.trainer, module.lr_schedulers()
@@ -183,6 +198,8 @@ class PretrainingRun:
         if run is not None:
             lengths = trainer.max_epochs, trainer.max_steps
             self.total_steps = planned_steps(run, trainer.global_step, _steps_per_epoch(trainer), *lengths)
+        if run is not None and self.on_purpose & _RATES:
+            self._change_rates(module, schedule)
         for group, lr in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
             group["lr"] = lr * schedule.lr_lambdas[0](schedule.last_epoch)
 
@@ -231,7 +248,7 @@ class PretrainingRun:
         self.adopt(checkpoint["hyper_parameters"])
         changes = model_changes(self.settings, checkpoint["hyper_parameters"])
         changes |= trainer_changes(trainer_settings(trainer, module), self._continued or {})
-        refuse_changes(changes, "the checkpoint")
+        refuse_changes(changes, "the checkpoint", self.on_purpose)
 
 
 def _steps_per_epoch(trainer: Trainer) -> int:

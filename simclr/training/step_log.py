@@ -16,12 +16,18 @@ class StepLog:
         epoch_loss: summed over the steps of the epoch so far; a checkpoint keeps it.
         epoch_steps: how many they are.
         logged: what was logged last, by name; another object each time.
+        loss: of the last batch, on its device.
+        watched: whether someone looks at the numbers of every step (`simclr.nonfinite`), so that nobody else need.
+        reason: why the last loss is not finite, where the loss itself has told.
     """
 
     def __init__(self) -> None:
         self.epoch_loss: Tensor | float = 0.0
         self.epoch_steps = 0
         self.logged: dict[str, Tensor | float] = {}
+        self.loss: Tensor | None = None
+        self.watched = False
+        self.reason = ""
 
     def add(
         self,
@@ -38,9 +44,9 @@ class StepLog:
             stats: of the global batch; of a loss that compares nothing its value, a detached scalar.
             cache_error: of a step in micro-batches: see `simclr.training.gradient_cache.Cached`.
         Raises:
-            FloatingPointError: if the loss is not finite, in a step that looks at it.
+            FloatingPointError: if the loss is not finite, in a step that looks at it, and nobody else does.
         """
-        loss = stats if isinstance(stats, Tensor) else stats.loss
+        loss = self.loss = stats if isinstance(stats, Tensor) else stats.loss
         if batch_idx == 0:
             self.epoch_loss, self.epoch_steps = 0.0, 0
         self.epoch_loss, self.epoch_steps = self.epoch_loss + loss, self.epoch_steps + 1
@@ -48,7 +54,7 @@ class StepLog:
         every = trainer.log_every_n_steps
         logged = every > 0 and (optimizer_batches(trainer) + 1) % every == 0
         # A look at the value waits for the device.
-        if (logged or trainer.is_last_batch) and not loss.isfinite():
+        if not self.watched and (logged or trainer.is_last_batch) and not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at step {trainer.global_step}. {DIVERGED}")
         if not logged:
             return
