@@ -19,7 +19,6 @@ from pytorch_lightning.callbacks import Timer
 
 from simclr.augment import SimCLRAugmentation
 from simclr.byol import BYOL
-from simclr.callbacks import OnlineKNN
 from simclr.checkpoint import read_checkpoint
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT, INTERRUPTED, TERMINATED
