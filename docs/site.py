@@ -16,7 +16,7 @@ PAGES = {
 REFERENCE = {
     "method": (
         "The method",
-        ["module.SimCLR", "augment.SimCLRAugmentation", "losses", "heads.ProjectionHead", "encoders", "optim"],
+        ["module.SimCLR", "byol", "augment.SimCLRAugmentation", "losses", "heads.ProjectionHead", "encoders", "optim"],
     ),
     "data": ("Images", ["data.ImageData", "data.module.default_batch_size", "data.decode", "data.splits", "inputs"]),
     "eval": (

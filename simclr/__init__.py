@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simclr.augment import SimCLRAugmentation
+    from simclr.byol import BYOL
     from simclr.checkpoint import load_encoder
     from simclr.encoders import build_encoder
     from simclr.heads import ProjectionHead
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["LARS", "ProjectionHead", "SimCLR", "SimCLRAugmentation", "build_encoder", "load_encoder", "nt_xent"]
+__all__ = ["BYOL", "LARS", "ProjectionHead", "SimCLR", "SimCLRAugmentation", "build_encoder", "load_encoder", "nt_xent"]
 
 _HOME = {
+    "BYOL": "byol",
     "LARS": "optim",
     "ProjectionHead": "heads",
     "SimCLR": "module",

@@ -31,6 +31,7 @@ from simclr.training.internals import count_last_batch
 from simclr.training.objective import Objective, objective_of
 
 Features = Literal["mean", "pyramid"]
+NetworkName = Literal["online", "target"]
 _OPTIONS = tuple(name for name in inspect.signature(build_encoder).parameters if name != "name")
 _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
@@ -225,7 +226,7 @@ def new_encoder(checkpoint: Checkpoint) -> nn.Module:
     return _build(_settings_of_checkpoint(checkpoint), checkpoint.path)
 
 
-def load_encoder(path: str | os.PathLike, features: Features = "mean") -> nn.Module:
+def load_encoder(path: str | os.PathLike, features: Features = "mean", network: NetworkName = "online") -> nn.Module:
     """The pretrained encoder of a run, ready to use.
 
         encoder = load_encoder("runs/photos_resnet18")
@@ -237,6 +238,8 @@ def load_encoder(path: str | os.PathLike, features: Features = "mean") -> nn.Mod
             beside it, or from the run's last checkpoint; or what `simclr export` has written, the folder or its file.
         features: what comes out. mean: representations. pyramid: the maps of the stages, for detection and segmentation
             (`simclr.pyramid.FeaturePyramid`).
+        network: of a run or checkpoint of BYOL, which has two: online, the one that was trained, or target, its moving
+            average.
     Returns:
         A module: images (N, 3, S, S), normalised, -> representations (N, feature_dim). In eval mode, gradients off, on
         the CPU. Its `.transform` makes such a batch of PIL images, files, tensors or arrays of any size
@@ -247,11 +250,13 @@ def load_encoder(path: str | os.PathLike, features: Features = "mean") -> nn.Mod
     """
     if features not in get_args(Features):
         raise ValueError(f"features={features} is none of {', '.join(get_args(Features))}.")
+    if network not in get_args(NetworkName):
+        raise ValueError(f"network={network} is none of {', '.join(get_args(NetworkName))}.")
     if runs_by_itself(path := exported_file(expanded(path))):
         if features == "pyramid":
             raise ValueError(f"{path} gives representations alone. Take the pyramid of the run, or of its safetensors.")
         return load_graph(path)
-    path, weights, settings = read_encoder(path)
+    path, weights, settings = read_encoder(path, network)
     encoder = _build(settings, path)
     kind = ", ".join(f"{name}={settings[name]}" for name in ("encoder", *_OPTIONS) if name in settings)
     refuse_mismatch(weights, encoder.state_dict(), f"{path} does not fit its own {kind}")
@@ -259,17 +264,23 @@ def load_encoder(path: str | os.PathLike, features: Features = "mean") -> nn.Mod
     return encoder if features == "mean" else FeaturePyramid(encoder)
 
 
-def read_encoder(path: str | os.PathLike) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+def read_encoder(
+    path: str | os.PathLike, network: NetworkName = "online"
+) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     """The file meant, an encoder's weights, and the settings that build and feed it; see `load_encoder`."""
     path = exported_file(expanded(path))
     alone = (path / ENCODER).with_suffix(".safetensors")
     path = alone if alone.is_file() and not any((path / LAST.parent).glob("*.ckpt")) else find_checkpoint(path)
-    if path.suffix == ".safetensors":
+    content = None if path.suffix == ".safetensors" else _read(path)
+    if network == "target" and (content is None or _weights_alone(content)):
+        raise ValueError(f"{path} holds one encoder. The target network is in the run's checkpoint.")
+    if content is None:
         return path, *_read_safetensors(path)
-    content = _read(path)
     if _weights_alone(content):
         return path, content, _settings_beside(path)
-    checkpoint, prefix = _checkpoint(path, content), "encoder."
+    checkpoint, prefix = _checkpoint(path, content), "encoder." if network == "online" else "target.encoder."
+    if not any(name.startswith(prefix) for name in checkpoint.state_dict):
+        raise ValueError(f"{path} has no {network} network: it is a run of {checkpoint.method}.")
     weights = {k.removeprefix(prefix): v for k, v in checkpoint.state_dict.items() if k.startswith(prefix)}
     return path, weights, _settings_of_checkpoint(checkpoint)
 

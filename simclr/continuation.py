@@ -38,7 +38,8 @@ RULES: dict[str, dict[Rule, str]] = {
             optimizer base_lr lr_scaling weight_decay momentum warmup_epochs batch_size seed
             strength crop_scale crop_ratio flip_prob jitter_prob gray_prob blur_prob blur_sigma rotation_prob
             solarize_prob solarize_threshold cutout_prob cutout_size noise_prob noise_std sobel_prob
-            augment_second_view mean std""",
+            augment_second_view mean std
+            predictor target_decay""",
         Rule.ROUNDING: "channels_last compile_encoder compile_views",
     },
     "data": {

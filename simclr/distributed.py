@@ -186,6 +186,15 @@ def _patient_group(world: Any) -> Any:
     return _patient_group_of[1]
 
 
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over ranks, element by element, without a gradient: for logging."""
+    x = x.detach().clone()
+    if is_distributed():
+        dist.all_reduce(x)
+        x /= dist.get_world_size()
+    return x
+
+
 def max_over_ranks(x: Tensor) -> Tensor:
     """The largest over ranks, element by element, without a gradient: for logging."""
     x = x.detach().clone()

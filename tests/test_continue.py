@@ -18,6 +18,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Timer
 
 from simclr.augment import SimCLRAugmentation
+from simclr.byol import BYOL
 from simclr.checkpoint import read_checkpoint
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT, INTERRUPTED, TERMINATED
@@ -213,7 +214,7 @@ def test_every_setting_has_one_place_in_the_rules(monkeypatch):
     groups = {name: set(part) for name, part in found.items() if isinstance(part, dict)}
     groups[""] = set(found) - set(groups)
     signatures = {
-        "model": (SimCLR, SimCLRAugmentation),
+        "model": (SimCLR, BYOL, SimCLRAugmentation),
         "data": (ImageData,),
         "trainer": (Trainer,),
         "knn": (OnlineKNN,),

@@ -18,7 +18,7 @@ LAYERS = [
     ["augment", "losses", "heads", "resnet", "image_sizes", "encoders", "optim", "run_length", "pyramid"],
     ["data"],
     ["inputs", "intact"],
-    ["module", "checkpoint", "continuation", "training", "export"],
+    ["module", "byol", "checkpoint", "continuation", "training", "export"],
     ["memory"],
     ["eval"],
     ["online_quality"],

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from simclr.checkpoint import find_checkpoint, read_checkpoint, read_encoder
+from simclr.checkpoint import NetworkName, find_checkpoint, read_checkpoint, read_encoder
 from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser
 from simclr.export.formats import FILES, Exported, Format, export_encoder
@@ -49,20 +49,25 @@ def export_parser() -> Parser:
         default="outside",
         help="Of onnx and torch-export. inside: the file takes bytes of any size.",
     )
+    parser.add_argument(
+        "--network", type=NetworkName, default="online", help="Of a BYOL run: online, or target, its moving average."
+    )
     parser.add_argument("--license", type=str | None, default=None, help="Said in the card.")
     return parser
 
 
 def _export(config: Any) -> Exported:
-    path, _, _ = read_encoder(config.encoder)
+    path, _, _ = read_encoder(config.encoder, config.network)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     inside = "-with-preprocessing" if config.preprocessing == "inside" else ""
-    out = config.out or folder / "export" / f"{config.format}{inside}"
+    of_target = "-target" if config.network == "target" else ""
+    out = config.out or folder / "export" / f"{config.format}{inside}{of_target}"
     return export_encoder(
         path,
         config.format,
         out,
         preprocessing=config.preprocessing,
+        network=config.network,
         license=config.license,
         about=about_run(folder),
     )

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from simclr import __version__
-from simclr.checkpoint import as_encoder_file, as_state_dict_file, load_encoder, read_encoder
+from simclr.checkpoint import NetworkName, as_encoder_file, as_state_dict_file, load_encoder, read_encoder
 from simclr.export.card import CARD, VERSION, card_text
 from simclr.export.counterparts import Counterpart, same_features, timm_counterpart, torchvision_counterpart
 from simclr.export.graph import WithPreprocessing
@@ -63,6 +63,7 @@ def export_encoder(
     out: str | os.PathLike,
     *,
     preprocessing: Literal["outside", "inside"] = "outside",
+    network: NetworkName = "online",
     license: str | None = None,
     about: dict[str, Any] | None = None,
 ) -> Exported:
@@ -75,6 +76,7 @@ def export_encoder(
             ONNX Runtime and others. torch-export: an archive of torch.export. The batch of both is free.
         out: a folder that is not there, or empty.
         preprocessing: of a graph. inside: it takes bytes of any size.
+        network: of a run with two; see `simclr.load_encoder`.
         license: said in the card.
         about: `data`, `recipe`, `results` of the card; see `simclr.export.card.card_text`.
     Raises:
@@ -89,8 +91,8 @@ def export_encoder(
     folder = expanded(out)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"out={out} is there already. Name another folder.")
-    path, weights, settings = read_encoder(source)
-    encoder = load_encoder(path)
+    path, weights, settings = read_encoder(source, network)
+    encoder = load_encoder(path, network=network)
     settings = {**settings, "feature_dim": encoder.feature_dim, "simclr_version": __version__}
     library: Counterpart | None = None
     if format in ("torchvision", "timm"):
@@ -107,6 +109,7 @@ def export_encoder(
             folder.rmdir()
         raise
     head = _head(format, file, encoder, settings, preprocessing, license, about or {})
+    head["network"] = network
     head["checked"] = {"by": checked_by, "largest_difference": difference}
     head = json.loads(json.dumps(head))  # no list twice: YAML would write a reference
     card = folder / CARD

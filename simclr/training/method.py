@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from simclr.training.views import EpochViews
 
 DEFAULT_METHOD = "simclr"
-METHODS = {"simclr": "simclr.module.SimCLR"}  # those that have a name of their own
+METHODS = {"simclr": "simclr.module.SimCLR", "byol": "simclr.byol.BYOL"}  # those that have a name of their own
 
 
 class Method(Protocol):

@@ -44,7 +44,7 @@ def step_in_parts(module: LightningModule, images: Tensor, index: Tensor, batch_
         with getattr(trainer.strategy, "block_backward_sync", nullcontext)(), profile("backward"):
             (scaler.scale(surrogate) if scaler else surrogate).backward()
 
-    cached = backward_in_parts(micro_batches, loss_of, backward, module.networks, profile)
+    cached = backward_in_parts(micro_batches, loss_of, backward, (module,), profile)
     module.step_log.add(module, batch_idx, stats[0], cached.error)
     return cached.last
 
