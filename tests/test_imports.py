@@ -15,7 +15,7 @@ LAYERS = [
     ["allocator", "container"],
     ["contrast"],
     ["views"],
-    ["augment", "losses", "heads", "resnet", "image_sizes", "encoders", "optim", "run_length", "pyramid"],
+    ["augment", "losses", "heads", "resnet", "image_sizes", "model_zoo", "encoders", "optim", "run_length", "pyramid"],
     ["data"],
     ["inputs", "intact"],
     ["module", "checkpoint", "continuation", "training", "export"],
