@@ -18,7 +18,7 @@ LAYERS = [
     ["augment", "losses", "heads", "resnet", "image_sizes", "model_zoo", "encoders", "optim", "run_length", "pyramid"],
     ["data"],
     ["inputs", "intact"],
-    ["module", "checkpoint", "continuation", "training", "export"],
+    ["module", "checkpoint", "starting_weights", "continuation", "training", "export"],
     ["memory"],
     ["eval"],
     ["online_quality"],
