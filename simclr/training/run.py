@@ -178,7 +178,7 @@ class PretrainingRun:
             self.began_with, self.starting = self.starting.record, None
 
     def configure_optimizers(self, module: LightningModule) -> dict[str, Any]:
-        """In `configure_optimizers`: the weights to begin with, the optimiser, warm-up and cosine by the step over the run."""
+        """In `configure_optimizers`: weights to begin with, the optimiser, and warm-up and cosine by the step."""
         settings, trainer = self.settings, module.trainer
         self._begin(module)
         optimizer = self._optimizer(module)
