@@ -168,9 +168,7 @@ def test_a_run_a_checkpoint_and_an_export_give_the_encoder_of_the_run(tmp_path):
         read_starting_weights(str(tmp_path / "run"), wider, {**settings, "width": 1.0})
 
 
-@pytest.mark.parametrize(
-    "name", ["convnext_tiny", "vgg11", "densenet121", "squeezenet1_1", "swin_t", "mobilenet_v3_small"]
-)
+@pytest.mark.parametrize("name", ["convnext_tiny", "squeezenet1_1", "mobilenet_v3_small"])
 def test_only_the_layer_that_was_taken_off_is_dropped(name, tmp_path):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None).state_dict()
