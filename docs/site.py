@@ -40,7 +40,15 @@ REFERENCE = {
     "run": (
         "A run",
         [
-            *("checkpoint", "export.formats", "pyramid", "online_accuracy", "online_quality", "step_figures"),
+            *(
+                "checkpoint",
+                "starting_weights",
+                "export.formats",
+                "pyramid",
+                "online_accuracy",
+                "online_quality",
+                "step_figures",
+            ),
             *("dashboard.Dashboard", "loggers", "wandb_run", "diagnosis"),
             *("nonfinite.watch", "nonfinite.dump", "nonfinite.replay", "report", "compare.rows", "profile"),
         ],

@@ -36,6 +36,7 @@ _OPTIONS = tuple(name for name in inspect.signature(build_encoder).parameters if
 _NEEDED = ("encoder", "image_size", "mean", "std", "seed")  # to build the encoder, feed it and begin it anew
 LAST = Path("checkpoints") / "last.ckpt"  # where a run folder keeps the checkpoint to go on from
 ENCODER = "encoder.pt"  # in a run folder: the weights alone, and beside them, as .safetensors, with their settings
+STARTING_ENCODER = "starting_encoder.safetensors"  # of a run that began with given weights: the encoder as it began
 _SETTINGS = "simclr"  # the key of a safetensors file's metadata that holds them, as JSON
 _SHA256 = "simclr_sha256"  # and the one of a hash of both
 
@@ -188,7 +189,7 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
     if lacking:
         raise ValueError(f"{path} is a checkpoint of another program: its hyper_parameters lack {', '.join(lacking)}.")
     if wrong := wrong_parts(content):
-        raise ValueError(f"{path} is damaged: {_some(wrong)}.{_another(path)}")
+        raise ValueError(f"{path} is damaged: {some(wrong)}.{_another(path)}")
     return Checkpoint(
         path=path,
         model=dict(content["hyper_parameters"]),
@@ -203,7 +204,8 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
     )
 
 
-def _some(problems: list[str]) -> str:
+def some(problems: list[str]) -> str:
+    """Problems for people, in one line: the first few, and how many more."""
     more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
     return "; ".join(problems[:4]) + more
 
@@ -218,7 +220,7 @@ def refuse_unfit(unfit: list[str], path: Path) -> None:
         ValueError: naming what is missing or wrong, and an earlier checkpoint that is sound.
     """
     if unfit:
-        raise ValueError(f"{path} cannot be continued from, it is damaged: {_some(unfit)}.{_another(path)}")
+        raise ValueError(f"{path} cannot be continued from, it is damaged: {some(unfit)}.{_another(path)}")
 
 
 def new_encoder(checkpoint: Checkpoint) -> nn.Module:
@@ -293,7 +295,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
         if settings is None and (card := path.parent / CARD).is_file():  # exported for another library
             settings = read_card(card)["encoder"]
-        if metadata.get(_SHA256, (digest := _sha256(weights, metadata.get(_SETTINGS, "")))) != digest:
+        if metadata.get(_SHA256, (digest := sha256_of(weights, metadata.get(_SETTINGS, "")))) != digest:
             raise ValueError("its weights or settings are not those that were written")
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: it is damaged, or no safetensors file ({error}).") from error
@@ -350,6 +352,12 @@ def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
 
 def refuse_mismatch(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
     """Raise a ValueError that names the weights which are missing, unexpected or of another shape."""
+    if problems := mismatches(weights, expected):
+        raise ValueError(f"{what}: {some(problems)}.")
+
+
+def mismatches(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Which weights are missing, unexpected or of another shape, a few words each that begin with the name."""
     problems = [f"{key} is missing" for key in expected if key not in weights]
     problems += [f"{key} is unexpected" for key in weights if key not in expected]
     problems += [
@@ -357,8 +365,7 @@ def refuse_mismatch(weights: dict[str, Tensor], expected: dict[str, Tensor], wha
         for key, value in expected.items()
         if key in weights and weights[key].shape != value.shape
     ]
-    if problems:
-        raise ValueError(f"{what}: {_some(problems)}.")
+    return problems
 
 
 def settle_progress(fit_loop: dict[str, Any], batches: int) -> tuple[int, int]:
@@ -436,11 +443,24 @@ def save_encoder(module: LightningModule, path: Path) -> None:
     Raises:
         FloatingPointError: if weights are not finite; what stood there stands there still.
     """
+    _write_encoder(module.encoder, _settings_of_module(module), path)
+
+
+def save_starting_encoder(module: LightningModule, path: Path) -> None:
+    """Write the encoder that a run begins with as one file that `load_encoder` opens.
+
+    Args:
+        module: the method that is about to be trained.
+        path: the file, a .safetensors.
+    """
+    write_atomically(path, as_encoder_file(_plain_weights(module.encoder), _settings_of_module(module)))
+
+
+def _settings_of_module(module: LightningModule) -> dict[str, Any]:
     transform = module.encoder.transform
     settings = _encoder_settings(module.hparams, transform.load_size, transform.sixteen_bit_max)
     settings |= {"feature_dim": module.encoder.feature_dim, "simclr_version": __version__}
-    settings |= {"epochs": module.current_epoch, "global_step": module.global_step}
-    _write_encoder(module.encoder, settings, path)
+    return settings | {"epochs": module.current_epoch, "global_step": module.global_step}
 
 
 def save_encoder_of(checkpoint: Checkpoint, path: Path) -> None:
@@ -454,21 +474,23 @@ def save_encoder_of(checkpoint: Checkpoint, path: Path) -> None:
 
 def _write_encoder(encoder: nn.Module, settings: dict[str, Any], path: Path) -> None:
     refuse_ruined(not_finite(encoder), settings["global_step"])
-    # Clones, because safetensors refuses two names for one memory.
-    weights = {
-        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in encoder.state_dict().items()
-    }
+    weights = _plain_weights(encoder)
     write_atomically(path, as_state_dict_file(weights))
     write_atomically(path.with_suffix(".safetensors"), as_encoder_file(weights, settings))
+
+
+def _plain_weights(encoder: nn.Module) -> dict[str, Tensor]:
+    # Clones, because safetensors refuses two names for one memory.
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in encoder.state_dict().items()}
 
 
 def as_encoder_file(weights: dict[str, Tensor], settings: dict[str, Any]) -> bytes:
     """A safetensors file that `load_encoder` opens: weights, and in its metadata the settings and a hash of both."""
     text = json.dumps(settings)
-    return save(weights, {"format": "pt", _SETTINGS: text, _SHA256: _sha256(weights, text)})
+    return save(weights, {"format": "pt", _SETTINGS: text, _SHA256: sha256_of(weights, text)})
 
 
-def _sha256(weights: dict[str, Tensor], settings: str) -> str:
+def sha256_of(weights: Mapping[str, Tensor], settings: str = "") -> str:
     """Of what an encoder's file holds: the format itself has no checksum. Files of earlier versions have none."""
     whole = hashlib.sha256(settings.encode())
     for name, value in sorted(weights.items()):

@@ -33,6 +33,7 @@ class Rule(Enum):
 RULES: dict[str, dict[Rule, str]] = {
     "model": {
         Rule.FIXED: """encoder image_size start_size grow_epochs stem width shortcut zero_init norm
+            weights weights_prefix
             head hidden_dim projection_dim head_layers head_batch_norm
             loss temperature margin semi_hard views micro_batch_size
             optimizer base_lr lr_scaling weight_decay momentum warmup_epochs batch_size seed
@@ -188,7 +189,8 @@ def model_changes(hparams: Mapping[str, Any], was: Mapping[str, Any]) -> Changes
     """The settings of a method that differ from a checkpoint's."""
     names = [name for rule in (Rule.FIXED, Rule.ROUNDING) for name in names_under(rule, "model")]
     names += [name for name in hparams if name not in names]
-    return _differences("model", names, was, hparams)
+    # A run from before there were these settings began at random.
+    return _differences("model", names, {"weights": None, "weights_prefix": None, **was}, hparams)
 
 
 def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:

@@ -1,16 +1,13 @@
 """Encoders f by name: images -> representations h. The only place that chooses a stem, a ResNet's first layers."""
 
-import difflib
 import inspect
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 import torch
-import torchvision.models
 from torch import nn
 
 from simclr.image_sizes import build_for_size, warn_of_unsuitable_stem
+from simclr.model_zoo import build_timm, build_torchvision, timm_knows, torchvision_names, unknown_encoder
 from simclr.resnet import DEPTHS, Norm, ResNet, Shortcut, guard_projections
 
 Stem = Literal["auto", "small", "small_stride2", "imagenet"]
@@ -106,79 +103,3 @@ def refuse_resnet_options(name: str, options: dict[str, object]) -> None:
     unheard = [f"{option}={value!r}" for option, value in options.items() if value != parameters[option].default]
     if unheard:
         raise ValueError(f"{name} has no {', '.join(unheard)}. These options are for {', '.join(RESNETS)}.")
-
-
-def torchvision_names() -> list[str]:
-    """All classification models of torchvision."""
-    return torchvision.models.list_models(module=torchvision.models)
-
-
-def build_torchvision(name: str, image_size: int | None) -> nn.Module:
-    """A model of torchvision without its classifier; see `build_encoder`."""
-    options: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        # The auxiliary classifiers would turn the output in training mode into a tuple.
-        options = {"aux_logits": False, "init_weights": True}
-    elif name.startswith("vit_") and image_size is not None:
-        patch_size = int(name.rsplit("_", 1)[1])
-        if image_size % patch_size:
-            raise ValueError(f"{name} needs an image_size that is a multiple of {patch_size}, not {image_size}.")
-        options = {"image_size": image_size}
-    elif name == "maxvit_t" and image_size is not None:
-        options = {"input_size": (image_size, image_size)}
-    encoder = torchvision.models.get_model(name, weights=None, **options)
-    encoder.feature_dim = remove_classifier(encoder)
-    return encoder
-
-
-def remove_classifier(model: nn.Module) -> int:
-    """Replace the last weighted layer, and a dropout before it, by nn.Identity; returns the size of that layer's input.
-
-    Every classification model of torchvision ends in a Linear (SqueezeNet: in a 1 x 1 convolution). What else is part
-    of the last module stays: the LayerNorm of ConvNeXt, the hidden layers of VGG and MobileNetV3.
-    """
-    layers = list(model.named_modules())
-    last = max(i for i, (_, layer) in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d))
-    removed = [layers[last][0]]
-    if isinstance(layers[last - 1][1], nn.Dropout):
-        removed.append(layers[last - 1][0])
-    for path in removed:
-        model.set_submodule(path, nn.Identity())
-    classifier = layers[last][1]
-    return classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
-
-
-def timm_knows(name: str) -> bool:
-    """Whether timm is installed and has a model of this name."""
-    try:
-        import timm
-    except ImportError:
-        return False
-    return timm.is_model(name)
-
-
-def build_timm(name: str, image_size: int | None) -> nn.Module:
-    """A model of timm without its classifier; see `build_encoder`."""
-    import timm
-
-    options: dict[str, Any] = {}
-    if image_size is not None and (published := timm.get_pretrained_cfg(name)) and published.fixed_input_size:
-        options = {"img_size": image_size}
-    encoder: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
-    # Models with a layer between pooling and classifier (MobileNetV3) keep it: h has that layer's size.
-    encoder.feature_dim = getattr(encoder, "head_hidden_size", None) or encoder.num_features
-    return encoder
-
-
-def unknown_encoder(name: str, names: Sequence[str]) -> str:
-    """The message for a name that nobody knows, with the nearest of those that are known, timm's among them."""
-    known, advice = list(names), " If it is one of timm's, install timm: pip install 'simclr[timm]'."
-    with suppress(ImportError):
-        import timm
-
-        known, advice = known + timm.list_models(), ""
-    # timm knows some of torchvision's names too; its own go on after what people say: vit_small_patch16_224.
-    begun = [other for other in dict.fromkeys(known) if name and other.startswith(f"{name}_")][:2]
-    nearest = begun or difflib.get_close_matches(name, dict.fromkeys(known), n=3)
-    question = f" Did you mean {' or '.join(nearest)}?" if nearest else " simclr.encoders.encoder_names() lists them."
-    return f"Unknown encoder {name!r}.{question}{advice}"

@@ -81,6 +81,8 @@ class SimCLR(LightningModule):
         shortcut: Shortcut = "B",
         zero_init: bool = True,
         norm: Norm = "batch",
+        weights: str | None = None,
+        weights_prefix: str | None = None,
         head: Literal["identity", "linear", "nonlinear", "deep"] = "nonlinear",
         hidden_dim: int | None = None,
         projection_dim: int = 128,
@@ -120,6 +122,9 @@ class SimCLR(LightningModule):
             shortcut: of a ResNet: A (zero padding), B (projection where dimensions grow), C (all projections) or none.
             zero_init: start each residual block as the identity (its last BN scale at zero).
             norm: `batch`, or `none` for a ResNet without normalisation.
+            weights: that the encoder begins with: torchvision:NAME (such as IMAGENET1K_V2) or timm:NAME, which may
+                download them; a file, a run folder or an export. All fit, or none. The head begins at random.
+            weights_prefix: what the names of the encoder's weights begin with in another program's file: backbone.
             head: the projection head: identity, linear, nonlinear (one hidden layer) or deep (head_layers layers).
             hidden_dim: width of the head's hidden layers; the encoder's feature_dim if not given.
             projection_dim: size of a projection z.

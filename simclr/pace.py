@@ -211,6 +211,8 @@ def step_seconds(model: Method, data: LightningDataModule, device: torch.device,
     trained: Any = copy.deepcopy(model)
     trained.hparams.compile_encoder, trained.hparams.compile_views = pace.compile_encoder, pace.compile_views
     trained.augment.compile_views = pace.compile_views
+    if trained.hparams.get("weights") is not None:  # steps take as long with others
+        trained.hparams.weights = trained.hparams.weights_prefix = None
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run will say the same

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import Namespace
 
 from simclr import __version__, distributed
-from simclr.checkpoint import LAST
+from simclr.checkpoint import LAST, STARTING_ENCODER
 from simclr.data.module import LEFT_OUT, SKIPPED
 from simclr.distributed import launched_rank
 from simclr.files import hold, reason_of, remove_abandoned, write_atomically
@@ -25,7 +25,7 @@ CONFIG = "config.yaml"  # the settings that a run began with
 CONTINUATIONS = "continuations.json"  # a record of each time that it was continued, in their order
 _BEGINNINGS = {CONFIG, CONTINUATIONS, SKIPPED, LEFT_OUT, LAST.parent.name}
 _BEGINNINGS |= {"metrics.csv", "machine.csv", "views.png", "tensorboard", "wandb"}
-_BEGINNINGS |= {NOTE}
+_BEGINNINGS |= {NOTE, STARTING_ENCODER}
 DECIDE = ("torch", "torchvision", "kornia", "pytorch-lightning")  # packages whose versions decide a run's bits
 _WAIT_FOR_A_NAME = 1800.0  # seconds: rank 0 may come late, and until then its launcher watches it
 _CHOSEN = "SIMCLR_RUN_DIR"  # "pid:folder", for the ranks that process pid launches

@@ -187,6 +187,7 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     headline |= {"result": {"linear_top1": 0.5, "epoch": hostile}, "interval": [0, 1], "ahead": [(1, hostile)]}
     headline |= {"of_another_encoder": True, "copies": hostile, "bars": [(hostile, 0.5, hostile)], "guessing": 0.1}
     headline |= {"data": {}, "top5": None, "protocol": hostile, "notes": [hostile]}
+    headline |= {"began_with": hostile}
     pair = {"a": picture, "b": picture, "same": False, "cosine": 1, "across": True, "differ": hostile}
     alike = {"pairs": [pair], "images": 2, "same": 0, "near": 1, "same_across": 0, "cosine": 1, "correlation": 1}
     figure = {"name": hostile, "value": hostile, "before": hostile, "says": hostile}

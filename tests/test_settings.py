@@ -138,6 +138,8 @@ def trained(max_steps: int = 2, augmentation: dict[str, Any] | None = None, **se
         return lambda *args: compiled.append(mode) or function(*args)
 
     shared = {name: settings[name] for name in ("batch_size", "image_size", "seed") if name in settings}
+    if settings.get("weights") is not None:
+        torch.save({**starting_weights(""), **starting_weights("head.")}, settings["weights"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", stand_in)
         model = tiny_model(**{**STEPPED, **settings}, **augmentation or {})
@@ -215,6 +217,22 @@ def channels_first(a: Watch, b: Watch) -> bool:
     return all(map(last, (*a.inputs, *a.kernels))) and not any(map(last, (*b.inputs, *b.kernels)))
 
 
+def starting_weights(prefix: str) -> dict[str, Tensor]:
+    """Weights for the encoder of `trained`, others for every prefix, none of them that of a model at random."""
+    encoder = tiny_model().encoder.state_dict()
+    return {f"{prefix}{name}": torch.full_like(value, 0.01 * (1 + len(prefix))) for name, value in encoder.items()}
+
+
+def begins_with(prefix: str) -> Callable[[Any, Watch], bool]:
+    """The encoder's weights before the first step are those of the file; names that begin as classifiers do are not."""
+
+    def seen(_, b: Watch) -> bool:
+        matrices = b.matrices("encoder.")
+        return all(torch.equal(w, starting_weights(prefix)[prefix + name[8:]]) for name, w in matrices.items())
+
+    return seen
+
+
 GROWING = {"start_size": 8, "grow_epochs": 1, "max_steps": STEPS + 1}
 WITHOUT_BN = {"norm": "none", "head_batch_norm": False}
 TRIPLET = {"loss": "margin_triplet", "margin": 0.4, "semi_hard": False}
@@ -229,6 +247,8 @@ SIMCLR = {
     "shortcut": row("A", lambda a, b: kernels(b, 1) == 0, shortcut="B"),
     "zero_init": row(False, lambda a, b: still(a) == 6 and still(b) == 0, zero_init=True),
     "norm": row("none", lambda a, b: not any(name.startswith("encoder") for name in b.buffers), norm="batch"),
+    "weights": row("starting.pt", begins_with("")),
+    "weights_prefix": row("head.", begins_with("head."), weights="starting.pt"),
     "head": row("linear", lambda a, b: len(b.matrices("head")) == 1, head="nonlinear"),
     "hidden_dim": row(24, lambda a, b: [w.shape[0] for w in b.matrices("head").values()] == [24, 16]),
     "projection_dim": row(24, lambda a, b: b.z[0].shape[1] == 24),

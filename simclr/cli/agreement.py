@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # What may differ from machine to machine: where things lie (images are compared by content), and how they are read.
 _OF_A_MACHINE = {
     *("config", "run_dir", "ckpt_path", "resume", "wandb", "trainer.default_root_dir", "trainer.logger"),
+    "probe.train_dir",
+    "model.weights",  # by their content
     *(
         f"data.{name}"
         for name in ("train_dir", "test_dir", "data_dir", "cache_dir", "workers", "memory_limit_gb", "leave_out")
@@ -31,8 +33,10 @@ def facts(cli: "TrainCLI") -> dict[str, str]:
     settings: dict[str, Any] = dict(vars(cli.config.as_flat()))
     settings |= {f"model.{name}": value for name, value in cli.model.hparams.items()}  # as settled
     settings |= {"trainer.precision": cli.trainer.precision, "data.batch_size": cli.datamodule.batch_size}
-    settings["data.held_out"] = cli.datamodule.held_out  # settled too
+    settings["data.held_out"] = cli.datamodule.held_out  # as settled too
     found |= {name: str(value) for name, value in settings.items() if name not in _OF_A_MACHINE}
+    if (starting := cli.model.run.starting) is not None:
+        found["the weights to begin with"] = starting.sha256[:12]
     step = f"step {cli.resumed.global_step}" if cli.resumed else "none"
     return {**found, "the checkpoint to go on from": step, "the training images": cli.datamodule.digest()}
 

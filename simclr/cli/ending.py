@@ -24,7 +24,12 @@ def reached(trainer: Trainer) -> list[str]:
             held = f"; on {_images(trainer.datamodule)}s, in eval mode{few}, {metrics['heldout_loss']:.3f}"
         lines.append(f"loss {metrics['train_loss_epoch']:.3f} in the last epoch{held}")
     if quality is not None:
-        yardstick = f", untrained network {metrics[BEFORE]:.1%}" if BEFORE in metrics else ""
+        given = trainer.lightning_module.run.began_with is not None
+        yardstick = (
+            f", {'starting weights' if given else 'untrained network'} {metrics[BEFORE]:.1%}"
+            if BEFORE in metrics
+            else ""
+        )
         lines.append(
             f"the other view of a {_images(trainer.datamodule)} is the nearest of {quality.measured_images:,}: "
             f"{metrics[RETRIEVAL]:.1%}{yardstick}".replace("%", " %")

@@ -338,5 +338,6 @@ def refuse_file_as_encoder(name: str) -> None:
     folder = next((p for p in (path, *path.parents) if (p / "checkpoints" / "last.ckpt").is_file()), Path("runs/NAME"))
     raise ValueError(
         f"model.encoder={name} is a file of weights or a run: the name of a network is needed, such as --model.encoder "
-        f"resnet18. To continue a run: --ckpt_path {folder}. To measure it: simclr linear-eval {folder}."
+        f"resnet18. To begin with its weights: --model.weights {name} beside it. To continue a run: --ckpt_path "
+        f"{folder}. To measure it: simclr linear-eval {folder}."
     )

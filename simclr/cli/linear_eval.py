@@ -116,10 +116,12 @@ def print_result(record: dict[str, Any]) -> None:
     table.add_column(f"{record['encoder']}, epoch {record['epoch']}")
     table.add_column("top-1", justify="right")
     table.add_column("")
+    starting = [("yardstick: starting weights", "starting_weights_top1", "")]
     rows = [
         (f"linear classifier ({record['protocol']})", "linear_top1", f"95 % interval {low} to {high}"),
         (f"kNN (k = {record['knn_k']})", "knn_top1", ""),
         ("yardstick: random encoder", "random_encoder_top1", ""),
+        *(starting if "starting_weights_top1" in record else []),
         ("yardstick: raw pixels", "raw_pixels_top1", ""),
     ]
     for number, (name, key, remark) in enumerate(rows):

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from simclr import distributed
-from simclr.checkpoint import LAST, write_checkpoint
+from simclr.checkpoint import LAST, STARTING_ENCODER, save_starting_encoder, write_checkpoint
 from simclr.cli.messages import INTERRUPTED, TERMINATED
 from simclr.files import reason_of, say_unwritten, write_atomically
 from simclr.intact import refuse_flipped_bits
@@ -49,6 +49,22 @@ def newest_checkpoint(run_dir: Path) -> ModelCheckpoint:
     return NewestCheckpoint(
         dirpath=run_dir / LAST.parent, filename=LAST.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
+
+
+class KeepStartingEncoder(Callback):
+    """Writes the encoder that a run began with, where weights were given: `linear-eval` measures it as a yardstick.
+
+    Args:
+        run_dir: the run folder.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.run_dir = run_dir
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first step."""
+        if trainer.is_global_zero and trainer.global_step == 0 and trainer.ckpt_path is None:
+            save_starting_encoder(pl_module, self.run_dir / STARTING_ENCODER)
 
 
 @dataclass

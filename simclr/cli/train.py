@@ -24,7 +24,15 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, ViewGrid, print_line
-from simclr.checkpoint import ENCODER, LAST, read_checkpoint, save_encoder, save_encoder_of, sound_beside
+from simclr.checkpoint import (
+    ENCODER,
+    LAST,
+    STARTING_ENCODER,
+    read_checkpoint,
+    save_encoder,
+    save_encoder_of,
+    sound_beside,
+)
 from simclr.cli.agreement import agree
 from simclr.cli.config_files import read_settings
 from simclr.cli.ending import reached
@@ -37,6 +45,7 @@ from simclr.cli.refusals import check_devices, check_trainer
 from simclr.cli.resume_with import purposes, with_purposes
 from simclr.cli.saving import (
     InsideEpochs,
+    KeepStartingEncoder,
     SaveOnInterrupt,
     Schedule,
     cause_of_stop,
@@ -241,6 +250,8 @@ class TrainCLI(LightningCLI):
         if watched:
             diagnosis = Diagnosis(lambda trainer, text: print_line(trainer, f"warning: {text}"))
             kwargs["callbacks"] += [StepFigures(), ViewGrid(self.run_dir), EpochLines(), diagnosis]
+        if watched and self.config.model.get("weights") is not None:
+            kwargs["callbacks"].append(KeepStartingEncoder(self.run_dir))
         self.finite = FiniteSteps(self.run_dir if watched else None, self.config.on_nonfinite, print_line)
         if not config.barebones:
             kwargs["callbacks"].append(self.finite)
@@ -312,6 +323,7 @@ def summary(cli: TrainCLI) -> str:
         "continued": _continued(cli),
         "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}{held}",
         "left out": data.left_out,
+        "weights": _weights(cli),
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
         f"{cli.length}{_left_out(data)}",
@@ -331,6 +343,15 @@ def _continued(cli: TrainCLI) -> str:
     if cli.resumed is None or cli.continuation is None:
         return ""
     return f"\n{'':<11}".join((f"from {cli.resumed.stands}", *cli.continuation.said))
+
+
+def _weights(cli: TrainCLI) -> str:
+    """What the encoder begins with, what of it was dropped and what is fresh; empty for one that begins at random."""
+    starting = cli.model.run.starting
+    if starting is None:
+        return ""
+    fresh = any(True for part in cli.model.networks[1:] for _ in part.parameters())
+    return f"{starting.text}{'; the head begins at random' if fresh else ''}"
 
 
 def _has_tensorboard(trainer: Trainer) -> bool:
@@ -592,6 +613,9 @@ def _save_config(cli: TrainCLI, args: list[str]) -> dict[str, Any]:
         write_atomically(cli.run_dir / CONFIG, settings.encode())
         return yaml.safe_load(settings)
     found = cli.continuation
+    began = cli.resumed.run_dir / STARTING_ENCODER
+    if began.is_file() and not (cli.run_dir / STARTING_ENCODER).exists():
+        write_atomically(cli.run_dir / STARTING_ENCODER, began.read_bytes())
     entry = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "train.py", *args]),
@@ -730,6 +754,8 @@ def check(cli: TrainCLI) -> None:
     cli.model.run.check(trainer)
     if cli.continuation is not None and cli.continuation.finished:
         return
+    if cli.resumed is None:
+        cli.model.run.read_weights(cli.model)
     cli.memory = check_memory(
         cli.model,
         trainer.strategy.root_device,

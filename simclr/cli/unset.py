@@ -10,6 +10,7 @@ from simclr.online_accuracy import OnlineAccuracy
 from simclr.online_quality import OnlineQuality
 from simclr.pace import FEWEST_STEPS, Pace, duration, epochs_within, is_long, measure_pace, parse_duration, usual_pace
 from simclr.paths import stored
+from simclr.starting_weights import stored_source
 
 if TYPE_CHECKING:
     from simclr.cli.train import TrainCLI
@@ -24,6 +25,8 @@ _MODEL = (
 def settle_names(cli: "TrainCLI") -> None:
     """Before anything is built: what the run's name and its limits follow from."""
     model, trainer = cli.config.model, cli.config.trainer
+    if model.get("weights") is not None:
+        model.weights = stored_source(model.weights)
     if model.encoder == "auto" and trainer.accelerator == "cpu":  # also where there is a GPU
         model.encoder, model.stem = default_encoder(model.stem, model.image_size, accelerated=False)
     elif model.encoder == "auto":
@@ -149,6 +152,9 @@ def remarks(cli: "TrainCLI") -> list[str]:
     data, trainer, pace, steps = cli.datamodule, cli.trainer, cli.pace, cli.length.steps
     batches = steps * cli.length.accumulate
     found = [*data.notes, *(pace.notes if pace else ())]
+    starting = cli.model.run.starting
+    if starting is not None and (otherwise := starting.fed_otherwise(cli.model.hparams)):
+        found.append(otherwise)
     if steps < FEWEST_STEPS and not cli.resumed:
         smaller = f", --data.batch_size {max(32, data.batch_size // 4)}" if data.batch_size > 32 else ""
         found.append(

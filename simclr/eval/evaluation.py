@@ -14,9 +14,17 @@ import kornia
 import pytorch_lightning
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
-from simclr.checkpoint import Checkpoint, load_encoder, new_encoder, read_checkpoint
+from simclr.checkpoint import (
+    STARTING_ENCODER,
+    Checkpoint,
+    load_encoder,
+    new_encoder,
+    read_checkpoint,
+    read_encoder,
+    sha256_of,
+)
 from simclr.checks import listed, out_of_range, refuse
 from simclr.data import EvalLoader, ImageData
 from simclr.eval.classifier import ProbeResult
@@ -66,7 +74,8 @@ def linear_evaluation(
 
     The yardsticks go through logistic regression on the same images. The random encoder is the run's own encoder
     before its first step: same kind, same seed. (For runs from the command line, which seeds just before it builds the
-    model; for others it is one of the same distribution.)
+    model; for others it is one of the same distribution.) A run that began with given weights has these as a third
+    yardstick, `starting_weights_top1`, from the encoder that it keeps as it began.
 
     Args:
         checkpoint: a run folder or a checkpoint file.
@@ -94,6 +103,7 @@ def linear_evaluation(
     _refuse_out_of_range({**settings, **{f"knn_{name}": value for name, value in votes.items()}})
     started = time.perf_counter()
     read = read_checkpoint(checkpoint)
+    began = _starting_encoder(read)
     encoder = load_encoder(read.path)
     sha256 = encoder_sha256(encoder)
     train_loader, test_loader = data.eval_loader("train"), data.eval_loader("test")
@@ -112,7 +122,7 @@ def linear_evaluation(
     say(f"linear classifier ({protocol})")
     linear = find_protocol(classifier)(features, **settings)
     neighbours = find_protocol("knn")(features, **votes)
-    yardsticks = _yardsticks(read, train_loader, test_loader, device, say)
+    yardsticks = _yardsticks(read, began, train_loader, test_loader, device, say)
     if encoder_sha256(encoder) != sha256:
         raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
     correct = int((linear.predictions == labels).sum())
@@ -130,6 +140,7 @@ def linear_evaluation(
         "checkpoint": stored(read.path),
         "encoder": read.model["encoder"],
         "epoch": read.epochs,
+        **({"starting_weights": read.about["starting_weights"]} if "starting_weights" in read.about else {}),
         "total_steps": read.run.get("total_steps"),
         "finished": read.finished,
         "global_step": read.global_step,
@@ -152,6 +163,24 @@ def linear_evaluation(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _starting_encoder(read: Checkpoint) -> nn.Module | None:
+    """The encoder as a run began that was given weights; None for others, and where its file is not kept.
+
+    Raises:
+        ValueError: if what is kept is not what the checkpoint says that the run began with.
+    """
+    path, began = read.run_dir / STARTING_ENCODER, read.about.get("starting_weights")
+    if began is None or not path.is_file():
+        return None
+    encoder = load_encoder(path)
+    if sha256_of(read_encoder(path)[1]) != began["sha256"]:
+        raise ValueError(
+            f"{path} is not what the run began with: {began['source']}, SHA-256 {began['sha256'][:12]}. "
+            "Move it away to measure without this yardstick."
+        )
+    return encoder
 
 
 def _refuse_out_of_range(settings: Mapping[str, Any]) -> None:
@@ -181,18 +210,23 @@ def _refuse_too_many_neighbours(knn_k: int | None, train: EvalLoader) -> None:
 
 def _yardsticks(
     read: Checkpoint,
+    began: nn.Module | None,
     train: EvalLoader,
     test: EvalLoader,
     device: torch.device | str,
     say: Callable[[str], None],
 ) -> dict[str, ProbeResult | None]:
-    """What a random encoder of the same kind and raw pixels reach on the same images."""
+    """What a random encoder of the same kind, the starting weights if there are, and raw pixels reach."""
     say("yardstick: a random encoder of the same kind")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(read.model["seed"])  # the weights the run began with
+        torch.manual_seed(read.model["seed"])  # the weights the run began with, if it was given none
         random = new_encoder(read)
     features = [part for loader in (train, test) for part in extract_features(random, loader, device=device)]
     found = {"random_encoder": _yardstick(*features, device=device, say=say)}
+    if began is not None:
+        say("yardstick: the weights that the run began with")
+        features = [part for loader in (train, test) for part in extract_features(began, loader, device=device)]
+        found["starting_weights"] = _yardstick(*features, device=device, say=say)
     say("yardstick: raw pixels")
     pixels = [part for loader in (train, test) for part in raw_pixels(loader)]
     return {**found, "raw_pixels": _yardstick(*pixels, device=device, say=say)}
@@ -209,7 +243,8 @@ def _yardstick(*split: Tensor, device: torch.device | str, say: Callable[[str], 
 
 def grid_end_in_words(record: dict[str, Any]) -> str | None:
     """Which classifiers of a record have a regularisation at an end of its grid; None if none."""
-    names = {"linear": "linear classifier", "random_encoder": "random encoder", "raw_pixels": "raw pixels"}
+    names = {"linear": "linear classifier", "random_encoder": "random encoder"}
+    names |= {"starting_weights": "starting weights", "raw_pixels": "raw pixels"}
     ends = {names[key]: end for key, end in record.get("regularization_end", {}).items() if end}
     if not ends:
         return None

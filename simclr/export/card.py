@@ -100,10 +100,13 @@ def _lines(values: dict[str, Any]) -> list[str]:
 def _results(results: list[dict[str, Any]]) -> list[str]:
     if not results:
         return ["Not measured: `simclr linear-eval RUN` does, and a new export has the numbers."]
-    rows = ["| protocol | top-1 | 95 % interval | random encoder | raw pixels |", "|---|---|---|---|---|"]
+    yardsticks = {"random encoder": "random_encoder_top1", "raw pixels": "raw_pixels_top1"}
+    if any("starting_weights_top1" in result for result in results):
+        yardsticks["starting weights"] = "starting_weights_top1"
+    rows = [f"| protocol | top-1 | 95 % interval | {' | '.join(yardsticks)} |", "|---" * (3 + len(yardsticks)) + "|"]
     for result in results:
-        yardsticks = (result.get(name) for name in ("random_encoder_top1", "raw_pixels_top1"))
-        random, pixels = ("-" if value is None else f"{value:.1%}" for value in yardsticks)
+        values = (result.get(name) for name in yardsticks.values())
+        reached = " | ".join("-" if value is None else f"{value:.1%}" for value in values)
         interval = " to ".join(f"{bound:.1%}" for bound in result["ci95"]) if result.get("ci95") else "-"
-        rows.append(f"| {result['protocol']} | {result['top1']:.1%} | {interval} | {random} | {pixels} |")
+        rows.append(f"| {result['protocol']} | {result['top1']:.1%} | {interval} | {reached} |")
     return rows

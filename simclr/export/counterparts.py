@@ -7,7 +7,8 @@ import torch
 import torchvision.models
 from torch import nn
 
-from simclr.encoders import RESNETS, build_timm, build_torchvision, timm_knows, torchvision_names
+from simclr.encoders import RESNETS
+from simclr.model_zoo import build_timm, build_torchvision, timm_knows, torchvision_names
 
 _SMALL = {"small": 1, "small_stride2": 2}  # stem -> the stride of its convolution
 

@@ -87,7 +87,8 @@ def headline(
 def _ahead(result: Content) -> list[tuple[float, str]]:
     """By how many points the encoder is ahead of each yardstick that has a number: one may not have converged."""
     names = {"raw_pixels_top1": "raw pixels", "random_encoder_top1": "a random encoder"}
-    known = {name: result[key] for key, name in names.items() if result[key] is not None}
+    names |= {"starting_weights_top1": "the weights it began with"}
+    known = {name: result[key] for key, name in names.items() if result.get(key) is not None}
     return [(100 * (result["linear_top1"] - value), name) for name, value in known.items()]
 
 
@@ -96,7 +97,8 @@ def _bars(result: Content) -> list[tuple[str, float, str]]:
     bars = [("linear classifier", result["linear_top1"], "ours")]
     if "knn_top1" in result:
         bars.append((f"kNN, k = {result.get('knn_k', '?')}", result["knn_top1"], "ours light"))
-    yardsticks = {"random encoder": result["random_encoder_top1"], "raw pixels": result["raw_pixels_top1"]}
+    yardsticks = {"random encoder": result["random_encoder_top1"]}
+    yardsticks |= {"starting weights": result.get("starting_weights_top1"), "raw pixels": result["raw_pixels_top1"]}
     return bars + [(name, value, "") for name, value in yardsticks.items() if value is not None]
 
 
@@ -112,6 +114,7 @@ def _fine_print(result: Content) -> Content:
         "data": data,
         "top5": result.get("linear_top5") if many else None,
         "protocol": _PROTOCOLS.get(result.get("protocol", "")),
+        "began_with": (result.get("starting_weights") or {}).get("source"),
         "notes": [note for note in (data.get("note"), grid_end_in_words(result)) if note],
     }
 

@@ -28,6 +28,7 @@ from simclr.inputs import attach_transform
 from simclr.intact import count_tensors, not_finite, refuse_ruined, unfit_to_continue
 from simclr.optim import build_optimizer, default_rates, default_warmup, scale_lr, warmup_cosine
 from simclr.seeding import ORDER_VERSION
+from simclr.starting_weights import StartingWeights, read_starting_weights
 from simclr.torch_internals import BatchNorm
 from simclr.training.internals import synchronises_batch_norm, trainer_of
 from simclr.training.method import record_of
@@ -49,12 +50,16 @@ class PretrainingRun:
         total_steps: the length of the run, which the learning rate goes by; None before `configure_optimizers`.
         on_purpose: settings, by their full names, that a continued run is meant to change, though they decide what is
             learned.
+        starting: the weights of the settings, where they have been read before the run begins; not kept once it has.
+        began_with: of a run that began with given weights, what a checkpoint keeps of them; else None.
     """
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
         self.total_steps: int | None = None
         self.on_purpose: frozenset[str] = frozenset()
+        self.starting: StartingWeights | None = None
+        self.began_with: dict[str, Any] | None = None
         self._left_out = [name for name in _SETTLED if name in settings and settings[name] is None]
         self._continued: dict[str, Any] | None = None  # from where: see `simclr.checkpoint.Checkpoint.run`
 
@@ -151,9 +156,31 @@ class PretrainingRun:
                 "Use --trainer.strategy ddp, or leave it out."
             )
 
+    def read_weights(self, module: LightningModule) -> None:
+        """Read the weights that the settings let the encoder begin with, if they do, for `configure_optimizers`.
+
+        Raises:
+            FileNotFoundError, ValueError: if they do not serve.
+        """
+        if self.settings.get("weights") is not None:
+            prefix = self.settings.get("weights_prefix")
+            self.starting = read_starting_weights(self.settings["weights"], module.encoder, self.settings, prefix)
+
+    def _begin(self, module: LightningModule) -> None:
+        # Not in `setup`: there Lightning does not tell yet whether the run goes on from a checkpoint, and one that does
+        # needs no weights to begin with.
+        if self.began_with is not None or module.trainer.ckpt_path is not None:
+            return
+        if self.starting is None:
+            self.read_weights(module)
+        if self.starting is not None:
+            module.encoder.load_state_dict(self.starting.weights)
+            self.began_with, self.starting = self.starting.record, None
+
     def configure_optimizers(self, module: LightningModule) -> dict[str, Any]:
-        """In `configure_optimizers`: the optimiser, and warm-up and cosine by the step over the length of the run."""
+        """In `configure_optimizers`: weights to begin with, the optimiser, and warm-up and cosine by the step."""
         settings, trainer = self.settings, module.trainer
+        self._begin(module)
         optimizer = self._optimizer(module)
         total_steps = trainer.estimated_stepping_batches
         if total_steps == float("inf"):
@@ -216,6 +243,8 @@ class PretrainingRun:
         if any(on_rank for [on_rank] in distributed.exchange([bool(ruined)])):
             refuse_ruined(ruined or [""], trainer.global_step)
         checkpoint["method"] = record_of(module, self.settings)
+        if self.began_with is not None:
+            checkpoint["method"]["starting_weights"] = self.began_with
         checkpoint["epoch_loss"] = [float(log.epoch_loss), float(log.epoch_steps)]
         epochs, batches = settle_progress(checkpoint["loops"]["fit_loop"], trainer.num_training_batches)
         checkpoint["run"] = {}
@@ -241,6 +270,7 @@ class PretrainingRun:
             refuse_unfit(unfit_to_continue(checkpoint), trainer.ckpt_path)
         log.epoch_loss, steps = checkpoint.get("epoch_loss", (0.0, 0.0))
         log.epoch_steps = int(steps)
+        self.began_with = checkpoint.get("method", {}).get("starting_weights")
         if trainer is None or not trainer.training:  # only its weights are wanted
             return
         end_shorter_epoch(checkpoint, trainer)

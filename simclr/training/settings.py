@@ -24,6 +24,8 @@ def refuse_bad_settings(settings: Mapping[str, Any]) -> None:
     """
     given = {name: value for name, value in settings.items() if value is not None}
     problems = out_of_range(given, positive=_POSITIVE, not_negative=_NOT_NEGATIVE, choices=_CHOICES)
+    if "weights_prefix" in given and "weights" not in given:
+        problems.append(f"weights_prefix={given['weights_prefix']} needs weights, whose names begin so")
     refuse([*problems, *_of_the_loss(given), *_of_the_steps(given)])
 
 
