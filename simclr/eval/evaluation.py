@@ -248,13 +248,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def write_result(record: dict[str, Any], run_dir: Path) -> Path:
-    """Write a record as `linear_eval.json` of a run; an earlier result stays beside it under a number.
+def write_result(record: dict[str, Any], run_dir: Path, name: str = RESULT) -> Path:
+    """Write a record into the folder of its run; an earlier result stays beside it under a number.
 
+    Args:
+        record: for JSON.
+        run_dir: the folder.
+        name: of the file.
     Returns:
         The file written.
     """
-    path = expanded(run_dir) / RESULT
+    path = expanded(run_dir) / name
     if path.exists():
         number = 1
         while (kept := path.with_suffix(f".{number}.json")).exists():

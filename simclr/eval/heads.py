@@ -76,7 +76,7 @@ def heads(
     *,
     lrs: Sequence[float] = LEARNING_RATES,
     epochs: int = 10,
-    batch_size: int = 1024,
+    batch_size: int = 256,
     weight_decay: float = 0.0,
     seed: int = 0,
 ) -> Outcome:

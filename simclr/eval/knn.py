@@ -174,7 +174,8 @@ def knn_of_several(
         raise ValueError("k is an empty list. Give one number at least.")
     train = frozen.train[0].to(frozen.device), frozen.train[1]
     found = knn_predictions(*train, frozen.test[0], ks, temperature)
-    return {f"k={k}": Outcome(found[k], about={"k": k, "temperature": temperature}) for k in ks}
+    about = {"temperature": temperature}
+    return {f"k={k}": Outcome(found[k], about={"k": k, **about}, settings=about) for k in ks}
 
 
 def _nearest_in_chunks(
