@@ -153,7 +153,7 @@ _EVAL = {
     "version": "Use simclr --version.",
 }
 _VERIFY = {
-    f"{_RUN} run_dir checkpoint ckpt_path path": "--run {runs/NAME}",
+    f"{_RUN} run_dir checkpoint ckpt_path path".replace("run ", "", 1): "--run {runs/NAME}",
     _GPU: "--device cuda",
     _CPU: "--device cpu",
     _FOLDER: "--train_dir {photos}",

@@ -160,7 +160,7 @@ def evaluate(
         "global_step": read.global_step,
         "total_steps": read.run.get("total_steps"),
         "finished": read.finished,
-        "image_size": read.model["image_size"],
+        "preprocessing": preprocessing(read),
         "protocols": chosen,
         "yardsticks": measured,
         "results": results,
@@ -203,8 +203,19 @@ def identity(
         *filter(None, [about["variant"], settings]),
     ]
     hashed = {key: about[key] for key in ("protocol", "variant", "settings")}
-    hashed |= {"encoder": encoder_sha256, "train": data["train_sha256"], "test": data["test_sha256"]}
+    hashed |= {
+        "encoder": encoder_sha256,
+        "preprocessing": preprocessing(read),
+        "train": data["train_sha256"],
+        "test": data["test_sha256"],
+    }
     return {"id": "/".join(parts), "hash": _sha256(hashed)[:16]}
+
+
+def preprocessing(read: Checkpoint) -> dict[str, Any]:
+    """What is done to an image before the encoder sees it, as JSON has it."""
+    model = read.model
+    return {"image_size": model["image_size"], "mean": list(model["mean"]), "std": list(model["std"])}
 
 
 def _short(value: Any) -> str:
@@ -231,7 +242,7 @@ def summaries(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "protocol": protocol,
             "variant": variant,
-            "id": f"{found[0]['id'].partition('/draw=')[0]}/draws={len(found)}",
+            "id": re.sub("/draw=[^/]*", f"/draws={len(found)}", found[0]["id"]),
             "hash": _sha256([result["hash"] for result in found])[:16],
             "draws": len(found),
             "top1_mean": _mean([result["top1"] for result in found]),

@@ -125,9 +125,10 @@ def _again(record: Mapping[str, Any], checkpoint: Path, data: ImageData, device:
     )
     compared = [Compared("content of the file", record["sha256"], record_sha256(record))]
     compared.append(Compared("encoder", record["encoder_sha256"], found["encoder_sha256"]))
+    compared.append(Compared("preprocessing", record.get("preprocessing"), found["preprocessing"]))
     for images in ("train", "test"):
         was, is_ = (each["data"].get(f"{images}_sha256") for each in (record, found))
-        compared.append(Compared(f"{images} images", was, is_))
+        compared.append(Compared(f"{images} images and labels", was, is_))
     compared.append(Compared("test labels", record.get("labels"), found["labels"]))
     pairs = [{(r["protocol"], r["variant"]): r for r in each["results"]} for each in (record, found)]
     for key in dict.fromkeys([*pairs[0], *pairs[1]]):
