@@ -33,6 +33,7 @@ REFERENCE = {
             "eval.evaluation",
             "eval.heads",
             "eval.few_labels",
+            "eval.finetune",
             "eval.feature_cache",
             "eval.suite",
             "eval.tables",

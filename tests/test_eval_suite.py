@@ -11,19 +11,23 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from simclr.augment import SimCLRAugmentation
 from simclr.checkpoint import load_encoder
 from simclr.cli import main
 from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.train import train
 from simclr.data import MemoryImages
-from simclr.eval import extract_features, feature_cache, raw_pixels
+from simclr.eval import encoder_sha256, extract_features, feature_cache, raw_pixels
+from simclr.eval.evaluation import LoadedImages
 from simclr.eval.few_labels import labelled_part
+from simclr.eval.finetune import finetune
 from simclr.eval.logreg import linear_probe
 from simclr.eval.predictions import unpacked
 from simclr.eval.protocol import FrozenFeatures, Outcome
 from simclr.eval.suite import STARTING, evaluate
 from simclr.eval.tables import COLUMNS
 from simclr.eval.verify import differing, records_of, verify_record
+from simclr.seeding import epoch_order
 from tiny import flags, tiny_data
 
 RATE = {"model.base_lr": 1.0}
@@ -215,6 +219,53 @@ def test_an_encoder_that_a_protocol_changes_is_found_out(trained):
         evaluate(trained / "seed5", data(), [f"{__name__}.trains_the_encoder"], yardsticks=[])
 
 
+def test_fine_tuning_trains_every_weight_of_a_copy_and_is_the_plain_loop(trained):
+    images = data()
+    images.setup()
+    encoder = load_encoder(trained / "seed5")
+    loaders = images.eval_loader("train"), images.eval_loader("test")
+    train_set, test_set = (extract_features(encoder, loader) for loader in loaders)
+    before = encoder_sha256(encoder)
+    frozen = FrozenFeatures(encoder, train_set, test_set, LoadedImages(loaders[0]), test_images=loaders[1])
+    settings = {"epochs": 2, "batch_size": 32, "base_lr": 0.4, "weight_decay": 0.1, "seed": 1}
+    done = finetune(frozen, **settings)
+    assert encoder_sha256(encoder) == before
+    assert torch.equal(finetune(frozen, **settings).predictions, done.predictions)
+    # By hand, with torch's schedule.
+    network = load_encoder(trained / "seed5").requires_grad_().train()
+    layer = torch.nn.Linear(network.feature_dim, 10)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    weights = [*network.parameters(), *layer.parameters()]
+    groups = [{"params": [p for p in weights if p.ndim > 1], "weight_decay": 0.1}]
+    groups.append({"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0})
+    optimizer = torch.optim.SGD(groups, lr=0.4 * 32 / 256, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    crops = SimCLRAugmentation(
+        16,
+        crop_scale=(0.08, 1.0),
+        strength=0.0,
+        jitter_prob=0.0,
+        gray_prob=0.0,
+        blur_prob=0.0,
+        mean=network.mean,
+        std=network.std,
+    )
+    for epoch in range(2):
+        for index in epoch_order(1, epoch, 96).split(32):
+            view = crops.view(images.train.pixels[index], index, epoch, 1, 2)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(layer(network(view)), train_set[1][index]).backward()
+            optimizer.step()
+            schedule.step()
+    features, _ = extract_features(network, loaders[1])
+    assert (layer(features).argmax(1) == done.predictions).double().mean() > 0.95  # but for rounding
+    untrained = load_encoder(trained / "seed5").parameters()
+    assert all(not torch.equal(a, b) for a, b in zip(network.parameters(), untrained, strict=True))
+    with pytest.raises(RuntimeError, match="fine-tuning diverged in epoch 0: lower"):
+        finetune(frozen, **{**settings, "base_lr": 1e30})
+
+
 # The command line
 
 
@@ -320,7 +371,7 @@ def photos(root, counts):
 
 
 BAD = {
-    "--protocols knm": "protocol=knm is none of knn, logreg, linear, heads, semi, label_efficiency",
+    "--protocols knm": "protocol=knm is none of knn, logreg, linear, heads, semi, label_efficiency, finetune",
     "--protocols knn,knn": "protocols name knn more than once.",
     "--protocols ,": "no protocol is named. Use some of knn",
     "--knn.k 97": "knn.k=97 is more than the 96 training images. Use fewer",

@@ -129,7 +129,7 @@ _MEASURE = {
 }
 _EVAL = {
     f"{_RUN} run_dir ckpt_path": "--checkpoint {runs/NAME}",
-    "max_epochs num_epochs n_epochs e epochs": "Use --heads.epochs 10 or --linear.epochs 100.",
+    "max_epochs num_epochs n_epochs e epochs": "Use --heads.epochs 10, --linear.epochs 100 or --finetune.epochs 30.",
     "bs batch b batch_size": "Use --heads.batch_size 256 or --linear.batch_size 512.",
     "lr learning_rate base_lr": "Use --linear.base_lr 0.1, or --heads.lrs [0.01,0.1] for a choice.",
     "wd decay weight_decay": "Use --linear.weight_decay 0.0 or --heads.weight_decay 0.0.",

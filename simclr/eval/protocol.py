@@ -5,7 +5,7 @@ are its settings. One file each: knn.py is the shortest.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ OF_EVAL = {
     "heads": "simclr.eval.heads.heads",
     "semi": "simclr.eval.few_labels.semi",
     "label_efficiency": "simclr.eval.few_labels.label_efficiency",
+    "finetune": "simclr.eval.finetune.finetune",
 }
 
 
@@ -47,6 +48,7 @@ class FrozenFeatures:
         train, test: features (N, F) float32 and labels (N,) int64, of all images, without augmentation.
         train_images: the images behind `train`, in the same order.
         device: where to compute.
+        test_images: batches of (images, labels) behind `test`, for a protocol that trains a copy of the encoder.
     """
 
     encoder: nn.Module
@@ -54,6 +56,7 @@ class FrozenFeatures:
     test: tuple[Tensor, Tensor]
     train_images: TrainSet
     device: torch.device | str = "cpu"
+    test_images: Iterable[Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

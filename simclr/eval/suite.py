@@ -71,6 +71,7 @@ class _Images:
             cache.features(encoder, self.test, "test"),
             LoadedImages(self.train.loader),
             self.cache.device,
+            self.test.loader,
         )
 
 
