@@ -293,7 +293,7 @@ def test_eval_writes_its_files_and_verify_finds_them_equal(run, tmp_path, monkey
             assert f"- `{result['hash']}` {result['id']}" in (run / "eval.md").read_text()
         else:
             assert (run / result["labelled"]).read_text().count("\n") == result["about"]["labels"]
-    main(["eval", "run", "--protocols", "knn", "--yardsticks", "[]", "--csv", "all.csv"])
+    main(["eval", "run", "--protocols", "knn", "--yardsticks", "none", "--csv", "all.csv"])
     assert json.loads((run / "eval.1.json").read_text()) == record  # an earlier result stays
     with open("all.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -382,7 +382,7 @@ BAD = {
     "--protocols heads --heads.lrs [-1.0]": "needed learning rates > 0",
     "--protocols semi --semi.fractions [2.0]": "needed fractions in (0, 1]",
     "--protocols label_efficiency --label_efficiency.per_class [0]": "needed 1 label or more",
-    "--yardsticks [random]": "yardsticks: random is none of random_encoder, raw_pixels, starting_weights.",
+    "--yardsticks random": "yardsticks: random is none of random_encoder, raw_pixels, starting_weights.",
     "--csv other.csv": "csv=other.csv has other columns than an evaluation. Give another file.",
     "--csv .": "csv=. is a folder.",
     "--csv gone/all.csv": "there is no folder gone. Make it first.",

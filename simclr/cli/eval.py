@@ -45,7 +45,7 @@ def eval_command(argv: list[str] | None = None) -> None:
                 data,
                 names,
                 settings={name: _settings(config, name) for name in names if name in OF_EVAL},
-                yardsticks=config.yardsticks,
+                yardsticks=[] if config.yardsticks == "none" else _names(config.yardsticks),
                 cache_dir=(config.cache_dir or run_dir / _FEATURES) if config.cache else None,
                 device=device,
                 command=shlex.join(["simclr", "eval", *args]),
@@ -71,7 +71,7 @@ def _write(record: dict[str, Any], labelled: dict[str, list[str]], run_dir: Path
 
 
 def _names(given: str | list[str]) -> list[str]:
-    """Protocols as a shell has them, `knn,logreg`, or as a list."""
+    """Names as a shell has them, `knn,logreg`, or as a list."""
     words = given.strip("[]").split(",") if isinstance(given, str) else given
     return [word.strip() for word in words if word.strip()]
 
@@ -94,7 +94,10 @@ def eval_parser() -> Parser:
         help=f"Which, separated by commas: {', '.join(OF_EVAL)}; or the path of a function, package.module.function.",
     )
     parser.add_argument(
-        "--yardsticks", type=list[str], default=list(YARDSTICKS), help="What every protocol measures too; [] for none."
+        "--yardsticks",
+        type=str | list[str],
+        default=",".join(YARDSTICKS),
+        help="What every protocol measures too, separated by commas; none for none.",
     )
     parser.add_argument("--csv", type=str | None, default=None, help="Append a row for each number to this file.")
     parser.add_argument(
