@@ -31,6 +31,13 @@ REFERENCE = {
             "eval.quality",
             "eval.predictions",
             "eval.evaluation",
+            "eval.heads",
+            "eval.few_labels",
+            "eval.finetune",
+            "eval.feature_cache",
+            "eval.suite",
+            "eval.tables",
+            "eval.verify",
         ],
     ),
     "training": (

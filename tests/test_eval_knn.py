@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
 from simclr.eval import knn_accuracy, knn_predict, nearest
+from simclr.eval.knn import knn_predictions
 
 
 def _clusters(n, m, classes=4, width=6, spread=1.2, seed=0):
@@ -80,3 +83,17 @@ def test_bad_settings_are_refused():
 def test_the_nearest_are_those_of_highest_cosine_and_of_equals_the_first():
     bank = torch.tensor([[0.0, 1.0], [10.0, 0.0], [1.0, 1.0], [2.0, 2.0], [-1.0, 0.0]])
     assert nearest(torch.tensor([[0.1, 0.0], [0.0, -3.0]]), bank, 3).tolist() == [[1, 2, 3], [1, 4, 2]]
+
+
+def test_several_k_from_one_search_are_each_as_alone():
+    draw = torch.Generator().manual_seed(2)
+    bank, queries = torch.randn(60, 5, generator=draw), torch.randn(25, 5, generator=draw)
+    labels = torch.arange(60) % 3
+    found = knn_predictions(bank, labels, queries, [1, 7, 60], 0.2)
+    for k in (1, 7, 60):
+        assert torch.equal(found[k], knn_predict(bank, labels, queries, k, 0.2))
+        # scikit-learn's brute force, with our votes for its weights.
+        other = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.2))
+        assert (other.fit(bank.numpy(), labels.numpy()).predict(queries.numpy()) == found[k].numpy()).all()
+    with pytest.raises(ValueError, match="k=61 with 60 training images"):
+        knn_predictions(bank, labels, queries, [1, 61])

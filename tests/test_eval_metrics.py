@@ -1,9 +1,12 @@
 """Accuracies against sorting, and Wilson's interval against the table in which it was compared with ten others."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import recall_score
 
 from simclr.eval import confusion_matrix, top_k_accuracy, wilson_interval
+from simclr.eval.metrics import bootstrap_interval, mean_per_class
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -66,3 +69,18 @@ def test_confusion_matrix_counts_pairs():
     assert torch.equal(matrix, expected)
     with pytest.raises(ValueError, match="predictions reach"):
         confusion_matrix(torch.tensor([4]), torch.tensor([0]), 4)
+
+
+def test_mean_per_class_and_its_interval_are_those_of_scikit_learn_and_of_drawing_images_again():
+    draw = np.random.default_rng(0)
+    labels = np.repeat([0, 2, 3], [150, 40, 10])  # no image of class 1
+    predictions = np.where(draw.random(200) < 0.7, labels, draw.integers(0, 4, 200))
+    ours = torch.from_numpy(predictions), torch.from_numpy(labels)
+    assert mean_per_class(*ours) == pytest.approx(recall_score(labels, predictions, labels=[0, 2, 3], average="macro"))
+    means = []
+    for _ in range(3000):
+        again = np.concatenate([draw.choice(np.flatnonzero(labels == c), (labels == c).sum()) for c in (0, 2, 3)])
+        means.append(np.mean([(predictions[again] == c)[labels[again] == c].mean() for c in (0, 2, 3)]))
+    # .01 is four standard errors of the quantiles of either.
+    assert bootstrap_interval(*ours) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.01)
+    assert bootstrap_interval(*ours) == bootstrap_interval(*ours)

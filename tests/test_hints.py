@@ -13,6 +13,7 @@ from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
 from simclr.cli.check_data import check_data_parser
 from simclr.cli.compare import compare_parser
+from simclr.cli.eval import eval_parser
 from simclr.cli.export import export_parser
 from simclr.cli.linear_eval import evaluation_parser
 from simclr.cli.messages import BAD_INPUT, FAILED
@@ -22,6 +23,7 @@ from simclr.cli.refusals import LOGGED
 from simclr.cli.replay import replay_parser
 from simclr.cli.report import report_parser
 from simclr.cli.train import TrainCLI, parse_and_build
+from simclr.cli.verify import verify_parser
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
 from simclr.step_figures import MACHINE
@@ -44,6 +46,7 @@ def parsers() -> dict[str, Parser]:
 
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
     built |= {"check-data": check_data_parser(), "export": export_parser(), "replay": replay_parser()}
+    built |= {"eval": eval_parser(), "verify": verify_parser()}
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -149,12 +152,13 @@ TYPED = {
     "train --config epochs.yaml": "unknown key epochs in epochs.yaml. Use trainer.max_epochs: 100.",
     "train --config linked.yaml": "Use data.batch_size: 10.",
     # Commands
-    "eval": "Did you mean linear-eval?",
+    "evaluate runs/a": "Did you mean eval?",
     "linear_eval": "Did you mean linear-eval?",
     "pretrain photos": "Did you mean train?",
     "fit": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, export, check-data, replay.",
+    "--epochs 10": "Begin with simclr train, linear-eval, eval, verify, report, profile, compare, export, check-data, "
+    "replay.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -169,6 +173,18 @@ TYPED = {
     "linear-eval --data.image_size 64": "images have the size that the encoder was trained on",
     "linear-eval --model.encoder resnet18": "Use --checkpoint runs/NAME.",
     "linear-eval runs/a runs/b": "linear-eval takes one folder",
+    "eval": "Use simclr eval runs/NAME.",
+    "eval --run_dir runs/x": "Use --checkpoint runs/x.",
+    "eval --k 20": "Use --knn.k 20.",
+    "eval --lr 0.3": "Use --linear.base_lr 0.1, or --heads.lrs [0.01,0.1] for a choice.",
+    "eval --task knn": "Use --protocols knn,logreg.",
+    "eval --knn.kk 5": "Did you mean knn.k?",
+    "eval runs/a runs/b": "eval takes one folder",
+    "eval --out x": "eval.json and eval.md are written into the run's folder.",
+    "verify": "Use simclr verify runs/NAME.",
+    "verify --checkpoint runs/x": "Use --run runs/x.",
+    "verify empty": "no eval.json and no linear_eval.json in empty. Measure the run first: simclr eval empty",
+    "recompute runs/x": "Did you mean verify?",
     "report": "Use simclr report runs/NAME.",
     "report --checkpoint runs/x": "Use --run_dir runs/x.",
     "report --out page.html": "report.html is written into the run's folder",
@@ -235,6 +251,7 @@ def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x", "compare": "--runs=[x]"}
     needed |= {"check-data": "--train_dir=x", "export": "--encoder=x", "replay": "--dump=x"}
+    needed |= {"eval": "--checkpoint=x", "verify": "--run=x"}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said
@@ -281,16 +298,22 @@ def test_a_folder_by_itself_is_the_one_a_command_is_for(tmp_path, monkeypatch, c
     assert "photos has no labels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "linear-eval", "report", "profile", "check-data", "replay"])
+@pytest.mark.parametrize(
+    "command", ["train", "linear-eval", "report", "profile", "check-data", "replay", "eval", "verify"]
+)
 def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    place = {"linear-eval": "RUN", "report": "RUN", "replay": "DUMP"}.get(command, "FOLDER")
+    place = {"linear-eval": "RUN", "report": "RUN", "replay": "DUMP", "eval": "RUN", "verify": "RUN"}.get(
+        command, "FOLDER"
+    )
     assert said.startswith(f"usage: simclr {command} [{place}] [options]\n")
     kind = "linear_eval" if command == "linear-eval" else "pretrain"
-    assert command in ("report", "check-data", "replay") or all(name in said for name in recipes(kind))
+    assert command in ("report", "check-data", "replay", "eval", "verify") or all(
+        name in said for name in recipes(kind)
+    )
 
 
 @pytest.mark.parametrize(

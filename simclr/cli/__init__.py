@@ -26,6 +26,16 @@ COMMANDS = {
         "linear_eval",
         "Measure a pretrained encoder. See `python linear_eval.py --help`.",
     ),
+    "eval": (
+        "simclr.cli.eval",
+        "eval_command",
+        "Measure an encoder by several protocols at once. See `simclr eval --help`.",
+    ),
+    "verify": (
+        "simclr.cli.verify",
+        "verify",
+        "Compute a run's numbers again: equal or not. See `simclr verify --help`.",
+    ),
     "report": (
         "simclr.cli.report",
         "report",

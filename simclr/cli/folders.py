@@ -10,8 +10,16 @@ from simclr.paths import expanded
 
 OPTION = {"train": "data.train_dir", "profile": "data.train_dir", "linear-eval": "checkpoint", "report": "run_dir"}
 OPTION |= {"compare": "runs", "check-data": "train_dir", "export": "encoder", "replay": "dump"}
+OPTION |= {"eval": "checkpoint", "verify": "run"}
 PLACE = {"train": "FOLDER", "profile": "FOLDER", "linear-eval": "RUN", "report": "RUN"}  # what help calls it
-PLACE |= {"compare": "RUN RUN ...", "check-data": "FOLDER", "export": "RUN", "replay": "DUMP"}
+PLACE |= {
+    "compare": "RUN RUN ...",
+    "check-data": "FOLDER",
+    "export": "RUN",
+    "replay": "DUMP",
+    "eval": "RUN",
+    "verify": "RUN",
+}
 _ALONE = ("-h", "--help", "--print_config", "--text")  # options that take no value of their own
 _SETS = ("cifar10", "cifar100", "stl10", "imagenet")
 

@@ -127,6 +127,39 @@ _MEASURE = {
     _CONFIG: "--config {cifar10}",
     "version": "Use simclr --version.",
 }
+_EVAL = {
+    f"{_RUN} run_dir ckpt_path": "--checkpoint {runs/NAME}",
+    "max_epochs num_epochs n_epochs e epochs": "Use --heads.epochs 10, --linear.epochs 100 or --finetune.epochs 30.",
+    "bs batch b batch_size": "Use --heads.batch_size 256 or --linear.batch_size 512.",
+    "lr learning_rate base_lr": "Use --linear.base_lr 0.1, or --heads.lrs [0.01,0.1] for a choice.",
+    "wd decay weight_decay": "Use --linear.weight_decay 0.0 or --heads.weight_decay 0.0.",
+    "k n_neighbors neighbors neighbours knn_k": "--knn.k {20}",
+    "temperature tau temp t knn_temperature": "--knn.temperature {0.1}",
+    "method eval_type probe classifier mode protocol task tasks": "Use --protocols knn,logreg.",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--data.workers {4}",
+    f"{_FOLDER} train_dir": "--data.train_dir {photos/train}",
+    f"{_TEST} test_dir": "--data.test_dir {photos/test}",
+    "data_dir datadir data_root": "Use --data.train_dir {photos} and --data.test_dir photos/test.",
+    "dataset data_set dataset_name ds source": "--data.source {cifar10} --data.data_dir datasets",
+    "image_size img_size size input_size": "Leave it out: images have the size that the encoder was trained on.",
+    "seed seed_everything": "Use --heads.seed 1 or --semi.seed 1.",
+    "precision amp fp16 bf16": "Leave it out: features are computed in float32.",
+    "no_cache nocache use_cache": "--cache false",
+    "features feature_dir features_dir": "--cache_dir {features}",
+    "fractions label_fraction percent labels": "Use --semi.fractions [0.01,0.1].",
+    f"{_OUT}": "Leave it out: eval.json and eval.md are written into the run's folder.",
+    "version": "Use simclr --version.",
+}
+_VERIFY = {
+    f"{_RUN} run_dir checkpoint ckpt_path path".replace("run ", "", 1): "--run {runs/NAME}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _FOLDER: "--train_dir {photos}",
+    _TEST: "--test_dir {photos/test}",
+    "version": "Use simclr --version.",
+}
 _REPORT = {
     f"{_RUN} checkpoint ckpt_path path": "--run_dir {runs/NAME}",
     _GPU: "--device cuda",
@@ -174,6 +207,8 @@ HINTS = {
         ("train", _TRAIN),
         ("profile", _TRAIN),
         ("linear-eval", _MEASURE),
+        ("eval", _EVAL),
+        ("verify", _VERIFY),
         ("report", _REPORT),
         ("compare", _COMPARE),
         ("check-data", _CHECK),
@@ -207,6 +242,8 @@ REQUIRED = {
     "runs": "simclr compare runs/NAME runs/OTHER",
     "encoder": "simclr export runs/NAME",
     "train_dir": "simclr check-data photos",
+    "eval checkpoint": "simclr eval runs/NAME",
+    "run": "simclr verify runs/NAME",
     "dump": "simclr replay runs/NAME/nonfinite_step_N.pt",
 }
 EXAMPLES = {
@@ -225,13 +262,15 @@ EXAMPLES |= {
 EXAMPLES |= {"data.cache_dir": "cache", "trainer.precision": "32-true", "trainer.max_steps": "1000"}
 COMMANDS = {
     "train": "pretrain fit training learn run ssl_train",
-    "linear-eval": "eval evaluate linear linear_probe probe knn test validate benchmark score lineareval",
+    "linear-eval": "linear linear_probe lineareval",
+    "eval": "evaluate evaluation probe knn logreg test validate benchmark score",
+    "verify": "reproduce_results check_results prove recompute",
     "report": "plot html visualize visualise page show summary",
     "profile": "prof speed time bench",
     "compare": "diff versus vs table leaderboard",
     "export": "convert onnx save dump freeze to_onnx",
     "replay": "rerun reproduce debug",
-    "check-data": "check scan verify doctor check_images verify_data validate_data",
+    "check-data": "check scan doctor check_images verify_data validate_data",
 }
 
 

@@ -28,7 +28,7 @@ def linear_eval(argv: list[str] | None = None) -> None:
     quiet()
     keep_freed_memory()
     args = sys.argv[1:] if argv is None else argv
-    config, data, checkpoint = guarded(lambda: _parse_linear_eval(args))
+    config, data, checkpoint = guarded(lambda: parse_evaluation(evaluation_parser(), args))
     settings = {name: config[name] for name in settings_in(find_protocol("linear"))} if config.protocol == "sgd" else {}
     device = guarded(lambda: device_named(config.device))
     command = shlex.join(["python", "linear_eval.py", *args])
@@ -63,11 +63,16 @@ def evaluation_parser() -> Parser:
     )
     parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
     _add_protocols(parser)
+    add_images(parser)
+    return parser
+
+
+def add_images(parser: Parser) -> None:
+    """The settings of the images to evaluate on."""
     # The size of an image is the encoder's; the seed orders training images only.
     parser.add_class_arguments(
         ImageData, "data", skip={"image_size", "seed", "batch_size", "held_out"}, fail_untyped=False
     )
-    return parser
 
 
 def _add_protocols(parser: Parser) -> None:
@@ -88,8 +93,15 @@ def _add_protocols(parser: Parser) -> None:
             )
 
 
-def _parse_linear_eval(args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
-    parser = evaluation_parser()
+def parse_evaluation(parser: Parser, args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
+    """The settings of an evaluation, with the images that the run was trained on where none are named, looked for.
+
+    Args:
+        parser: with `checkpoint` and the settings of `add_images`.
+        args: the command line.
+    Raises:
+        FileNotFoundError, ValueError: for a checkpoint or images that do not serve.
+    """
     asked = parser.parse_args(args)
     checkpoint = read_checkpoint(asked.checkpoint)
     known = {f"data.{name}" for name in inspect.signature(ImageData.__init__).parameters}

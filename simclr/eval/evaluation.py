@@ -107,7 +107,7 @@ def linear_evaluation(
     encoder = load_encoder(read.path)
     sha256 = encoder_sha256(encoder)
     train_loader, test_loader = data.eval_loader("train"), data.eval_loader("test")
-    _refuse_unseen_classes(train_loader, test_loader)
+    refuse_unseen_classes(train_loader, test_loader)
     _refuse_too_many_neighbours(votes["k"], train_loader)
     say(f"features of {len(train_loader.index):,} training and {len(test_loader.index):,} test images")
     train_images, test_images = HashedImages(train_loader), HashedImages(test_loader)
@@ -148,7 +148,7 @@ def linear_evaluation(
         **about,
         "regularization_end": ends,
         **{f"knn_{name}": value for name, value in neighbours.about.items()},
-        "data": _data_record(data, train_loader, test_loader),
+        "data": data_record(data, train_loader, test_loader),
         "confusion_matrix": confusion_matrix(
             linear.predictions, labels, len(test_loader.source.classes or ()) or None
         ).tolist(),
@@ -159,7 +159,7 @@ def linear_evaluation(
             "images_sha256": hashlib.sha256(bytes(test_images.digests)).hexdigest(),
         },
         "command": command,
-        "versions": _versions(),
+        "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -189,7 +189,7 @@ def _refuse_out_of_range(settings: Mapping[str, Any]) -> None:
     refuse(out_of_range(settings, counts=counts, positive=positive, not_negative=("weight_decay",)))
 
 
-def _refuse_unseen_classes(train: EvalLoader, test: EvalLoader) -> None:
+def refuse_unseen_classes(train: EvalLoader, test: EvalLoader) -> None:
     # `check_split` refuses them too, by number, and after the features have been computed.
     unseen = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if unseen:
@@ -258,7 +258,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
     return [remark for remark in found if remark]
 
 
-def _data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[str, Any]:
+def data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[str, Any]:
     return {
         "train": train.source.name,
         "test": test.source.name,
@@ -270,7 +270,7 @@ def _data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[s
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from simclr import __version__
 
     return {
@@ -283,13 +283,17 @@ def _versions() -> dict[str, str]:
     }
 
 
-def write_result(record: dict[str, Any], run_dir: Path) -> Path:
-    """Write a record as `linear_eval.json` of a run; an earlier result stays beside it under a number.
+def write_result(record: dict[str, Any], run_dir: Path, name: str = RESULT) -> Path:
+    """Write a record into the folder of its run; an earlier result stays beside it under a number.
 
+    Args:
+        record: for JSON.
+        run_dir: the folder.
+        name: of the file.
     Returns:
         The file written.
     """
-    path = expanded(run_dir) / RESULT
+    path = expanded(run_dir) / name
     if path.exists():
         number = 1
         while (kept := path.with_suffix(f".{number}.json")).exists():

@@ -1,7 +1,7 @@
 """Weighted kNN classification of frozen features (Wu et al. 2018, "Unsupervised feature learning via non-parametric
 instance discrimination", section 3.4): no training, so it says what the features are worth as they are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -73,20 +73,48 @@ def knn_predict(
     Raises:
         ValueError: if features and labels do not belong together, k or temperature is out of range.
     """
+    return knn_predictions(
+        train_features, train_labels, test_features, [k], temperature, num_classes=num_classes, chunk_size=chunk_size
+    )[k]
+
+
+def knn_predictions(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    ks: Sequence[int],
+    temperature: float = 0.1,
+    *,
+    num_classes: int | None = None,
+    chunk_size: int | None = None,
+) -> dict[int, Tensor]:
+    """What `knn_predict` gives for each of several k, from one search for the nearest.
+
+    Args:
+        ks: numbers of neighbours, each 1 .. N.
+        train_features, train_labels, test_features, temperature, num_classes, chunk_size: as for `knn_predict`.
+    Returns:
+        (M,) int64 on the CPU for each k.
+    Raises:
+        ValueError: if features and labels do not belong together, a k or temperature is out of range.
+    """
     # The test labels play no part; the first training label stands in to be checked.
     num_classes = check_split(
         train_features, train_labels, test_features, train_labels[:1].expand(len(test_features)), num_classes
     )
-    _check_vote(k, temperature, len(train_features))
+    for k in ks:
+        _check_vote(k, temperature, len(train_features))
     bank_labels = train_labels.to(train_features.device, torch.int64)
-    predictions = []
-    for similarity, near in _nearest_in_chunks(test_features, train_features, k, chunk_size):
+    predictions: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for similarity, near in _nearest_in_chunks(test_features, train_features, max(ks), chunk_size):
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = (votes * _VOTE_UNIT).round().to(torch.int64)
-        tally = torch.zeros(len(near), num_classes, dtype=torch.int64, device=near.device)
-        tally.scatter_add_(1, bank_labels[near], votes)  # (m, C)
-        predictions.append(tally.argmax(1).cpu())
-    return torch.cat(predictions)
+        classes = bank_labels[near]  # (m, k)
+        for k, found in predictions.items():
+            tally = torch.zeros(len(near), num_classes, dtype=torch.int64, device=near.device)
+            tally.scatter_add_(1, classes[:, :k], votes[:, :k])  # (m, C)
+            found.append(tally.argmax(1).cpu())
+    return {k: torch.cat(found) for k, found in predictions.items()}
 
 
 def knn_accuracy(
@@ -128,6 +156,26 @@ def knn(frozen: FrozenFeatures, *, k: int | None = None, temperature: float = 0.
     k = default_k(frozen.train[1]) if k is None else k
     predictions = knn_predict(*frozen.train, frozen.test[0], k=k, temperature=temperature)
     return Outcome(predictions, about={"k": k, "temperature": temperature})
+
+
+def knn_of_several(
+    frozen: FrozenFeatures, *, k: int | list[int] | None = None, temperature: float = 0.1
+) -> dict[str, Outcome]:
+    """The protocol `knn` with several k, from one search.
+
+    Args:
+        frozen: the encoder and its features.
+        k: neighbours that vote; a list of numbers for a result of each. If not given: 200, or the training images of
+            the median class if fewer.
+        temperature: of the vote, exp(similarity / temperature).
+    """
+    ks = [default_k(frozen.train[1])] if k is None else [k] if isinstance(k, int) else sorted(set(k))
+    if not ks:
+        raise ValueError("k is an empty list. Give one number at least.")
+    train = frozen.train[0].to(frozen.device), frozen.train[1]
+    found = knn_predictions(*train, frozen.test[0], ks, temperature)
+    about = {"temperature": temperature}
+    return {f"k={k}": Outcome(found[k], about={"k": k, **about}, settings=about) for k in ks}
 
 
 def _nearest_in_chunks(

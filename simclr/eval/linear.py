@@ -15,7 +15,7 @@ from simclr.eval.features import check_split, encode, frozen
 from simclr.eval.protocol import FrozenFeatures, Outcome, TrainSet
 from simclr.seeding import epoch_order
 
-_AUGMENTATION_VIEW = 2  # pretraining draws views 0 and 1; the same crops again would be no new sample
+TRAINING_VIEW = 2  # pretraining draws views 0 and 1; the same crops again would be no new sample
 
 
 def train_linear_sgd(
@@ -182,26 +182,12 @@ def linear_evaluation_sgd(
     # The training features come later, batch by batch; rows of the test features stand in for their width.
     stand_in = test_features[:1].expand(size, -1)
     num_classes = check_split(stand_in, labels, test_features, test_labels)
-    normalization = {
-        name: getattr(encoder, name) for name in ("mean", "std") if getattr(encoder, name, None) is not None
-    }
-    if len(normalization) < 2:
-        normalization = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    image_size: Any = encoder.image_size
-    augmentation = SimCLRAugmentation(
-        image_size,
-        crop_scale=crop_scale,
-        strength=0.0,
-        jitter_prob=0.0,
-        gray_prob=0.0,
-        blur_prob=0.0,
-        **normalization,
-    )
+    augmentation = crop_and_flip(encoder, crop_scale)
 
     def epoch_features(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         for index in epoch_order(seed, epoch, size).split(batch_size):
             images = train_set.images(index).to(device, non_blocking=True)
-            view = augmentation.view(images, index, epoch, seed, _AUGMENTATION_VIEW)
+            view = augmentation.view(images, index, epoch, seed, TRAINING_VIEW)
             features = encode(encoder, view)
             yield features, labels[index].to(torch.int64)
 
@@ -225,6 +211,30 @@ def linear_evaluation_sgd(
             encoder.to(home)
     steps = epochs * -(-size // batch_size)
     return score_classifier(weight, bias, test_features, test_labels, method="sgd", iterations=steps)
+
+
+def crop_and_flip(encoder: nn.Module, crop_scale: tuple[float, float] = (0.08, 1.0)) -> SimCLRAugmentation:
+    """What happens to the images of supervised training: random crops and flips, normalised for the encoder.
+
+    Args:
+        encoder: with `.image_size` and perhaps `.mean`, `.std`.
+        crop_scale: smallest and largest crop, as a fraction of the image's area.
+    """
+    normalization = {
+        name: getattr(encoder, name) for name in ("mean", "std") if getattr(encoder, name, None) is not None
+    }
+    if len(normalization) < 2:
+        normalization = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    image_size: Any = encoder.image_size
+    return SimCLRAugmentation(
+        image_size,
+        crop_scale=crop_scale,
+        strength=0.0,
+        jitter_prob=0.0,
+        gray_prob=0.0,
+        blur_prob=0.0,
+        **normalization,
+    )
 
 
 def linear(

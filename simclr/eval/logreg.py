@@ -77,7 +77,7 @@ def linear_probe(
             f"regularization={regularization}, selection_size={selection_size}, max_iterations={max_iterations}: "
             "needed lambdas > 0 and sizes >= 1."
         )
-    mean, scale = _standardisation(features)
+    mean, scale = standardisation(features)
     features = (features - mean) * scale
     scores: dict[float, float] = {}
     starts: dict[float, tuple[Tensor, Tensor]] | None = None
@@ -136,7 +136,7 @@ def predict_by_logreg(
     Returns:
         (M,) int64, on the features' device.
     """
-    mean, scale = _standardisation(features)
+    mean, scale = standardisation(features)
     fit = _fit(
         (features - mean) * scale,
         labels,
@@ -253,7 +253,7 @@ def _gram(features: Tensor) -> Tensor:
     return (sample.T @ sample).double() / len(sample)
 
 
-def _standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and 1 / standard deviation of each feature, (F,) float32 each; 0 for a feature that does not vary."""
     mean = sum(chunk.double().sum(0) for chunk in features.split(8192)) / len(features)
     variance = sum((chunk.double() - mean).square().sum(0) for chunk in features.split(8192)) / len(features)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -92,3 +93,43 @@ def _check_classes(name: str, numbers: Tensor, num_classes: int) -> None:
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"{name} reach from {low} to {high}: needed 0 to {num_classes - 1}.")
+
+
+def class_recalls(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which fraction of each class is classified correctly, and how many images it has; classes without any left out.
+
+    Args:
+        predictions, labels: (M,) integer, on the CPU.
+    Returns:
+        (C,) float64 and (C,) int64, by rising class number.
+    """
+    sizes = labels.bincount()
+    right = labels[predictions == labels].bincount(minlength=len(sizes))
+    there = sizes > 0
+    return right[there].double() / sizes[there], sizes[there]
+
+
+def mean_per_class(predictions: Tensor, labels: Tensor) -> float:
+    """Accuracy with every class counting the same, however many images it has: the mean of the classes' recalls.
+
+    Args:
+        predictions, labels: (M,) integer, on the CPU.
+    """
+    return float(class_recalls(predictions, labels)[0].mean())
+
+
+def bootstrap_interval(predictions: Tensor, labels: Tensor, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of `mean_per_class` under drawing the images of each class again.
+
+    Drawing n images with replacement, of which a share r is right, gives a binomial count of right ones: so that is
+    what is drawn.
+
+    Args:
+        predictions, labels: (M,) integer, on the CPU.
+        draws: how many.
+        seed: of them.
+    """
+    recalls, sizes = (part.numpy() for part in class_recalls(predictions, labels))
+    drawn = np.random.default_rng(seed).binomial(sizes, recalls, (draws, len(sizes))) / sizes
+    low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
+    return float(low), float(high)
