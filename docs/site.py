@@ -37,6 +37,7 @@ REFERENCE = {
         "Training",
         ["training.method", "training.objective", "training.gradient_cache", "seeding", "distributed", "precision"],
     ),
+    "use": ("Using an encoder", ["use.source", "use.embed", "use.embedded", "use.tables"]),
     "run": (
         "A run",
         [

@@ -13,6 +13,7 @@ from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
 from simclr.cli.check_data import check_data_parser
 from simclr.cli.compare import compare_parser
+from simclr.cli.embed import embed_parser
 from simclr.cli.export import export_parser
 from simclr.cli.linear_eval import evaluation_parser
 from simclr.cli.messages import BAD_INPUT, FAILED
@@ -43,6 +44,7 @@ def parsers() -> dict[str, Parser]:
 
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
     built |= {"check-data": check_data_parser(), "export": export_parser(), "replay": replay_parser()}
+    built |= {"embed": embed_parser()}
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -180,6 +182,12 @@ TYPED = {
     "export runs/x --checkpoint runs/y": "Use --encoder runs/y.",
     "export photos": "no checkpoints/last.ckpt in photos.",
     "compare --out x.html": "Use --html x.html.",
+    "embed": "Use simclr embed photos --encoder runs/NAME --out features.",
+    "embed photos --encoder runs/x": "out is missing. Use --out features.",
+    "embed photos --checkpoint runs/x": "Use --encoder runs/x.",
+    "embed photos --data other": "Use --images other.",
+    "embed photos --resume": "the same command given again goes on.",
+    "extract photos": "Did you mean embed?",
     "replay": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
     "replay --run_dir runs/x": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
     "replay --precision bf16": "the run's precision and finer ones are computed.",
@@ -234,12 +242,14 @@ def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x", "compare": "--runs=[x]"}
     needed |= {"check-data": "--train_dir=x", "export": "--encoder=x", "replay": "--dump=x"}
+    more = {"embed": ["--images=x", "--encoder=x", "--out=x"]}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said
         named = [f"{option}30m" if option.endswith("=") else option for option in options(said)]  # of a time alone
         assert named or text.startswith(("Leave it out: ", "Use simclr")), (name, text)
-        parsers[command].parse_args([needed[command], *named] if command in needed else named)
+        given = [needed[command]] if command in needed else more.get(command, [])
+        parsers[command].parse_args([*given, *named])
         for other in re.findall(r"simclr ([a-z-]+)", said):
             assert other in (*COMMANDS, "--version"), said
 

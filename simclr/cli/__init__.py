@@ -46,6 +46,11 @@ COMMANDS = {
         "export",
         "Write an encoder for torchvision, timm, ONNX or torch.export. See `simclr export --help`.",
     ),
+    "embed": (
+        "simclr.cli.embed",
+        "embed",
+        "Write the features of all images of a folder. See `simclr embed --help`.",
+    ),
     "check-data": (
         "simclr.cli.check_data",
         "check_data",

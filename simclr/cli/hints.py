@@ -168,6 +168,23 @@ _REPLAY = {
     f"{_OUT}": "--json replay.json",
     "version": "Use simclr --version.",
 }
+_OTHERS_RUN = f"{_RUN} run_dir checkpoint ckpt_path path".replace(" encoder ", " ").replace(" weights ", " ")
+_EMBED = {
+    _OTHERS_RUN: "--encoder {runs/NAME}",
+    _FOLDER.replace(" images ", " "): "--images {photos}",
+    _OUT.replace("out output ", "output "): "--out {features}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--workers {4}",
+    "bs batch bsz b": "--batch_size {64}",
+    "size img_size input_size resolution": "--image_size {224}",
+    "type fmt output_format": "--format {parquet}",
+    "skip_errors ignore_errors skip skip_unreadable": "--on_error skip",
+    "random random_init untrained": "--random_weights true",
+    "resume continue": "Leave it out: the same command given again goes on.",
+    "precision amp fp16 bf16": "Leave it out: features are computed in float32.",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -179,6 +196,7 @@ HINTS = {
         ("check-data", _CHECK),
         ("export", _EXPORT),
         ("replay", _REPLAY),
+        ("embed", _EMBED),
     )
 }
 # Values under other programs' names.
@@ -207,6 +225,8 @@ REQUIRED = {
     "runs": "simclr compare runs/NAME runs/OTHER",
     "encoder": "simclr export runs/NAME",
     "train_dir": "simclr check-data photos",
+    "images": "simclr embed photos --encoder runs/NAME --out features",
+    "out": "--out features",
     "dump": "simclr replay runs/NAME/nonfinite_step_N.pt",
 }
 EXAMPLES = {
@@ -231,6 +251,7 @@ COMMANDS = {
     "compare": "diff versus vs table leaderboard",
     "export": "convert onnx save dump freeze to_onnx",
     "replay": "rerun reproduce debug",
+    "embed": "features extract embeddings extract_features encode infer inference",
     "check-data": "check scan verify doctor check_images verify_data validate_data",
 }
 
