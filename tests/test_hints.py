@@ -13,6 +13,7 @@ from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
 from simclr.cli.check_data import check_data_parser
 from simclr.cli.compare import compare_parser
+from simclr.cli.duplicates import duplicates_parser
 from simclr.cli.embed import embed_parser
 from simclr.cli.export import export_parser
 from simclr.cli.linear_eval import evaluation_parser
@@ -22,6 +23,7 @@ from simclr.cli.recipes import recipes
 from simclr.cli.refusals import LOGGED
 from simclr.cli.replay import replay_parser
 from simclr.cli.report import report_parser
+from simclr.cli.search import search_parser
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.module import SimCLR
 from simclr.run_folder import RunFolder
@@ -44,7 +46,7 @@ def parsers() -> dict[str, Parser]:
 
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
     built |= {"check-data": check_data_parser(), "export": export_parser(), "replay": replay_parser()}
-    built |= {"embed": embed_parser()}
+    built |= {"embed": embed_parser(), "search": search_parser(), "duplicates": duplicates_parser()}
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -187,6 +189,13 @@ TYPED = {
     "embed photos --checkpoint runs/x": "Use --encoder runs/x.",
     "embed photos --data other": "Use --images other.",
     "embed photos --resume": "the same command given again goes on.",
+    "embed photos --out x": "encoder is missing. Use --encoder runs/NAME.",
+    "search": "image is missing. Use simclr search photo.jpg --in features.",
+    "search photos/0.png": "in is missing. Use --in features.",
+    "search photos/0.png --index x": "Use --in x.",
+    "duplicates": "folder is missing. Use simclr duplicates photos.",
+    "duplicates photos --threshold 0.9": "Use --min_cosine 0.9.",
+    "dedup photos": "Did you mean duplicates?",
     "extract photos": "Did you mean embed?",
     "replay": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
     "replay --run_dir runs/x": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
@@ -243,6 +252,7 @@ def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x", "compare": "--runs=[x]"}
     needed |= {"check-data": "--train_dir=x", "export": "--encoder=x", "replay": "--dump=x"}
     more = {"embed": ["--images=x", "--encoder=x", "--out=x"]}
+    more |= {"search": ["--image=x", "--in=x"], "duplicates": ["--folder=x"]}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said

@@ -51,6 +51,16 @@ COMMANDS = {
         "embed",
         "Write the features of all images of a folder. See `simclr embed --help`.",
     ),
+    "search": (
+        "simclr.cli.search",
+        "search",
+        "Find the images of an embedded folder that are nearest to one. See `simclr search --help`.",
+    ),
+    "duplicates": (
+        "simclr.cli.duplicates",
+        "duplicates",
+        "Find images that are there twice, or nearly. See `simclr duplicates --help`.",
+    ),
     "check-data": (
         "simclr.cli.check_data",
         "check_data",

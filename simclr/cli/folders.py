@@ -12,8 +12,8 @@ OPTION = {"train": "data.train_dir", "profile": "data.train_dir", "linear-eval":
 OPTION |= {"compare": "runs", "check-data": "train_dir", "export": "encoder", "replay": "dump"}
 PLACE = {"train": "FOLDER", "profile": "FOLDER", "linear-eval": "RUN", "report": "RUN"}  # what help calls it
 PLACE |= {"compare": "RUN RUN ...", "check-data": "FOLDER", "export": "RUN", "replay": "DUMP"}
-OPTION |= {"embed": "images"}
-PLACE |= {"embed": "FOLDER"}
+OPTION |= {"embed": "images", "search": "image", "duplicates": "folder"}
+PLACE |= {"embed": "FOLDER", "search": "IMAGE", "duplicates": "FOLDER"}
 _ALONE = ("-h", "--help", "--print_config", "--text")  # options that take no value of their own
 _SETS = ("cifar10", "cifar100", "stl10", "imagenet")
 

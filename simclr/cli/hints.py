@@ -185,6 +185,27 @@ _EMBED = {
     "precision amp fp16 bf16": "Leave it out: features are computed in float32.",
     "version": "Use simclr --version.",
 }
+_SEARCH = {
+    "query file path img input": "--image {photo.jpg}",
+    "folder features embedded embeddings index db database gallery": "--in {features}",
+    "top n topk top_k number count num": "--k {12}",
+    f"{_OUT} sheet picture": "--png {search.png}",
+    _OTHERS_RUN: "--encoder {runs/NAME}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    "version": "Use simclr --version.",
+}
+_DUPLICATES = {
+    _FOLDER.replace(" folder ", " "): "--folder {photos}",
+    "features embedded embeddings": "--in {features}",
+    "threshold cosine similarity min_similarity": "--min_cosine {0.98}",
+    f"{_OUT} copies": "--list {copies.txt}",
+    _OTHERS_RUN: "--encoder {runs/NAME}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--workers {4}",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -197,6 +218,8 @@ HINTS = {
         ("export", _EXPORT),
         ("replay", _REPLAY),
         ("embed", _EMBED),
+        ("search", _SEARCH),
+        ("duplicates", _DUPLICATES),
     )
 }
 # Values under other programs' names.
@@ -225,6 +248,10 @@ REQUIRED = {
     "runs": "simclr compare runs/NAME runs/OTHER",
     "encoder": "simclr export runs/NAME",
     "train_dir": "simclr check-data photos",
+    "image": "simclr search photo.jpg --in features",
+    "in": "--in features",
+    "folder": "simclr duplicates photos",
+    "embed encoder": "--encoder runs/NAME",
     "images": "simclr embed photos --encoder runs/NAME --out features",
     "out": "--out features",
     "dump": "simclr replay runs/NAME/nonfinite_step_N.pt",
@@ -251,6 +278,8 @@ COMMANDS = {
     "compare": "diff versus vs table leaderboard",
     "export": "convert onnx save dump freeze to_onnx",
     "replay": "rerun reproduce debug",
+    "search": "find nearest neighbours neighbors similar query retrieve",
+    "duplicates": "dedup deduplicate duplicate dupes copies near_duplicates",
     "embed": "features extract embeddings extract_features encode infer inference",
     "check-data": "check scan verify doctor check_images verify_data validate_data",
 }
