@@ -16,9 +16,11 @@ from simclr.cli.compare import compare_parser
 from simclr.cli.duplicates import duplicates_parser
 from simclr.cli.embed import embed_parser
 from simclr.cli.export import export_parser
+from simclr.cli.fit import fit_parser
 from simclr.cli.linear_eval import evaluation_parser
 from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.parsing import Parser
+from simclr.cli.predict import predict_parser
 from simclr.cli.recipes import recipes
 from simclr.cli.refusals import LOGGED
 from simclr.cli.replay import replay_parser
@@ -47,6 +49,7 @@ def parsers() -> dict[str, Parser]:
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
     built |= {"check-data": check_data_parser(), "export": export_parser(), "replay": replay_parser()}
     built |= {"embed": embed_parser(), "search": search_parser(), "duplicates": duplicates_parser()}
+    built |= {"fit": fit_parser(), "predict": predict_parser()}
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -196,6 +199,10 @@ TYPED = {
     "duplicates": "folder is missing. Use simclr duplicates photos.",
     "duplicates photos --threshold 0.9": "Use --min_cosine 0.9.",
     "dedup photos": "Did you mean duplicates?",
+    "fit runs/x": "data.train_dir is missing. Use --data.train_dir labelled.",
+    "fit --data.train_dir photos": "encoder is missing. Use simclr fit runs/NAME --data.train_dir labelled.",
+    "predict photos": "classifier is missing. Use --classifier runs/NAME.",
+    "predict photos --checkpoint runs/x": "Use --classifier runs/x.",
     "extract photos": "Did you mean embed?",
     "replay": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
     "replay --run_dir runs/x": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
@@ -253,6 +260,7 @@ def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     needed |= {"check-data": "--train_dir=x", "export": "--encoder=x", "replay": "--dump=x"}
     more = {"embed": ["--images=x", "--encoder=x", "--out=x"]}
     more |= {"search": ["--image=x", "--in=x"], "duplicates": ["--folder=x"]}
+    more |= {"fit": ["--encoder=x", "--data.train_dir=x"], "predict": ["--images=[x]", "--classifier=x"]}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said

@@ -61,6 +61,16 @@ COMMANDS = {
         "duplicates",
         "Find images that are there twice, or nearly. See `simclr duplicates --help`.",
     ),
+    "fit": (
+        "simclr.cli.fit",
+        "fit",
+        "Fit a classifier on an encoder's features to class folders. See `simclr fit --help`.",
+    ),
+    "predict": (
+        "simclr.cli.predict",
+        "predict",
+        "Say what images show, by such a classifier. See `simclr predict --help`.",
+    ),
     "check-data": (
         "simclr.cli.check_data",
         "check_data",

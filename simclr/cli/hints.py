@@ -206,6 +206,28 @@ _DUPLICATES = {
     _WORKERS: "--workers {4}",
     "version": "Use simclr --version.",
 }
+_FIT = {
+    _OTHERS_RUN: "--encoder {runs/NAME}",
+    f"{_FOLDER} train_dir".replace(" data ", " "): "--data.train_dir {labelled}",
+    _OUT.replace("out output ", "output "): "--out {classifier.safetensors}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--workers {4}",
+    "bs batch bsz b": "--batch_size {64}",
+    "random_seed seed_everything": "--seed {0}",
+    "epochs lr regularization c": "Leave it out: the regularisation is chosen on a split of the training images.",
+    "version": "Use simclr --version.",
+}
+_PREDICT = {
+    "clf head probe": "--classifier {classifier.safetensors}",
+    _FOLDER.replace(" images ", " "): "Use simclr predict photos --classifier runs/NAME.",
+    f"{_OUT} save": "--csv {predictions.csv}",
+    _OTHERS_RUN: "--classifier {runs/NAME}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--workers {4}",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -220,6 +242,8 @@ HINTS = {
         ("embed", _EMBED),
         ("search", _SEARCH),
         ("duplicates", _DUPLICATES),
+        ("fit", _FIT),
+        ("predict", _PREDICT),
     )
 }
 # Values under other programs' names.
@@ -251,6 +275,10 @@ REQUIRED = {
     "image": "simclr search photo.jpg --in features",
     "in": "--in features",
     "folder": "simclr duplicates photos",
+    "fit encoder": "simclr fit runs/NAME --data.train_dir labelled",
+    "data.train_dir": "--data.train_dir labelled",
+    "predict images": "simclr predict photo.jpg --classifier runs/NAME",
+    "classifier": "--classifier runs/NAME",
     "embed encoder": "--encoder runs/NAME",
     "images": "simclr embed photos --encoder runs/NAME --out features",
     "out": "--out features",
@@ -279,6 +307,8 @@ COMMANDS = {
     "export": "convert onnx save dump freeze to_onnx",
     "replay": "rerun reproduce debug",
     "search": "find nearest neighbours neighbors similar query retrieve",
+    "fit": "train_classifier train_probe fit_probe",
+    "predict": "classify label inference_images",
     "duplicates": "dedup deduplicate duplicate dupes copies near_duplicates",
     "embed": "features extract embeddings extract_features encode infer inference",
     "check-data": "check scan verify doctor check_images verify_data validate_data",

@@ -114,7 +114,7 @@ class Parser(LightningArgumentParser):
         message = re.sub(r'^(?:Parser key|argument) "?(?:-c/)?(?:--)?([^":]+)"?:\s*', r"\1: ", message)
         if lacking := re.match(r"(\S+): expected (?:one|at least one) argument", message):
             return f"{lacking[1]} needs a value. Use --{lacking[1]} {self._example(lacking[1])}."
-        if required := re.match(r"the following arguments are required: (\w+)", message):
+        if required := re.match(r"the following arguments are required: ([\w.]+)", message):
             of_all = hints.REQUIRED.get(required[1], f"--{required[1]} VALUE")
             return f"{required[1]} is missing. Use {hints.REQUIRED.get(f'{self.command} {required[1]}', of_all)}."
         if bounded := re.match(r"(\S+): Not of type", message):
