@@ -158,9 +158,10 @@ TYPED = {
     "eval": "Did you mean linear-eval?",
     "linear_eval": "Did you mean linear-eval?",
     "pretrain photos": "Did you mean train?",
-    "fit": "Did you mean train?",
+    "pretrain": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, export, check-data, replay.",
+    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, export, embed, "
+    "search, duplicates, fit, predict, check-data, replay.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",

@@ -299,7 +299,7 @@ EXAMPLES |= {
 }
 EXAMPLES |= {"data.cache_dir": "cache", "trainer.precision": "32-true", "trainer.max_steps": "1000"}
 COMMANDS = {
-    "train": "pretrain fit training learn run ssl_train",
+    "train": "pretrain training learn run ssl_train",
     "linear-eval": "eval evaluate linear linear_probe probe knn test validate benchmark score lineareval",
     "report": "plot html visualize visualise page show summary",
     "profile": "prof speed time bench",
