@@ -44,6 +44,10 @@ REFERENCE = {
         "Training",
         ["training.method", "training.objective", "training.gradient_cache", "seeding", "distributed", "precision"],
     ),
+    "use": (
+        "Using an encoder",
+        ["use.source", "use.embed", "use.embedded", "use.tables", "use.search", "use.alike", "use.classify"],
+    ),
     "run": (
         "A run",
         [

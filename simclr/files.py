@@ -65,6 +65,61 @@ def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+class GrowingFile:
+    """A file that grows piece by piece, by one process or by several one after the other, until it is whole.
+
+    It stands under a name of its own. What is on the disk is what was there at the last `to_disk`, and perhaps more:
+    whoever goes on says how much counts.
+
+    Args:
+        path: the file, made if it is not there.
+        length: bytes of it that count, at most what it has; the rest is cut off.
+
+    Attributes:
+        whole: whether it has its name.
+
+    Raises:
+        ValueError: if it is shorter.
+    """
+
+    def __init__(self, path: Path, length: int = 0):
+        self.path, self.whole = path, False
+        open(path, "ab").close()
+        if (size := path.stat().st_size) < length:
+            raise ValueError(f"{path} has {size:,} bytes where {length:,} were written. Remove it to begin anew.")
+        self._file = open(path, "r+b")  # noqa: SIM115, for as long as this lives
+        self._file.truncate(length)
+        self._file.seek(length)
+
+    def append(self, content: bytes | memoryview) -> None:
+        """Write more at its end."""
+        self._file.write(content)
+
+    def to_disk(self) -> None:
+        """Return once all that was written is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self, target: Path, head: bytes = b"") -> None:
+        """Give it the name of a whole file.
+
+        Args:
+            target: the name, in the same folder; a file of this name is replaced.
+            head: bytes to put in place of its first ones.
+        """
+        self._file.seek(0)
+        self._file.write(head)
+        self.to_disk()
+        self.close()
+        self.path.replace(target)
+        self.whole = True
+        _sync_folder(target.parent)
+
+    def close(self) -> None:
+        """Leave it as it is."""
+        self._file.close()
+
+
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Remove the temporaries that dead writers have left in a folder.
 

@@ -13,15 +13,20 @@ from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
 from simclr.cli.check_data import check_data_parser
 from simclr.cli.compare import compare_parser
+from simclr.cli.duplicates import duplicates_parser
+from simclr.cli.embed import embed_parser
 from simclr.cli.eval import eval_parser
 from simclr.cli.export import export_parser
+from simclr.cli.fit import fit_parser
 from simclr.cli.linear_eval import evaluation_parser
 from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.parsing import Parser
+from simclr.cli.predict import predict_parser
 from simclr.cli.recipes import recipes
 from simclr.cli.refusals import LOGGED
 from simclr.cli.replay import replay_parser
 from simclr.cli.report import report_parser
+from simclr.cli.search import search_parser
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.cli.verify import verify_parser
 from simclr.module import SimCLR
@@ -47,6 +52,8 @@ def parsers() -> dict[str, Parser]:
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
     built |= {"check-data": check_data_parser(), "export": export_parser(), "replay": replay_parser()}
     built |= {"eval": eval_parser(), "verify": verify_parser()}
+    built |= {"embed": embed_parser(), "search": search_parser(), "duplicates": duplicates_parser()}
+    built |= {"fit": fit_parser(), "predict": predict_parser()}
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -155,10 +162,10 @@ TYPED = {
     "evaluate runs/a": "Did you mean eval?",
     "linear_eval": "Did you mean linear-eval?",
     "pretrain photos": "Did you mean train?",
-    "fit": "Did you mean train?",
+    "pretrain": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, eval, verify, report, profile, compare, export, check-data, "
-    "replay.",
+    "--epochs 10": "Begin with simclr train, linear-eval, eval, verify, report, profile, compare, export, embed, "
+    "search, duplicates, fit, predict, check-data, replay.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -197,6 +204,23 @@ TYPED = {
     "export runs/x --checkpoint runs/y": "Use --encoder runs/y.",
     "export photos": "no checkpoints/last.ckpt in photos.",
     "compare --out x.html": "Use --html x.html.",
+    "embed": "Use simclr embed photos --encoder runs/NAME --out features.",
+    "embed photos --encoder runs/x": "out is missing. Use --out features.",
+    "embed photos --checkpoint runs/x": "Use --encoder runs/x.",
+    "embed photos --data other": "Use --images other.",
+    "embed photos --resume": "the same command given again goes on.",
+    "embed photos --out x": "encoder is missing. Use --encoder runs/NAME.",
+    "search": "image is missing. Use simclr search photo.jpg --in features.",
+    "search photos/0.png": "in is missing. Use --in features.",
+    "search photos/0.png --index x": "Use --in x.",
+    "duplicates": "folder is missing. Use simclr duplicates photos.",
+    "duplicates photos --threshold 0.9": "Use --min_cosine 0.9.",
+    "dedup photos": "Did you mean duplicates?",
+    "fit runs/x": "data.train_dir is missing. Use --data.train_dir labelled.",
+    "fit --data.train_dir photos": "encoder is missing. Use simclr fit runs/NAME --data.train_dir labelled.",
+    "predict photos": "classifier is missing. Use --classifier runs/NAME.",
+    "predict photos --checkpoint runs/x": "Use --classifier runs/x.",
+    "extract photos": "Did you mean embed?",
     "replay": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
     "replay --run_dir runs/x": "Use simclr replay runs/NAME/nonfinite_step_N.pt.",
     "replay --precision bf16": "the run's precision and finer ones are computed.",
@@ -252,12 +276,16 @@ def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     needed = {"linear-eval": "--checkpoint=x", "report": "--run_dir=x", "compare": "--runs=[x]"}
     needed |= {"check-data": "--train_dir=x", "export": "--encoder=x", "replay": "--dump=x"}
     needed |= {"eval": "--checkpoint=x", "verify": "--run=x"}
+    more = {"embed": ["--images=x", "--encoder=x", "--out=x"]}
+    more |= {"search": ["--image=x", "--in=x"], "duplicates": ["--folder=x"]}
+    more |= {"fit": ["--encoder=x", "--data.train_dir=x"], "predict": ["--images=[x]", "--classifier=x"]}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said
         named = [f"{option}30m" if option.endswith("=") else option for option in options(said)]  # of a time alone
         assert named or text.startswith(("Leave it out: ", "Use simclr")), (name, text)
-        parsers[command].parse_args([needed[command], *named] if command in needed else named)
+        given = [needed[command]] if command in needed else more.get(command, [])
+        parsers[command].parse_args([*given, *named])
         for other in re.findall(r"simclr ([a-z-]+)", said):
             assert other in (*COMMANDS, "--version"), said
 

@@ -21,7 +21,7 @@ LAYERS = [
     ["module", "byol", "checkpoint", "starting_weights", "continuation", "training", "export"],
     ["memory"],
     ["eval"],
-    ["online_quality"],
+    ["online_quality", "use"],
     ["nonfinite", "online_accuracy"],
     ["callbacks", "diagnosis", "step_figures", "loggers", "wandb_run", "provenance", "run_folder", "profile"],
     ["report", "pace", "progress"],
@@ -37,6 +37,7 @@ HEAVY = {
     "onnx",
     "onnxruntime",
     "litdata",
+    "pyarrow",
 }  # imported where they are used
 
 

@@ -56,6 +56,31 @@ COMMANDS = {
         "export",
         "Write an encoder for torchvision, timm, ONNX or torch.export. See `simclr export --help`.",
     ),
+    "embed": (
+        "simclr.cli.embed",
+        "embed",
+        "Write the features of all images of a folder. See `simclr embed --help`.",
+    ),
+    "search": (
+        "simclr.cli.search",
+        "search",
+        "Find the images of an embedded folder that are nearest to one. See `simclr search --help`.",
+    ),
+    "duplicates": (
+        "simclr.cli.duplicates",
+        "duplicates",
+        "Find images that are there twice, or nearly. See `simclr duplicates --help`.",
+    ),
+    "fit": (
+        "simclr.cli.fit",
+        "fit",
+        "Fit a classifier on an encoder's features to class folders. See `simclr fit --help`.",
+    ),
+    "predict": (
+        "simclr.cli.predict",
+        "predict",
+        "Say what images show, by such a classifier. See `simclr predict --help`.",
+    ),
     "check-data": (
         "simclr.cli.check_data",
         "check_data",

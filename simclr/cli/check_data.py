@@ -36,7 +36,10 @@ def check_data(argv: list[str] | None = None) -> None:
     config = guarded(lambda: check_data_parser().parse_args(sys.argv[1:] if argv is None else argv))
     folders = guarded(lambda: _folders(config))
     try:
-        scanned = {part: _scan(folder, config) for part, folder in folders.items()}
+        scanned = {
+            part: scan_folder(folder, config.load_size, config.workers or cores(), _rules(config))
+            for part, folder in folders.items()
+        }
     except KeyboardInterrupt:
         print("stopped: not all images were looked at", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
@@ -104,14 +107,14 @@ def _rules(config: Any) -> ReadingRules:
     return ReadingRules(config.max_pixels, config.sixteen_bit_max)
 
 
-def _scan(folder: Folder, config: Any) -> list[Scanned]:
+def scan_folder(folder: Folder, side: int, processes: int, rules: ReadingRules) -> list[Scanned]:
+    """What the images of a folder are, with a bar on a terminal; see `simclr.data.scan.scan`."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        processes = config.workers or cores()
         return list(
             progress.track(
-                scan(folder.paths, config.load_size, processes, _rules(config)),
+                scan(folder.paths, side, processes, rules),
                 len(folder.paths),
                 description=folder.root,
             )
@@ -203,17 +206,23 @@ def _write(config: Any, record: dict[str, Any], folders: dict[str, Folder]) -> N
         write_atomically(expanded(config.json), (json.dumps(record, indent=2) + "\n").encode())
     if config.bad is not None:
         bad = {part: [line["file"] for line in found["unreadable"]] for part, found in record["folders"].items()}
-        _write_list(config.bad, bad, folders)
+        write_list(config.bad, bad, folders)
     if config.copies is not None:
         copied = {
             part: sorted({pair[0] for kind in ("duplicates", "nearly_equal") for pair in found[kind]})
             for part, found in record["folders"].items()
         }
-        _write_list(config.copies, copied, folders)
+        write_list(config.copies, copied, folders)
 
 
-def _write_list(path: str, files: dict[str, list[str]], folders: dict[str, Folder]) -> None:
-    """As `data.leave_out` takes it: training images by their paths below their folder, others from the root."""
+def write_list(path: str, files: dict[str, list[str]], folders: dict[str, Folder]) -> None:
+    """Write a list as `data.leave_out` takes it: training images by paths below their folder, others from the root.
+
+    Args:
+        path: the file.
+        files: `train` and perhaps `test`: names that people see.
+        folders: where `train` lies.
+    """
     train = Path(stored(folders["train"].root))
     lines = [Path(stored(file)).relative_to(train).as_posix() for file in files["train"]]
     lines += [stored(file) for file in files.get("test", [])]

@@ -20,6 +20,11 @@ PLACE |= {
     "eval": "RUN",
     "verify": "RUN",
 }
+OPTION |= {"embed": "images", "search": "image", "duplicates": "folder"}
+OPTION |= {"fit": "encoder", "predict": "images"}
+PLACE |= {"embed": "FOLDER", "search": "IMAGE", "duplicates": "FOLDER"}
+PLACE |= {"fit": "RUN", "predict": "IMAGE IMAGE ..."}
+_SEVERAL = ("compare", "predict")  # take more than one
 _ALONE = ("-h", "--help", "--print_config", "--text")  # options that take no value of their own
 _SETS = ("cifar10", "cifar100", "stl10", "imagenet")
 
@@ -37,13 +42,13 @@ def with_folder(args: list[str], command: str) -> list[str]:
     first, *more = (args[i] for i in alone)
     for i in alone:
         _refuse_other(args, i, command)
-    if more and command != "compare":
+    if more and command not in _SEVERAL:
         takes_test = option.endswith("train_dir")
         test = f" For test images: --{option.replace('train', 'test')} {more[0]}." if takes_test else ""
         raise ValueError(f"{command} takes one folder, not {', '.join((first, *more))}.{test}")
     if any(arg.partition("=")[0] == f"--{option}" for arg in args):
         raise ValueError(f"{first} is given beside --{option}, which means the same. Give one of them.")
-    given = json.dumps([first, *more]) if command == "compare" else first
+    given = json.dumps([first, *more]) if command in _SEVERAL else first
     kept = [(i, arg) for i, arg in enumerate(args) if i not in alone[1:]]
     return [f"--{option}={given}" if i == alone[0] else arg for i, arg in kept]
 

@@ -201,6 +201,66 @@ _REPLAY = {
     f"{_OUT}": "--json replay.json",
     "version": "Use simclr --version.",
 }
+_OTHERS_RUN = f"{_RUN} run_dir checkpoint ckpt_path path".replace(" encoder ", " ").replace(" weights ", " ")
+_EMBED = {
+    _OTHERS_RUN: "--encoder {runs/NAME}",
+    _FOLDER.replace(" images ", " "): "--images {photos}",
+    _OUT.replace("out output ", "output "): "--out {features}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--workers {4}",
+    "bs batch bsz b": "--batch_size {64}",
+    "size img_size input_size resolution": "--image_size {224}",
+    "type fmt output_format": "--format {parquet}",
+    "skip_errors ignore_errors skip skip_unreadable": "--on_error skip",
+    "random random_init untrained": "--random_weights true",
+    "resume continue": "Leave it out: the same command given again goes on.",
+    "precision amp fp16 bf16": "Leave it out: features are computed in float32.",
+    "version": "Use simclr --version.",
+}
+_SEARCH = {
+    "query file path img input": "--image {photo.jpg}",
+    "folder features embedded embeddings index db database gallery": "--in {features}",
+    "top n topk top_k number count num": "--k {12}",
+    f"{_OUT} sheet picture": "--png {search.png}",
+    _OTHERS_RUN: "--encoder {runs/NAME}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    "version": "Use simclr --version.",
+}
+_DUPLICATES = {
+    _FOLDER.replace(" folder ", " "): "--folder {photos}",
+    "features embedded embeddings": "--in {features}",
+    "threshold cosine similarity min_similarity": "--min_cosine {0.98}",
+    f"{_OUT} copies": "--list {copies.txt}",
+    _OTHERS_RUN: "--encoder {runs/NAME}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--workers {4}",
+    "version": "Use simclr --version.",
+}
+_FIT = {
+    _OTHERS_RUN: "--encoder {runs/NAME}",
+    f"{_FOLDER} train_dir".replace(" data ", " "): "--data.train_dir {labelled}",
+    _OUT.replace("out output ", "output "): "--out {classifier.safetensors}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--workers {4}",
+    "bs batch bsz b": "--batch_size {64}",
+    "random_seed seed_everything": "--seed {0}",
+    "epochs lr regularization c": "Leave it out: the regularisation is chosen on a split of the training images.",
+    "version": "Use simclr --version.",
+}
+_PREDICT = {
+    "clf head probe": "--classifier {classifier.safetensors}",
+    _FOLDER.replace(" images ", " "): "Use simclr predict photos --classifier runs/NAME.",
+    f"{_OUT} save": "--csv {predictions.csv}",
+    _OTHERS_RUN: "--classifier {runs/NAME}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _WORKERS: "--workers {4}",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -214,6 +274,11 @@ HINTS = {
         ("check-data", _CHECK),
         ("export", _EXPORT),
         ("replay", _REPLAY),
+        ("embed", _EMBED),
+        ("search", _SEARCH),
+        ("duplicates", _DUPLICATES),
+        ("fit", _FIT),
+        ("predict", _PREDICT),
     )
 }
 # Values under other programs' names.
@@ -244,6 +309,16 @@ REQUIRED = {
     "train_dir": "simclr check-data photos",
     "eval checkpoint": "simclr eval runs/NAME",
     "run": "simclr verify runs/NAME",
+    "image": "simclr search photo.jpg --in features",
+    "in": "--in features",
+    "folder": "simclr duplicates photos",
+    "fit encoder": "simclr fit runs/NAME --data.train_dir labelled",
+    "data.train_dir": "--data.train_dir labelled",
+    "predict images": "simclr predict photo.jpg --classifier runs/NAME",
+    "classifier": "--classifier runs/NAME",
+    "embed encoder": "--encoder runs/NAME",
+    "images": "simclr embed photos --encoder runs/NAME --out features",
+    "out": "--out features",
     "dump": "simclr replay runs/NAME/nonfinite_step_N.pt",
 }
 EXAMPLES = {
@@ -261,7 +336,7 @@ EXAMPLES |= {
 }
 EXAMPLES |= {"data.cache_dir": "cache", "trainer.precision": "32-true", "trainer.max_steps": "1000"}
 COMMANDS = {
-    "train": "pretrain fit training learn run ssl_train",
+    "train": "pretrain training learn run ssl_train",
     "linear-eval": "linear linear_probe lineareval",
     "eval": "evaluate evaluation probe knn logreg test validate benchmark score",
     "verify": "reproduce_results check_results prove recompute",
@@ -271,6 +346,11 @@ COMMANDS = {
     "export": "convert onnx save dump freeze to_onnx",
     "replay": "rerun reproduce debug",
     "check-data": "check scan doctor check_images verify_data validate_data",
+    "search": "find nearest neighbours neighbors similar query retrieve",
+    "fit": "train_classifier train_probe fit_probe",
+    "predict": "classify label inference_images",
+    "duplicates": "dedup deduplicate duplicate dupes copies near_duplicates",
+    "embed": "features extract embeddings extract_features encode infer inference",
 }
 
 

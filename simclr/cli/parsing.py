@@ -114,9 +114,9 @@ class Parser(LightningArgumentParser):
         message = re.sub(r'^(?:Parser key|argument) "?(?:-c/)?(?:--)?([^":]+)"?:\s*', r"\1: ", message)
         if lacking := re.match(r"(\S+): expected (?:one|at least one) argument", message):
             return f"{lacking[1]} needs a value. Use --{lacking[1]} {self._example(lacking[1])}."
-        if required := re.match(r"the following arguments are required: (\w+)", message):
-            meant = hints.REQUIRED.get(f"{self.command} {required[1]}", hints.REQUIRED.get(required[1]))
-            return f"{required[1]} is missing. Use {meant or f'--{required[1]} VALUE'}."
+        if required := re.match(r"the following arguments are required: ([\w.]+)", message):
+            of_all = hints.REQUIRED.get(required[1], f"--{required[1]} VALUE")
+            return f"{required[1]} is missing. Use {hints.REQUIRED.get(f'{self.command} {required[1]}', of_all)}."
         if bounded := re.match(r"(\S+): Not of type", message):
             value = (values_of(self.args, f"--{bounded[1]}") or ["this"])[-1]
             return f"{bounded[1]}={value} is no whole number from 0 to 2^32 - 1. Use --{bounded[1]} 0."
@@ -178,7 +178,7 @@ class Parser(LightningArgumentParser):
 
 
 def _epilog(command: str) -> str | None:
-    if command in ("report", "compare", "check-data", "export", "replay", "eval", "verify"):
+    if command not in ("train", "profile", "linear-eval"):
         return None
     return f"Recipes for --config: {', '.join(recipes(recipes_of(command)))}."
 

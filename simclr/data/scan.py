@@ -1,21 +1,17 @@
 """Every image of a folder, decoded once as training would, and what each is."""
 
-import multiprocessing
-import signal
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
-import torch
 from PIL import Image
 
 from simclr.data import png
+from simclr.data.ahead import in_processes
 from simclr.data.alike import picture_hash
 from simclr.data.decode import RULES, ReadingRules, decode_square, opened, sixteen_bit_peak
 from simclr.data.fingerprint import pixel_digest
-from simclr.data.loader import end_with_parent, start_method
 
 _RUN = 32  # files of a task: one task a file would cost as much as decoding a small one
 _ALONE = 5.0  # seconds in which this process decodes alone: others would still be importing torch
@@ -100,31 +96,10 @@ def scan(paths: Sequence[str], side: int, processes: int, rules: ReadingRules = 
         done += 1
     if done == len(paths):
         return
-    others, whole = set(multiprocessing.active_children()), False
-    pool = ProcessPoolExecutor(processes, start_method(), _begin)
-    try:
-        coming: deque[Future[list[Scanned]]] = deque()
-        for start in range(done, len(paths), _RUN):
-            run = [paths[i] for i in range(start, min(start + _RUN, len(paths)))]
-            coming.append(pool.submit(_scan_files, run, side, rules))
-            if len(coming) > 3 * processes:
-                yield from coming.popleft().result()
-        while coming:
-            yield from coming.popleft().result()
-        whole = True
-    finally:
-        if not whole:  # Ctrl-C, or one has died: the others may be waiting for a disk that does not answer
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-        pool.shutdown(cancel_futures=True)
+    runs = ([paths[i] for i in range(start, min(start + _RUN, len(paths)))] for start in range(done, len(paths), _RUN))
+    for found in in_processes(partial(_scan_files, side=side, rules=rules), runs, processes):
+        yield from found
 
 
 def _scan_files(paths: list[str], side: int, rules: ReadingRules) -> list[Scanned]:
     return [scan_file(path, side, rules) for path in paths]
-
-
-def _begin() -> None:
-    """In a process that decodes: Ctrl-C is its parent's to answer, and it ends with that one, however it died."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    end_with_parent()

@@ -1,0 +1,95 @@
+"""`simclr search`: the images of an embedded folder that are nearest to one."""
+
+import io
+import json
+import os
+import sys
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from simclr.checks import out_of_range, refuse
+from simclr.cli.embed import placed
+from simclr.cli.messages import guarded, in_a_line, quiet
+from simclr.cli.parsing import Parser, device_named
+from simclr.data.decode import read_images
+from simclr.files import write_atomically
+from simclr.paths import expanded, stored
+from simclr.use.embedded import in_a_line as of_one_line
+from simclr.use.embedded import read_embedded
+from simclr.use.search import contact_sheet, nearest_rows
+from simclr.use.source import reopen
+
+
+@in_a_line
+def search(argv: list[str] | None = None) -> None:
+    """Find the images that are nearest to one. See `simclr search --help`."""
+    quiet()
+    config = guarded(lambda: search_parser().parse_args(sys.argv[1:] if argv is None else argv))
+    record = guarded(lambda: _search(config))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("", "cosine", "image"):
+        table.add_column(name, overflow="fold")
+    for place, hit in enumerate(record["hits"], 1):
+        table.add_row(str(place), f"{hit['cosine']:.4f}", Text(of_one_line(hit["name"])))
+    Console(width=max(100, Console().width)).print(table)
+    print(f"written to {record['sheet']}")
+
+
+def search_parser() -> Parser:
+    """The settings of a search."""
+    parser = Parser(command="search", description="The images of an embedded folder that are nearest to one.")
+    parser.add_argument("--image", type=str, required=True, help="An image file; IMAGE, by itself.")
+    parser.add_argument("--in", type=str, required=True, help="A folder that simclr embed has written.")
+    parser.add_argument("--k", type=int, default=12, help="How many to find.")
+    parser.add_argument(
+        "--png", type=str | None, default=None, help="The contact sheet; search.png beside the features."
+    )
+    parser.add_argument("--json", type=str | None, default=None, help="A file for what was found, for programs.")
+    parser.add_argument(
+        "--encoder", type=str | None, default=None, help="The encoder used, if it lies elsewhere by now."
+    )
+    parser.add_argument("--device", type=str, default="cpu", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
+    return parser
+
+
+def writable(config: Any, *options: str) -> None:
+    """Refuse files that could not be written, before anything is computed.
+
+    Args:
+        config: the settings.
+        options: those that name a file; None where there is none to write.
+    """
+    for name in options:
+        if config[name] is None:
+            continue
+        path = expanded(config[name])
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ValueError(f"{name}={config[name]} cannot be written. Name a file in a folder that exists.")
+
+
+def _search(config: Any) -> dict[str, Any]:
+    refuse(out_of_range({"k": config.k}, counts=("k",)))
+    writable(config, "png", "json")
+    if not os.path.isfile(stored(config.image)):
+        raise ValueError(f"image={config.image} is no file. Give an image.")
+    found = read_embedded(config["in"])
+    source = reopen(found.about["encoder"], config.encoder)
+    placed(source, device_named(config.device), config.device)
+    square = read_images([stored(config.image)], source.side, rules=source.rules)
+    hits = nearest_rows(found, source.features(square)[0], config.k)
+    named = [(found.path(row), found.names[row], cosine) for row, cosine in hits]
+    path = expanded(config.png) if config.png else found.folder / "search.png"
+    buffer = io.BytesIO()
+    contact_sheet(stored(config.image), named).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+    record = {"query": stored(config.image), "folder": stored(found.folder), "sheet": str(path)}
+    lines = [{"path": path, "name": name, "row": row, "cosine": cosine}
+             for (path, name, cosine), (row, _) in zip(named, hits, strict=True)]  # fmt: skip
+    record_of_hits: dict[str, Any] = {**record, "hits": lines}
+    if config.json is not None:
+        write_atomically(expanded(config.json), (json.dumps(record_of_hits, indent=2) + "\n").encode())
+    return record_of_hits
