@@ -43,6 +43,7 @@ REFERENCE = {
             *("checkpoint", "export.formats", "pyramid", "online_accuracy", "online_quality", "step_figures"),
             *("dashboard.Dashboard", "loggers", "wandb_run", "diagnosis"),
             *("nonfinite.watch", "nonfinite.dump", "nonfinite.replay", "report", "compare.rows", "profile"),
+            *("ablate.experiment", "ablate.cells", "ablate.verdict", "efficientnet"),
         ],
     ),
 }

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
+from simclr.cli.ablate import ablate_parser
 from simclr.cli.check_data import check_data_parser
 from simclr.cli.compare import compare_parser
 from simclr.cli.export import export_parser
@@ -43,6 +44,7 @@ def parsers() -> dict[str, Parser]:
 
     built = {"linear-eval": evaluation_parser(), "report": report_parser(), "compare": compare_parser()}
     built |= {"check-data": check_data_parser(), "export": export_parser(), "replay": replay_parser()}
+    built["ablate"] = ablate_parser()
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -153,7 +155,7 @@ TYPED = {
     "pretrain photos": "Did you mean train?",
     "fit": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, export, check-data, replay.",
+    "--epochs 10": "Begin with simclr train, linear-eval, report, profile, compare, ablate, export, check-data, ",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -189,6 +191,20 @@ TYPED = {
     "train --terminate_on_nan true": "a loss or gradient that is not finite stops the run.",
     "train --on_nonfinite ignore": "on_nonfinite=ignore is not one of stop, skip.",
     "reproduce empty": "Did you mean replay?",
+    "ablate": "which experiment? Use simclr ablate NAME; simclr ablate --list shows all.",
+    "ablate temprature": "unknown experiment temprature. Did you mean temperature?",
+    "ablate colour-strength": "Did you mean color-strength?",
+    "ablate head losses": "ablate runs one experiment at a time, not head, losses.",
+    "ablate head --seed 3": "Use --seeds 3.",
+    "ablate head --num_workers 2": "Use --jobs 2.",
+    "ablate head --data photos": "Use --images photos.",
+    "ablate head --seeds 0": "seeds=0 is not 1 or more.",
+    "ablate head --jobs 0": "jobs=0 is not 1 or more.",
+    "ablate head --full": "full needs real images. Add --images FOLDER",
+    "ablate head --images photos": "images=photos has no folder train.",
+    "ablate head --resume": "the same command given again goes on",
+    "ablate my.yaml": "my.yaml is no experiment",
+    "ablation": "Did you mean ablate?",
     "compare photos empty": "photos: is not a run, and holds none; empty: is not a run",
 }
 
@@ -280,16 +296,16 @@ def test_a_folder_by_itself_is_the_one_a_command_is_for(tmp_path, monkeypatch, c
     assert "photos has no labels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "linear-eval", "report", "profile", "check-data", "replay"])
+@pytest.mark.parametrize("command", ["train", "linear-eval", "report", "profile", "check-data", "replay", "ablate"])
 def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    place = {"linear-eval": "RUN", "report": "RUN", "replay": "DUMP"}.get(command, "FOLDER")
+    place = {"linear-eval": "RUN", "report": "RUN", "replay": "DUMP", "ablate": "NAME"}.get(command, "FOLDER")
     assert said.startswith(f"usage: simclr {command} [{place}] [options]\n")
     kind = "linear_eval" if command == "linear-eval" else "pretrain"
-    assert command in ("report", "check-data", "replay") or all(name in said for name in recipes(kind))
+    assert command in ("report", "check-data", "replay", "ablate") or all(name in said for name in recipes(kind))
 
 
 @pytest.mark.parametrize(

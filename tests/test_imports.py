@@ -15,7 +15,18 @@ LAYERS = [
     ["allocator", "container"],
     ["contrast"],
     ["views"],
-    ["augment", "losses", "heads", "resnet", "image_sizes", "encoders", "optim", "run_length", "pyramid"],
+    [
+        "augment",
+        "losses",
+        "heads",
+        "resnet",
+        "efficientnet",
+        "image_sizes",
+        "encoders",
+        "optim",
+        "run_length",
+        "pyramid",
+    ],
     ["data"],
     ["inputs", "intact"],
     ["module", "byol", "checkpoint", "continuation", "training", "export"],
@@ -26,6 +37,7 @@ LAYERS = [
     ["callbacks", "diagnosis", "step_figures", "loggers", "wandb_run", "provenance", "run_folder", "profile"],
     ["report", "pace", "progress"],
     ["compare", "dashboard", "evaluation_figures"],
+    ["ablate"],
     ["cli"],
 ]
 HEAVY = {
@@ -37,6 +49,7 @@ HEAVY = {
     "onnx",
     "onnxruntime",
     "litdata",
+    "scipy",
 }  # imported where they are used
 
 

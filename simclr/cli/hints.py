@@ -168,6 +168,18 @@ _REPLAY = {
     f"{_OUT}": "--json replay.json",
     "version": "Use simclr --version.",
 }
+_ABLATE = {
+    "experiment ablation exp which": "--name {temperature}",
+    "all show experiments ls": "Use simclr ablate --list.",
+    "n_seeds num_seeds seed seed_everything repeats runs n": "--seeds {3}",
+    "workers num_workers parallel processes j n_jobs": "--jobs {2}",
+    "data dataset train_dir data_dir data_path root images_dir": "--images {photos}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _OUT.replace("out output ", "output "): "--out {ablations}",
+    "resume continue": "Leave it out: the same command given again goes on, and skips what is done.",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -179,6 +191,7 @@ HINTS = {
         ("check-data", _CHECK),
         ("export", _EXPORT),
         ("replay", _REPLAY),
+        ("ablate", _ABLATE),
     )
 }
 # Values under other programs' names.
@@ -231,6 +244,7 @@ COMMANDS = {
     "compare": "diff versus vs table leaderboard",
     "export": "convert onnx save dump freeze to_onnx",
     "replay": "rerun reproduce debug",
+    "ablate": "ablation ablations experiment experiments study papers findings",
     "check-data": "check scan verify doctor check_images verify_data validate_data",
 }
 

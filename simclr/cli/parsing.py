@@ -177,7 +177,7 @@ class Parser(LightningArgumentParser):
 
 
 def _epilog(command: str) -> str | None:
-    if command in ("report", "compare", "check-data", "export", "replay"):
+    if command in ("report", "compare", "check-data", "export", "replay", "ablate"):
         return None
     return f"Recipes for --config: {', '.join(recipes(recipes_of(command)))}."
 
