@@ -1,5 +1,6 @@
 """Runs the cells of an experiment: by the command line, each in a process and folder of its own, several at a time."""
 
+import itertools
 import json
 import os
 import queue
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,14 @@ class _Runner:
         try:
             # Those that begin with another cell's run come after it.
             for later in (False, True):
-                wanted = [(cell, seed) for cell in cells if (cell.start is not None) == later for seed in range(seeds)]
+                wanted = [cell for cell in cells if (cell.start is not None) == later]
+
+                def one(cell_and_seed: tuple[Cell, int]) -> tuple[tuple[str, int], Result]:
+                    return self._one(*cell_and_seed, results)
+
                 with ThreadPoolExecutor(self.place.jobs) as pool:
                     try:
-                        for key, result in pool.map(lambda one: self._one(*one, results), wanted):
+                        for key, result in pool.map(one, itertools.product(wanted, range(seeds))):
                             results[key] = result
                     except BaseException:
                         self._stop()
@@ -168,7 +173,7 @@ class _Runner:
             for process in self.running:
                 process.terminate()  # training saves and ends
 
-    def _one(self, cell: Cell, seed: int, results: Mapping) -> tuple[tuple[str, int], Result]:
+    def _one(self, cell: Cell, seed: int, results: Mapping[tuple[str, int], Result]) -> tuple[tuple[str, int], Result]:
         settings = settings_of(self.experiment, cell, seed, self.place)
         folder = folder_of(cell, seed, settings, self.place)
         found, reason = read_result(folder, settings)
@@ -179,7 +184,7 @@ class _Runner:
         if reason:
             self.say(f"again: {name}: {reason}")
         started = time.monotonic()
-        about = {"device": self.place.device, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        device, date = self.place.device, datetime.now(UTC).isoformat(timespec="seconds")
         try:
             if self.stopped:
                 raise _CellFailed("stopped")
@@ -188,9 +193,10 @@ class _Runner:
                 raise _CellFailed(f"it begins with {cell.start}, which failed")
             outcome = self._compute(cell, seed, settings, folder)
             seconds = round(time.monotonic() - started, 1)
-            result = Result(cell.name, seed, "done", **outcome, seconds=seconds, settings=settings, **about)
+            done = Result(cell.name, seed, "done", **outcome, seconds=seconds)
         except (_CellFailed, ValueError, OSError) as error:
-            result = Result(cell.name, seed, "failed", why=str(error), settings=settings, **about)
+            done = Result(cell.name, seed, "failed", why=str(error))
+        result = replace(done, settings=settings, device=device, date=date)
         if not self.stopped:
             write_result(result, folder)
             end = f"failed: {name}: {result.why}" if result.status == "failed" else f"done: {name}: {_numbers(result)}"

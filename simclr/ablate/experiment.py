@@ -100,7 +100,7 @@ class Experiment:
     cells: tuple[Cell, ...]
     metrics: dict[str, str]
     rule: dict[str, Any]
-    figure: dict[str, Any] = field(default_factory=dict)
+    figure: dict[str, Any] = field(default_factory=lambda: {"kind": "bars"})
     notes: str = ""
     full: bool = False
 
@@ -146,7 +146,7 @@ def read_experiment(path: Path, full: bool = False) -> Experiment:
         paper=tuple(paper),
         minutes=float(content["cost"]["minutes"]),
         measured=str(content["cost"].get("measured") or ""),
-        seeds=int(of_full.get("seeds", content.get("seeds", 1))),
+        seeds=int({**content, **of_full}.get("seeds", 1)),
         cells=tuple(cells),
         metrics=metrics,
         rule=dict(content["rule"]),

@@ -19,12 +19,14 @@ def figure_of(experiment: Experiment, results: Results) -> bytes:
     metric = experiment.figure.get("metric") or next(iter(experiment.metrics))
     ours = {cell.name: _values(cell.name, metric, results) for cell in experiment.cells}
     kind = experiment.figure["kind"]
-    tables = [t for t in experiment.paper if t.values and (t.metric in (None, metric) or kind == "curves")][:1]
+    tables = [t for t in experiment.paper if t.values and (t.metric in (None, metric) or kind == "curves")]
+    tables = [t for t in tables if t.metric == metric] or tables[:1]
+    of_paper = {name: [value] for table in tables for name, value in table.values.items()}
+    tables = tables[:1]  # those of one metric stand in one panel
     figure = Figure(figsize=(5.2 * (1 + len(tables)), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 1 + len(tables), squeeze=False)[0]
     for axes, table in zip(panels, tables, strict=False):
-        of_paper = {name: [value] for name, value in table.values.items()}
         if kind == "lines":
             _lines(axes, of_paper, experiment.figure)
         elif kind == "heatmap":
@@ -32,9 +34,10 @@ def figure_of(experiment: Experiment, results: Results) -> bytes:
         else:
             _bars(axes, of_paper, _PAPERS)
         axes.set_title(f"the paper: {table.name} [{table.mark}]", fontsize=9)
-        axes.set_ylabel(table.unit, fontsize=8)
+        (axes.set_ylabel if kind == "lines" else axes.set_xlabel)(table.unit, fontsize=8)
     axes = panels[-1]
-    axes.set_title(f"ours: {_short(experiment.metrics.get(metric, metric))}", fontsize=9)
+    what = experiment.figure.get("y") if kind == "curves" else experiment.metrics.get(metric)
+    axes.set_title(f"ours: {_short(what or metric)}", fontsize=9)
     if kind == "lines":
         _lines(axes, ours, experiment.figure)
     elif kind == "heatmap":

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from simclr import __version__
 from simclr.ablate.experiment import MARKS, Experiment, rule_in_words
@@ -31,7 +32,12 @@ def write_experiment(experiment: Experiment, results: Results, verdict: Verdict,
     write_atomically(out / "table.md", table.encode())
     write_atomically(out / "table.csv", as_csv(experiment, results).encode())
     write_atomically(out / "figure.png", figure_of(experiment, results))
-    record = {"experiment": experiment.name, "verdict": asdict(verdict), "rule": experiment.rule, "on": on}
+    record: dict[str, Any] = {
+        "experiment": experiment.name,
+        "verdict": asdict(verdict),
+        "rule": experiment.rule,
+        "on": on,
+    }
     record |= {"version": RESULT_VERSION, "simclr": __version__, "full": experiment.full}
     record |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     write_atomically(out / VERDICT, (json.dumps(record, indent=1) + "\n").encode())

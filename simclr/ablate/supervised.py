@@ -120,7 +120,7 @@ def train_classifier(
 
 def _begin(settings: Settings, images: Path | None, start: Path | None) -> tuple[Any, int, Any, Any, ImageData]:
     torch.manual_seed(settings.seed)
-    folders = {"train_dir": str(images / "train"), "test_dir": str(images / "test")} if images else {}
+    folders: dict[str, Any] = {"train_dir": str(images / "train"), "test_dir": str(images / "test")} if images else {}
     if start is not None:
         checkpoint = read_checkpoint(start)
         model = network_of(checkpoint)

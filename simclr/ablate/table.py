@@ -9,7 +9,7 @@ from simclr.ablate.verdict import Results
 
 
 def rows(experiment: Experiment, results: Results) -> list[dict[str, str]]:
-    """A row for each cell: mean and standard deviation of each metric over seeds, the paper's values, n, what failed."""
+    """A row for each cell: mean and standard deviation of each metric, the paper's values, n, what failed."""
     found = []
     for cell in experiment.cells:
         of_cell = [result for (name, _), result in results.items() if name == cell.name]

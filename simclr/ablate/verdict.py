@@ -87,7 +87,7 @@ def effect_of(weights: Weights, results: Results) -> Effect | None:
 
 def paired_t(sums: Sequence[float]) -> Effect:
     """The mean of two or more numbers, with its interval and p by Student's t."""
-    from scipy import stats  # it takes half a second
+    from scipy import stats  # type: ignore[import-untyped]  # it takes half a second to import
 
     n, mean = len(sums), math.fsum(sums) / len(sums)
     sd = math.sqrt(math.fsum((x - mean) ** 2 for x in sums) / (n - 1))

@@ -30,7 +30,7 @@ def ablate(argv: list[str] | None = None) -> None:
     config = guarded(lambda: ablate_parser().parse_args(args))
     known = recipes(KIND)
     if config.list:
-        print(listing([guarded(lambda path=path: read_experiment(path)) for path in known.values()]))
+        print(guarded(lambda: listing([read_experiment(path) for path in known.values()])))
         return
     if config.name is None:
         fail("which experiment? Use simclr ablate NAME; simclr ablate --list shows all.")
