@@ -3,7 +3,7 @@
 The networks are torchvision's, parameter names included; what torchvision has names for are B0 to B7 only.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
@@ -29,6 +29,7 @@ PHI = {
     6: (1.8, 2.6, 528, 0.5),
     7: (2.0, 3.1, 600, 0.5),
 }
+EFFICIENTNETS = tuple(f"efficientnet_b{phi}" for phi in PHI)  # torchvision's names
 
 
 def scaled_efficientnet(
@@ -51,10 +52,13 @@ def scaled_efficientnet(
         raise ValueError(f"stem={stem!r} is not one of imagenet, small.")
     stages = []
     for expansion, kernel, stride, channels_in, channels_out, layers in B0:
-        if stem == "small" and channels_in == 16:
-            stride = 1
         stages.append(MBConvConfig(expansion, kernel, stride, channels_in, channels_out, layers, width, depth))
     network = EfficientNet(stages, dropout=dropout)
-    if stem == "small":
-        network.features[0][0].stride = (1, 1)
+    return take_strides_out(network) if stem == "small" else network
+
+
+def take_strides_out(network: Any) -> nn.Module:
+    """An EfficientNet of torchvision whose first two halvings of the image are taken out, in place."""
+    first = next(m for m in network.features[2].modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2))
+    network.features[0][0].stride = first.stride = (1, 1)
     return network

@@ -30,6 +30,7 @@ from simclr.cli import main
 from simclr.cli.recipes import recipes
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.efficientnet import PHI, scaled_efficientnet
+from simclr.encoders import build_encoder
 from simclr.eval.predictions import packed
 from simclr.run_folder import RunFolder
 from simclr.training.method import find_method
@@ -226,11 +227,20 @@ def test_multipliers_give_torchvisions_networks_name_by_name(phi):
 
 
 def test_the_small_stem_leaves_a_map_and_changes_no_weight():
-    x = torch.zeros(1, 3, 32, 32)
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     small, usual = scaled_efficientnet(stem="small"), scaled_efficientnet()
     assert usual.eval().features(x).shape[-1] == 1
     assert small.eval().features(x).shape[-1] == 4
     small.load_state_dict(usual.state_dict())
+    encoder = build_encoder("efficientnet_b0", image_size=32, stem="small").eval()
+    assert encoder.features(x).shape[-1] == 4
+    encoder.load_state_dict({k: v for k, v in usual.state_dict().items() if not k.startswith("classifier")})
+    usual.classifier = torch.nn.Identity()
+    assert not torch.equal(encoder(x), usual(x))
+    with pytest.raises(ValueError, match="efficientnet_b0 has no width=2"):
+        build_encoder("efficientnet_b0", stem="small", width=2)
+    with pytest.raises(ValueError, match="efficientnet_b0 has no stem='small_stride2'"):
+        build_encoder("efficientnet_b0", stem="small_stride2")
     for bad in ({"width": 0}, {"depth": -1}, {"stem": "tiny"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             scaled_efficientnet(**bad)

@@ -60,7 +60,7 @@ def parsers() -> dict[str, Parser]:
 def options(text: str) -> list[str]:
     """The options that a hint names, with the value it gives each."""
     found = re.findall(r"--([a-z_]\w*(?:\.\w+)*)(?: (\[[^\]]*\]|[^\s,;:]+?))?(?=[.,;:]*(?:\s|$))", text)
-    return [f"--{key}={value}" for key, value in found if key not in ("version", "help")]
+    return [f"--{key}={value}" for key, value in found if key not in ("version", "help", "list")]
 
 
 TYPED = {
