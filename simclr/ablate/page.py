@@ -84,7 +84,8 @@ def write_index(out: Path) -> Path:
     lines = ["# What the papers found, run again", ""]
     lines += [
         "Each section states what a paper reports and what was measured here, by a rule that was published with the "
-        "experiment. *Held* and *reversed* are about these images and networks, not the paper's. Paper values: "
+        "experiment. *Held* and *reversed* are about these images and networks, not the paper's. With one seed "
+        "an interval is that of these images: another run may differ by more. Paper values: "
         f"{marks}.",
         "",
         "| experiment | verdict | effect | n | date |",
