@@ -62,6 +62,7 @@ REFERENCE = {
             ),
             *("dashboard.Dashboard", "loggers", "wandb_run", "diagnosis"),
             *("nonfinite.watch", "nonfinite.dump", "nonfinite.replay", "report", "compare.rows", "profile"),
+            *("ablate.experiment", "ablate.cells", "ablate.verdict", "efficientnet"),
         ],
     ),
 }

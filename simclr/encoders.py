@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from simclr.efficientnet import EFFICIENTNETS, take_strides_out
 from simclr.image_sizes import build_for_size, warn_of_unsuitable_stem
 from simclr.model_zoo import build_timm, build_torchvision, timm_knows, torchvision_names, unknown_encoder
 from simclr.resnet import DEPTHS, Norm, ResNet, Shortcut, guard_projections
@@ -43,13 +44,13 @@ def build_encoder(
         shortcut: "A", "B", "C" of He et al. 2015, or "none" for a plain network. The CIFAR networks were published
             with "A", those for ImageNet with "B".
         zero_init: start every residual branch at zero, as google-research/simclr does.
-        norm: "batch", or "none" for convolutions with a bias and no BN. Like the three before it and stem, it is for
-            the ResNets named above; other models take the default only.
+        norm: "batch", or "none" for convolutions with a bias and no BN. Like the three before it and stem, but for the
+            "small" of an EfficientNet (two halvings of the image fewer), it is for the ResNets named above.
     Returns:
         The module, on the default device, in training mode; its attribute `feature_dim` is F.
     Raises:
-        ValueError: for a name that nobody knows (with the nearest that are known), an option that the model does not
-            have, a value out of its range, or images of a size that the model cannot take.
+        ValueError: for a name that nobody knows, an option that the model does not have, a value out of its range, or
+            images of a size that the model cannot take.
     Warns:
         UserWarning: if an explicit stem does not suit image_size.
     """
@@ -66,9 +67,10 @@ def build_encoder(
     build = build_torchvision if name in torchvision_names() else build_timm if timm_knows(name) else None
     if build is None:
         raise ValueError(unknown_encoder(name, encoder_names()))
-    refuse_resnet_options(name, resnet_options)
+    small = name in EFFICIENTNETS and stem == "small"
+    refuse_resnet_options(name, resnet_options | ({"stem": "auto"} if small else {}))
     encoder = build(name, None) if image_size is None else build_for_size(build, name, image_size)
-    return guard_projections(encoder)  # against a fault of some convolutions on CPUs
+    return guard_projections(take_strides_out(encoder) if small else encoder)  # CPUs: see there
 
 
 def encoder_names() -> list[str]:

@@ -26,7 +26,7 @@ def tiny_byol(**settings) -> BYOL:
 
 
 def dumb_loss(online: list[Tensor], target: list[Tensor]) -> Tensor:
-    """Equation 2 of the paper, image by image, of both views: online[v][i] is a prediction, target[v][i] a projection."""
+    """Equation 2 of the paper, image by image: online[v][i] is a prediction, target[v][i] a projection, of view v."""
     total = online[0].new_zeros(())
     for i in range(len(online[0])):
         for v, w in ((0, 1), (1, 0)):

@@ -17,6 +17,7 @@ from simclr.run_folder import RunFolder
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMMANDS = {"pretrain": "python train.py", "linear_eval": "python linear_eval.py", "sweeps": "wandb sweep"}
+COMMANDS["ablations"] = "simclr ablate"
 
 
 def named(path: Path) -> str:

@@ -210,8 +210,8 @@ def test_a_name_like_no_other_is_answered_with_where_to_look():
 def test_resnet_options_are_refused_by_other_models_by_name(name):
     with pytest.raises(ValueError, match=f"{name} has no width=2, shortcut='A', norm='none'. .* resnet8, resnet18"):
         build_encoder(name, width=2, shortcut="A", norm="none")
-    with pytest.raises(ValueError, match=f"{name} has no stem='small', zero_init=False"):
-        build_encoder(name, stem="small", zero_init=False)
+    with pytest.raises(ValueError, match=f"{name} has no stem='small_stride2', zero_init=False"):
+        build_encoder(name, stem="small_stride2", zero_init=False)
 
 
 def test_image_size_must_be_positive():

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import COMMANDS, hints, main
+from simclr.cli.ablate import ablate_parser
 from simclr.cli.check_data import check_data_parser
 from simclr.cli.compare import compare_parser
 from simclr.cli.duplicates import duplicates_parser
@@ -54,6 +55,7 @@ def parsers() -> dict[str, Parser]:
     built |= {"eval": eval_parser(), "verify": verify_parser()}
     built |= {"embed": embed_parser(), "search": search_parser(), "duplicates": duplicates_parser()}
     built |= {"fit": fit_parser(), "predict": predict_parser()}
+    built["ablate"] = ablate_parser()
 
     def stop(cli: TrainCLI) -> None:
         built["train"] = built["profile"] = cli.parser
@@ -69,7 +71,7 @@ def parsers() -> dict[str, Parser]:
 def options(text: str) -> list[str]:
     """The options that a hint names, with the value it gives each."""
     found = re.findall(r"--([a-z_]\w*(?:\.\w+)*)(?: (\[[^\]]*\]|[^\s,;:]+?))?(?=[.,;:]*(?:\s|$))", text)
-    return [f"--{key}={value}" for key, value in found if key not in ("version", "help")]
+    return [f"--{key}={value}" for key, value in found if key not in ("version", "help", "list")]
 
 
 TYPED = {
@@ -164,8 +166,8 @@ TYPED = {
     "pretrain photos": "Did you mean train?",
     "pretrain": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, eval, verify, report, profile, compare, export, embed, "
-    "search, duplicates, fit, predict, check-data, replay.",
+    "--epochs 10": "Begin with simclr train, linear-eval, eval, verify, report, profile, compare, ablate, export, "
+    "embed, search, duplicates, fit, predict, check-data, replay.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -230,6 +232,20 @@ TYPED = {
     "train --terminate_on_nan true": "a loss or gradient that is not finite stops the run.",
     "train --on_nonfinite ignore": "on_nonfinite=ignore is not one of stop, skip.",
     "reproduce empty": "Did you mean replay?",
+    "ablate": "which experiment? Use simclr ablate NAME; simclr ablate --list shows all.",
+    "ablate temprature": "unknown experiment temprature. Did you mean temperature?",
+    "ablate colour-strength": "Did you mean color-strength?",
+    "ablate head losses": "ablate runs one experiment at a time, not head, losses.",
+    "ablate head --seed 3": "Use --seeds 3.",
+    "ablate head --num_workers 2": "Use --jobs 2.",
+    "ablate head --data photos": "Use --images photos.",
+    "ablate head --seeds 0": "seeds=0 is not 1 or more.",
+    "ablate head --jobs 0": "jobs=0 is not 1 or more.",
+    "ablate head --full": "full needs real images. Add --images FOLDER",
+    "ablate head --images photos": "images=photos has no folder train.",
+    "ablate head --resume": "the same command given again goes on",
+    "ablate my.yaml": "my.yaml is no experiment",
+    "ablation": "Did you mean ablate?",
     "compare photos empty": "photos: is not a run, and holds none; empty: is not a run",
 }
 
@@ -327,19 +343,24 @@ def test_a_folder_by_itself_is_the_one_a_command_is_for(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "linear-eval", "report", "profile", "check-data", "replay", "eval", "verify"]
+    "command", ["train", "linear-eval", "report", "profile", "check-data", "replay", "eval", "verify", "ablate"]
 )
 def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    place = {"linear-eval": "RUN", "report": "RUN", "replay": "DUMP", "eval": "RUN", "verify": "RUN"}.get(
-        command, "FOLDER"
-    )
+    place = {
+        "linear-eval": "RUN",
+        "report": "RUN",
+        "replay": "DUMP",
+        "eval": "RUN",
+        "verify": "RUN",
+        "ablate": "NAME",
+    }.get(command, "FOLDER")
     assert said.startswith(f"usage: simclr {command} [{place}] [options]\n")
     kind = "linear_eval" if command == "linear-eval" else "pretrain"
-    assert command in ("report", "check-data", "replay", "eval", "verify") or all(
+    assert command in ("report", "check-data", "replay", "eval", "verify", "ablate") or all(
         name in said for name in recipes(kind)
     )
 

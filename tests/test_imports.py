@@ -15,7 +15,8 @@ LAYERS = [
     ["allocator", "container"],
     ["contrast"],
     ["views"],
-    ["augment", "losses", "heads", "resnet", "image_sizes", "model_zoo", "encoders", "optim", "run_length", "pyramid"],
+    ["augment", "losses", "heads", "resnet", "efficientnet", "image_sizes", "model_zoo", "encoders", "optim"],
+    ["run_length", "pyramid"],
     ["data"],
     ["inputs", "intact"],
     ["module", "byol", "checkpoint", "starting_weights", "continuation", "training", "export"],
@@ -26,6 +27,7 @@ LAYERS = [
     ["callbacks", "diagnosis", "step_figures", "loggers", "wandb_run", "provenance", "run_folder", "profile"],
     ["report", "pace", "progress"],
     ["compare", "dashboard", "evaluation_figures"],
+    ["ablate"],
     ["cli"],
 ]
 HEAVY = {
@@ -38,6 +40,7 @@ HEAVY = {
     "onnxruntime",
     "litdata",
     "pyarrow",
+    "scipy",
 }  # imported where they are used
 
 

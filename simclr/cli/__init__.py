@@ -51,6 +51,11 @@ COMMANDS = {
         "compare",
         "Show runs beside each other: settings, results, curves. See `simclr compare --help`.",
     ),
+    "ablate": (
+        "simclr.cli.ablate",
+        "ablate",
+        "Run a paper's finding again, and say whether it held. See `simclr ablate --help`.",
+    ),
     "export": (
         "simclr.cli.export",
         "export",

@@ -9,7 +9,7 @@ from simclr.cli.recipes import recipes
 from simclr.paths import expanded
 
 OPTION = {"train": "data.train_dir", "profile": "data.train_dir", "linear-eval": "checkpoint", "report": "run_dir"}
-OPTION |= {"compare": "runs", "check-data": "train_dir", "export": "encoder", "replay": "dump"}
+OPTION |= {"compare": "runs", "check-data": "train_dir", "export": "encoder", "replay": "dump", "ablate": "name"}
 OPTION |= {"eval": "checkpoint", "verify": "run"}
 PLACE = {"train": "FOLDER", "profile": "FOLDER", "linear-eval": "RUN", "report": "RUN"}  # what help calls it
 PLACE |= {
@@ -17,6 +17,7 @@ PLACE |= {
     "check-data": "FOLDER",
     "export": "RUN",
     "replay": "DUMP",
+    "ablate": "NAME",
     "eval": "RUN",
     "verify": "RUN",
 }
@@ -25,7 +26,7 @@ OPTION |= {"fit": "encoder", "predict": "images"}
 PLACE |= {"embed": "FOLDER", "search": "IMAGE", "duplicates": "FOLDER"}
 PLACE |= {"fit": "RUN", "predict": "IMAGE IMAGE ..."}
 _SEVERAL = ("compare", "predict")  # take more than one
-_ALONE = ("-h", "--help", "--print_config", "--text")  # options that take no value of their own
+_ALONE = ("-h", "--help", "--print_config", "--text", "--list", "--full")  # options that take no value of their own
 _SETS = ("cifar10", "cifar100", "stl10", "imagenet")
 
 
@@ -45,6 +46,8 @@ def with_folder(args: list[str], command: str) -> list[str]:
     if more and command not in _SEVERAL:
         takes_test = option.endswith("train_dir")
         test = f" For test images: --{option.replace('train', 'test')} {more[0]}." if takes_test else ""
+        if command == "ablate":
+            raise ValueError(f"ablate runs one experiment at a time, not {', '.join((first, *more))}.")
         raise ValueError(f"{command} takes one folder, not {', '.join((first, *more))}.{test}")
     if any(arg.partition("=")[0] == f"--{option}" for arg in args):
         raise ValueError(f"{first} is given beside --{option}, which means the same. Give one of them.")
@@ -62,7 +65,7 @@ def _refuse_other(args: list[str], i: int, command: str) -> None:
     """Refuse what stands by itself and is no folder, if it can be told what it was meant for."""
     word = args[i]
     path = expanded(word)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml") and command != "ablate":
         raise ValueError(f"{word} is a file of settings. Use --config {word}.")
     if command in ("train", "profile"):
         if path.suffix == ".ckpt" or (path / LAST).is_file():

@@ -261,6 +261,18 @@ _PREDICT = {
     _WORKERS: "--workers {4}",
     "version": "Use simclr --version.",
 }
+_ABLATE = {
+    "experiment ablation exp which": "--name {temperature}",
+    "all show experiments ls": "Use simclr ablate --list.",
+    "n_seeds num_seeds seed seed_everything repeats runs n": "--seeds {3}",
+    "workers num_workers parallel processes j n_jobs": "--jobs {2}",
+    "data dataset train_dir data_dir data_path root images_dir": "--images {photos}",
+    _GPU: "--device cuda",
+    _CPU: "--device cpu",
+    _OUT.replace("out output ", "output "): "--out {ablations}",
+    "resume continue": "Leave it out: the same command given again goes on, and skips what is done.",
+    "version": "Use simclr --version.",
+}
 HINTS = {
     command: {name: text for names, text in table.items() for name in names.split()}
     for command, table in (
@@ -279,6 +291,7 @@ HINTS = {
         ("duplicates", _DUPLICATES),
         ("fit", _FIT),
         ("predict", _PREDICT),
+        ("ablate", _ABLATE),
     )
 }
 # Values under other programs' names.
@@ -351,6 +364,7 @@ COMMANDS = {
     "predict": "classify label inference_images",
     "duplicates": "dedup deduplicate duplicate dupes copies near_duplicates",
     "embed": "features extract embeddings extract_features encode infer inference",
+    "ablate": "ablation ablations experiment experiments study papers findings",
 }
 
 

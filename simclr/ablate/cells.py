@@ -1,0 +1,286 @@
+"""Runs the cells of an experiment: by the command line, each in a process and folder of its own, several at a time."""
+
+import itertools
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from simclr.ablate.counts import count
+from simclr.ablate.experiment import Cell, Experiment
+from simclr.ablate.responses import responses_at_start
+from simclr.ablate.results import Result, read_result, write_result
+from simclr.files import hold
+
+OUTCOME = "outcome.json"  # in a cell's folder: what the last of its programs has measured
+LOG = "log.txt"  # and what all of them have said
+_BUILT_IN_IMAGES = 8192  # which the epochs of the default form are meant for
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and on what cells are computed.
+
+    Attributes:
+        out: folder of the experiment.
+        device: "cpu" or "cuda".
+        images: folder with `train` and `test`, or None for the built-in images.
+        training_images: how many lie in it.
+        jobs: cells at a time.
+        gpus: that they are spread over.
+    """
+
+    out: Path
+    device: str = "cpu"
+    images: Path | None = None
+    training_images: int = _BUILT_IN_IMAGES
+    jobs: int = 1
+    gpus: int = 0
+
+
+def run_cells(
+    experiment: Experiment, seeds: int, place: Place, say: Callable[[str], None] = print
+) -> dict[tuple[str, int], Result]:
+    """Compute what is not there yet.
+
+    A cell that is done, with these settings and by this version, is skipped. One that was stopped goes on. One that
+    fails is named, and the others are computed.
+
+    Args:
+        experiment: whose cells.
+        seeds: 0 .. seeds - 1, of each cell.
+        place: see `Place`.
+        say: is told what goes on, a line at a time.
+    Returns:
+        The results by cell and seed, failures among them.
+    Raises:
+        ValueError: if another process computes the same experiment in this folder.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, once the processes of the cells have ended.
+    """
+    place.out.mkdir(parents=True, exist_ok=True)
+    release = hold(place.out)
+    try:
+        return _Runner(experiment, place, say).run(seeds)
+    finally:
+        release()
+
+
+def settings_of(experiment: Experiment, cell: Cell, seed: int, place: Place) -> dict[str, Any]:
+    """All that decides a cell's numbers, as its result records it."""
+    settings = dict(cell.settings)
+    epochs = settings.get("trainer.max_epochs")
+    if place.images is not None and not experiment.full and epochs is not None:
+        # As many views as of the built-in images.
+        settings["trainer.max_epochs"] = max(1, round(epochs * _BUILT_IN_IMAGES / place.training_images))
+    source = {} if place.images is None else {"images": str(place.images)}
+    settings |= {"work": cell.work, "recipe": cell.recipe, "seed": seed, **source}
+    if cell.start is not None:
+        settings["start"] = settings_of(experiment, experiment.cell(cell.start), seed, place)
+    return settings
+
+
+def folder_of(cell: Cell, seed: int, settings: Mapping[str, Any], place: Place) -> Path:
+    """Of a cell and seed. Other settings have another folder, so that no run goes on with settings not its own."""
+    name = re.sub(r"[^\w.=+-]+", "-", cell.name)
+    digest = _digest(settings)
+    return place.out / "cells" / name / f"seed-{seed}-{digest}"
+
+
+def train_command(cell: Cell, seed: int, run: Path, settings: Mapping[str, Any], place: Place) -> list[str]:
+    """The command line that pretrains a cell, and goes on with it when given again."""
+    flags = {k: v for k, v in settings.items() if "." in k and not k.startswith("probe.")} | method_of(settings)
+    command = [
+        sys.executable,
+        "-m",
+        "simclr",
+        "train",
+        f"--run_dir={run}",
+        "--resume=auto",
+        f"--seed_everything={seed}",
+    ]
+    if cell.recipe:
+        command += [f"--config={cell.recipe}"]
+    command += [f"--{key}={as_flag(value)}" for key, value in flags.items()]
+    if place.images is not None:
+        command += ["--data.source=folder", f"--data.train_dir={place.images / 'train'}"]
+        command += [f"--data.test_dir={place.images / 'test'}"]
+    accelerator = "cpu" if place.device == "cpu" else "gpu"
+    return [*command, f"--trainer.accelerator={accelerator}", "--trainer.devices=1"]
+
+
+def method_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `simclr train` without a group that a cell may have."""
+    return {key: settings[key] for key in ("method", "minutes") if key in settings}
+
+
+def as_flag(value: Any) -> str:
+    """A value of YAML as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class _Runner:
+    def __init__(self, experiment: Experiment, place: Place, say: Callable[[str], None]):
+        self.experiment, self.place, self.say = experiment, place, say
+        self.running: set[subprocess.Popen] = set()
+        self.lock, self.here = threading.Lock(), threading.Lock()
+        self.stopped = False
+        self.slots: queue.Queue[int] = queue.Queue()
+        for slot in range(place.jobs):
+            self.slots.put(slot)
+
+    def run(self, seeds: int) -> dict[tuple[str, int], Result]:
+        cells = self.experiment.cells
+        results: dict[tuple[str, int], Result] = {}
+        previous = signal.getsignal(signal.SIGTERM)
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main:
+            signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            # Those that begin with another cell's run come after it.
+            for later in (False, True):
+                wanted = [cell for cell in cells if (cell.start is not None) == later]
+
+                def one(cell_and_seed: tuple[Cell, int]) -> tuple[tuple[str, int], Result]:
+                    return self._one(*cell_and_seed, results)
+
+                with ThreadPoolExecutor(self.place.jobs) as pool:
+                    try:
+                        for key, result in pool.map(one, itertools.product(wanted, range(seeds))):
+                            results[key] = result
+                    except BaseException:
+                        self._stop()
+                        pool.shutdown(cancel_futures=True)
+                        raise
+        finally:
+            if in_main:
+                signal.signal(signal.SIGTERM, previous)
+        return results
+
+    def _stop(self) -> None:
+        self.stopped = True
+        with self.lock:
+            for process in self.running:
+                process.terminate()  # training saves and ends
+
+    def _one(self, cell: Cell, seed: int, results: Mapping[tuple[str, int], Result]) -> tuple[tuple[str, int], Result]:
+        settings = settings_of(self.experiment, cell, seed, self.place)
+        folder = folder_of(cell, seed, settings, self.place)
+        found, reason = read_result(folder, settings)
+        name = f"{cell.name}, seed {seed}"
+        if found is not None:
+            self.say(f"skipped: {name}: done")
+            return (cell.name, seed), found
+        if reason:
+            self.say(f"again: {name}: {reason}")
+        started = time.monotonic()
+        device, date = self.place.device, datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            if self.stopped:
+                raise _CellFailed("stopped")
+            start = results.get((cell.start, seed)) if cell.start else None
+            if start is not None and start.status != "done":
+                raise _CellFailed(f"it begins with {cell.start}, which failed")
+            outcome = self._compute(cell, seed, settings, folder)
+            seconds = round(time.monotonic() - started, 1)
+            done = Result(cell.name, seed, "done", **outcome, seconds=seconds)
+        except (_CellFailed, ValueError, OSError) as error:
+            done = Result(cell.name, seed, "failed", why=str(error))
+        result = replace(done, settings=settings, device=device, date=date)
+        if not self.stopped:
+            write_result(result, folder)
+            end = f"failed: {name}: {result.why}" if result.status == "failed" else f"done: {name}: {_numbers(result)}"
+            self.say(end)
+        return (cell.name, seed), result
+
+    def _compute(self, cell: Cell, seed: int, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+        if cell.work in ("counts", "responses"):
+            with self.here:  # one at a time: torch's random numbers are one stream for all threads
+                if cell.work == "counts":
+                    return {"metrics": count(**cell.settings)}
+                metrics, curves = responses_at_start(**cell.settings, seed=seed)
+                return {"metrics": metrics, "curves": curves}
+        folder.mkdir(parents=True, exist_ok=True)
+        slot = self.slots.get()
+        try:
+            for command in self.commands(cell, seed, settings, folder):
+                self._process(command, folder, slot)
+        finally:
+            self.slots.put(slot)
+        return json.loads((folder / OUTCOME).read_text())
+
+    def commands(self, cell: Cell, seed: int, settings: dict[str, Any], folder: Path) -> list[list[str]]:
+        """The programs of a cell, one after another; the last writes OUTCOME."""
+        start = []
+        if cell.start is not None:
+            first = self.experiment.cell(cell.start)
+            start = [f"--start={folder_of(first, seed, settings['start'], self.place) / 'run'}"]
+        of_program = [f"--out={folder / OUTCOME}", f"--device={self.place.device}", *start]
+        if cell.work == "supervised":
+            images = [] if self.place.images is None else [f"--images={self.place.images}"]
+            given = f"--settings={json.dumps({**cell.settings, 'seed': seed})}"
+            return [[sys.executable, "-m", "simclr.ablate.supervised", *of_program, *images, given]]
+        if cell.start is not None:  # measured in another way, not trained again
+            run = folder_of(self.experiment.cell(cell.start), seed, settings["start"], self.place) / "run"
+        else:
+            run = folder / "run"
+        probe = {key.removeprefix("probe."): v for key, v in settings.items() if key.startswith("probe.")}
+        measure = [sys.executable, "-m", "simclr.ablate.probes", f"--run={run}", *of_program]
+        measure += [f"--settings={json.dumps(probe)}"]
+        train = [] if cell.start is not None else [train_command(cell, seed, run, settings, self.place)]
+        return [*train, measure]
+
+    def _process(self, command: list[str], folder: Path, slot: int) -> None:
+        environment = dict(os.environ)
+        if self.place.gpus:
+            devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.place.gpus)))).split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        elif self.place.jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", "1")
+        with (folder / LOG).open("ab") as log:
+            begun = log.tell()
+            with self.lock:
+                if self.stopped:
+                    raise _CellFailed("stopped")
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+                )
+                self.running.add(process)
+            try:
+                code = process.wait()
+            finally:
+                with self.lock:
+                    self.running.discard(process)
+        if code:
+            said = (folder / LOG).read_bytes()[begun:].decode(errors="replace").strip().splitlines()
+            errors = [line.partition("error: ")[2] for line in said if line.startswith("error: ")]
+            raise _CellFailed((errors or said or [f"exit code {code}"])[-1])
+
+
+class _CellFailed(Exception):
+    """With the reason, a line."""
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _numbers(result: Result) -> str:
+    shown = list(result.metrics.items())[:3]
+    return f"{', '.join(f'{name} {value:.2f}' for name, value in shown)} ({result.seconds:.0f} s)"
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,135 @@
+"""`simclr ablate`: the findings of papers, run again."""
+
+import os
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+import torch
+
+from simclr.ablate.cells import Place, run_cells
+from simclr.ablate.experiment import Experiment, find, read_experiment, rule_in_words
+from simclr.ablate.page import write_experiment, write_index
+from simclr.ablate.verdict import judge
+from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.parsing import Parser, device_named
+from simclr.cli.recipes import recipes
+from simclr.container import cores
+from simclr.data.sources import list_folder
+from simclr.paths import expanded
+
+KIND = "ablations"  # the folder of `configs` that holds the experiments
+
+
+@in_a_line
+def ablate(argv: list[str] | None = None) -> None:
+    """Run a paper's finding again and say whether it held. See `simclr ablate --help`."""
+    quiet()
+    args = sys.argv[1:] if argv is None else argv
+    config = guarded(lambda: ablate_parser().parse_args(args))
+    known = recipes(KIND)
+    if config.list:
+        print(guarded(lambda: listing([read_experiment(path) for path in known.values()])))
+        return
+    if config.name is None:
+        fail("which experiment? Use simclr ablate NAME; simclr ablate --list shows all.")
+    experiment = guarded(lambda: read_experiment(find(config.name, known), config.full))
+    seeds = experiment.seeds if config.seeds is None else config.seeds
+    if seeds < 1:
+        fail(f"seeds={seeds} is not 1 or more.")
+    if config.jobs is not None and config.jobs < 1:
+        fail(f"jobs={config.jobs} is not 1 or more.")
+    trains = any(cell.work in ("pretrain", "supervised") for cell in experiment.cells)
+    if config.full and trains and config.images is None:
+        fail("full needs real images. Add --images FOLDER, which holds train and test with a folder for each class.")
+    device = guarded(lambda: device_named(config.device)) if trains else "cpu"
+    out = expanded(config.out)
+    place = guarded(lambda: place_of(out / experiment.name, device, config.images, config.jobs))
+    print(f"{experiment.name}: {experiment.question}")
+    runs = f"{len(experiment.cells)} cells, {seeds} seed{'s' if seeds > 1 else ''} each, {place.jobs} at a time"
+    print(f"{runs}, {about(place, trains)}", flush=True)
+    try:
+        results = guarded(lambda: run_cells(experiment, seeds, place, lambda text: print(text, flush=True)))
+    except KeyboardInterrupt:
+        fail("stopped. Give the same command again to go on.", INTERRUPTED)
+    verdict = judge(experiment, results)
+    write_experiment(experiment, results, verdict, place.out, about(place, trains))
+    index = write_index(out)
+    print((place.out / "table.md").read_text())
+    print(f"rule: {rule_in_words(experiment.rule)}")
+    print(f"{verdict.word}: {verdict.sentence}")
+    print(f"written to {place.out} (table.md, table.csv, figure.png, verdict.json) and {index}")
+    failed = [f"{result.cell}, seed {result.seed}" for result in results.values() if result.status == "failed"]
+    if failed:
+        fail(f"{len(failed)} of {len(results)} cells failed: {'; '.join(failed)}. The table says why.", FAILED)
+
+
+def ablate_parser() -> Parser:
+    """The settings of an experiment."""
+    parser = Parser(command="ablate", description="Run a paper's finding again: table, figure, and whether it held.")
+    parser.add_argument(
+        "--name", type=str | None, default=None, help="An experiment, or a file of one's own; NAME, by itself."
+    )
+    parser.add_argument("--list", action="store_true", help="Show all experiments: question, paper, rule, cost.")
+    parser.add_argument("--full", action="store_true", help="The form for GPUs: all cells, real sizes. Needs --images.")
+    parser.add_argument(
+        "--seeds", type=int | None, default=None, help="Runs of each cell. By default the experiment's."
+    )
+    parser.add_argument("--device", type=str, default="auto", help="Where to train: auto, cpu, cuda.")
+    parser.add_argument(
+        "--images",
+        type=str | None,
+        default=None,
+        help="A folder with train and test, a folder for each class in both. By default the built-in shapes.",
+    )
+    parser.add_argument("--out", type=str, default="ablations", help="Folder of all experiments and their page.")
+    parser.add_argument("--jobs", type=int | None, default=None, help="Cells at a time. By default one a GPU or core.")
+    return parser
+
+
+def place_of(out: Path, device: str, images: str | None, jobs: int | None) -> Place:
+    """Where an experiment runs.
+
+    Raises:
+        ValueError: if there are no images where they were said to be.
+    """
+    gpus = torch.accelerator.device_count() if device != "cpu" else 0
+    jobs = jobs or (max(1, gpus) if device != "cpu" else min(cores(), 4))
+    if images is None:
+        return Place(out, device, jobs=jobs, gpus=gpus)
+    folder = expanded(images).absolute()
+    for part in ("train", "test"):
+        if not (folder / part).is_dir():
+            raise ValueError(f"images={images} has no folder {part}. It needs train and test, with a folder a class.")
+    count = len(list_folder(str(folder / "train"), "images").paths)
+    return Place(out, device, folder, count, jobs, gpus)
+
+
+def about(place: Place, trains: bool) -> str:
+    """Images and device, for people."""
+    if not trains:
+        return "no training: computed here, the same everywhere"
+    images = (
+        "the built-in shapes" if place.images is None else f"{place.training_images:,} images of {place.images.name}"
+    )
+    where = f"{os.uname().machine} CPU, {cores()} cores" if place.device == "cpu" else torch.cuda.get_device_name()
+    return f"{images}, {where}"
+
+
+def listing(experiments: list[Experiment]) -> str:
+    """Every experiment, for a terminal."""
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    blocks = []
+    for experiment in experiments:
+        papers = dict.fromkeys(f"{table.source} [{table.mark}]" for table in experiment.paper)
+        measured = f"measured: {experiment.measured}" if experiment.measured else "expected, not yet measured"
+        cost = f"{experiment.minutes:g} min on two cores ({measured}); {len(experiment.cells)} cells"
+        cost += f", {experiment.seeds} seed{'s' if experiment.seeds > 1 else ''}"
+        said = {"question": experiment.question, "paper": "; ".join(papers)}
+        said |= {"rule": f"held if {rule_in_words(experiment.rule)}", "cost": cost}
+        lines = [experiment.name]
+        for name, text in said.items():
+            lines += textwrap.wrap(f"{name}: {text}", width, initial_indent="  ", subsequent_indent="    ")
+        blocks.append("\n".join(lines))
+    return "\n".join([*blocks, f"{len(blocks)} experiments. Run one: simclr ablate NAME."])

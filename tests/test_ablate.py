@@ -1,0 +1,538 @@
+"""simclr ablate: the files of experiments, verdicts against cases by hand, cells that are killed, skipped and fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from simclr.ablate import cells as engine
+from simclr.ablate.cells import Place, as_flag, folder_of, run_cells, settings_of, train_command
+from simclr.ablate.counts import count
+from simclr.ablate.experiment import MARKS, Cell, Experiment, PaperTable, find, read_experiment, rule_in_words
+from simclr.ablate.figure import figure_of
+from simclr.ablate.page import write_experiment, write_index
+from simclr.ablate.probes import ProbeSettings, last_figures
+from simclr.ablate.responses import responses_at_start
+from simclr.ablate.results import RESULT, Result
+from simclr.ablate.supervised import Settings, rate, train_classifier
+from simclr.ablate.table import as_csv, as_markdown
+from simclr.ablate.verdict import Effect, agrees, effect_of, judge, paired_t, word_of
+from simclr.cli import main
+from simclr.cli.recipes import recipes
+from simclr.cli.train import TrainCLI, parse_and_build
+from simclr.efficientnet import PHI, scaled_efficientnet
+from simclr.encoders import build_encoder
+from simclr.eval.predictions import packed
+from simclr.run_folder import RunFolder
+from simclr.training.method import find_method
+from strict.sitecustomize import environment
+
+FILES = recipes("ablations")
+TINY = {"model.image_size": 16, "model.width": 0.25, "model.projection_dim": 16, "data.shapes_train": 64}
+TINY |= {"data.shapes_test": 32, "data.batch_size": 16, "trainer.max_epochs": 2, "knn.every_n_epochs": 0}
+TINY |= {"quality.every_n_epochs": 0, "dashboard.every_n_epochs": 0}
+
+
+def experiment(rule: dict, cells: tuple[str, ...] = ("a", "b"), **more) -> Experiment:
+    paper = (PaperTable("Table 1", "Someone 2020", "S", {"a": 2.0}, printed={"a": "2.0"}),)
+    made = tuple(Cell(name, "pretrain", "shapes_resnet8", {}) for name in cells)
+    named = {"name": "made", "title": "Made", "question": "Is it?", "paper": paper, "minutes": 1.0, "measured": ""}
+    return Experiment(**{**named, "seeds": 1, "cells": made, "metrics": {"m": "%"}, "rule": rule, **more})
+
+
+def numbers(**values: list[float]) -> dict[tuple[str, int], Result]:
+    """Results by cell, one number a seed."""
+    return {
+        (cell, seed): Result(cell, seed, "done", {"m": value})
+        for cell, given in values.items()
+        for seed, value in enumerate(given)
+    }
+
+
+def images(cell: str, hits: list[int]) -> Result:
+    shared = {"metrics": {"m": 100 * sum(hits) / len(hits)}, "images": {"m": "same"}}
+    return Result(cell, 0, "done", per_image={"m": packed(torch.tensor(hits))}, **shared)
+
+
+# The files
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("full", [False, True])
+def test_an_experiment_is_read_and_every_paper_value_has_a_source_and_a_mark(name, full):
+    read = read_experiment(FILES[name], full)
+    assert read.name == name
+    assert all(table.source and table.mark in MARKS for table in read.paper)
+    assert all(table.values or table.says for table in read.paper)
+    assert read.minutes <= 10
+    assert rule_in_words(read.rule)
+    for series in read.figure.get("series", {}).values():
+        known = {cell.name for cell in read.cells} | {name for table in read.paper for name in table.values}
+        assert {str(cell) for cell in series.values()} <= known
+
+
+def test_there_are_eighteen_or_more():
+    assert len(FILES) >= 18
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"paper": [{"name": "T", "mark": "S", "values": {"a": 1}}]}, r"paper table 1 \(T\) has no source"),
+        ({"paper": [{"name": "T", "source": "x", "values": {"a": 1}}]}, "has no mark"),
+        ({"paper": [{"name": "T", "source": "x", "mark": "heard", "values": {"a": 1}}]}, "mark=heard is not one of S"),
+        ({"paper": [{"name": "T", "source": "x", "mark": "S"}]}, "has neither values nor says"),
+        ({"paper": [{"name": "T", "source": "x", "mark": "S", "values": {"a": "much"}}]}, "a is no number"),
+        ({"rule": {"kind": "difference", "a": "a", "b": "c", "margin": 1}}, "names the cell c, which is not there"),
+        ({"rule": {"kind": "difference", "a": "a", "b": "b"}}, "rule difference has no margin"),
+        ({"rule": {"kind": "guess"}}, "rule.kind is not one of"),
+        ({"colour": 1}, "unknown key colour"),
+        ({"question": None}, "question is missing"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused(change, message, tmp_path):
+    content = {"title": "T", "question": "Q?", "work": "pretrain", "cost": {"minutes": 1}, "cells": {"a": {}, "b": {}}}
+    content |= {"paper": [{"name": "T", "source": "x", "mark": "S", "values": {"a": 1}}], "metrics": {"m": "%"}}
+    content |= {"rule": {"kind": "difference", "a": "a", "b": "b", "margin": 1}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    assert read_experiment(tmp_path / "own.yaml").cells[1].name == "b"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**content, **change}))
+    with pytest.raises(ValueError, match=message):
+        read_experiment(tmp_path / "own.yaml")
+
+
+@pytest.fixture(scope="module")
+def parse():
+    """What `simclr train` makes of arguments, without building anything."""
+
+    class Parsed(Exception):
+        pass
+
+    read = {}
+
+    def stop(cli):
+        read.clear()
+        read.update(method=cli.config.method, model=cli.config.model.as_dict(), data=cli.config.data.as_dict())
+        raise Parsed
+
+    def parse(arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainCLI, "before_instantiate_classes", stop)
+            with pytest.raises(Parsed):
+                parse_and_build(arguments, RunFolder())
+        return dict(read)
+
+    return parse
+
+
+@pytest.mark.parametrize("name", [name for name, path in FILES.items() if "work: pretrain" in path.read_text()])
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_command_line_takes_every_cell_and_its_model_can_be_built(name, full, parse, tmp_path):
+    read = read_experiment(FILES[name], full)
+    for cell in read.cells:
+        settings = settings_of(read, cell, 0, Place(tmp_path))
+        if cell.work == "supervised":
+            Settings(**cell.settings)
+            continue
+        ProbeSettings(**{key[6:]: v for key, v in cell.settings.items() if key.startswith("probe.")})
+        found = parse(train_command(cell, 0, tmp_path / "run", settings, Place(tmp_path))[4:])
+        given = {key: v for key, v in cell.settings.items() if key.startswith(("model.", "data."))}
+        for key, value in given.items():
+            group, _, option = key.partition(".")
+            read_value = found[group][option]
+            assert (list(read_value) if isinstance(value, list) else read_value) == value
+        with torch.device("meta"):
+            find_method(found["method"])(**found["model"])
+
+
+def test_the_whole_map_has_every_pair_and_one_value_of_the_paper_for_each_order():
+    names = read_experiment(FILES["augmentation-pairs"], full=True)
+    order = names.figure["names"]
+    pairs = {f"{a}+{b}" for a in order for b in order if a != b}
+    [table] = names.paper
+    assert set(table.values) == pairs | set(order)
+    one_order = {frozenset(cell.name.split("+")) for cell in names.cells}
+    assert one_order == {frozenset((a, b)) for a in order for b in order}
+    # The row means are printed in the paper: to a tenth.
+    means = [sum(table.values[a if a == b else f"{a}+{b}"] for b in order) / 7 for a in order]
+    assert [round(mean, 1) for mean in means] == pytest.approx([39.2, 29.4, 25.7, 18.8, 15.5, 14.5, 13.8], abs=0.1001)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_a_file_is_taken(tmp_path):
+    with pytest.raises(ValueError, match=r"Did you mean temperature\? simclr ablate --list shows all"):
+        find("temprature", FILES)
+    with pytest.raises(ValueError, match="Did you mean what-the-head-forgets"):
+        find("what_the_head_forgets_", FILES)
+    (tmp_path / "own.yaml").touch()
+    assert find(str(tmp_path / "own.yaml"), FILES) == tmp_path / "own.yaml"
+
+
+def test_the_list_has_question_paper_rule_and_cost_of_all(capsys):
+    main(["ablate", "--list"])
+    said = capsys.readouterr().out
+    assert all(f"\n{name}\n" in f"\n{said}" for name in FILES)
+    for word in ("question: ", "paper: ", "rule: held if ", "cost: "):
+        assert said.count(word) >= len(FILES)
+
+
+# Counts
+
+
+def test_counts_are_the_papers_to_the_last_digit_that_they_print():
+    """Table 1 and 6 of He et al., Table 2 of Tan & Le: rounded, and where it says so cut."""
+    for name, printed in {"resnet18": "1.8", "resnet34": "3.6"}.items():
+        assert f"{count(name, shortcut='A')['multiply_adds']:.1f}" == printed
+    for name, printed in {"resnet101": "7.6", "resnet152": "11.3"}.items():
+        assert f"{count(name, stride_first=True)['multiply_adds']:.1f}" == printed
+    fifty = count("resnet50", stride_first=True)["multiply_adds"]
+    assert f"{fifty:.2f}" == "3.86"  # the paper prints 3.8
+    assert agrees(fifty, 3.8, 1)
+    cifar = {20: "0.27", 32: "0.46", 44: "0.66", 56: "0.85"}
+    for depth, printed in cifar.items():
+        counted = count(f"resnet{depth}", shortcut="A", stem="small", image_size=32, classes=10)
+        assert f"{counted['parameters']:.2f}" == printed
+    base, compound = count("efficientnet"), count("efficientnet", width=1.2, depth=1.4, image_size=291)
+    assert (f"{base['multiply_adds']:.2f}", f"{base['parameters']:.1f}") == ("0.39", "5.3")
+    assert (f"{compound['multiply_adds']:.2f}", f"{compound['parameters']:.1f}") == ("1.80", "12.2")
+    parameters = {0: "5.3", 1: "7.8", 3: "12", 4: "19", 5: "30", 6: "43", 7: "66"}  # 2: 9.1, where 9.2 is printed
+    for phi, printed in parameters.items():
+        width, depth, _, _ = PHI[phi]
+        with torch.device("meta"):
+            counted = sum(p.numel() for p in scaled_efficientnet(width=width, depth=depth).parameters()) / 1e6
+        assert f"{counted:.{len(printed.partition('.')[2])}f}" == printed
+
+
+@pytest.mark.parametrize("phi", [0, 3])
+def test_multipliers_give_torchvisions_networks_name_by_name(phi):
+    width, depth, size, _ = PHI[phi]
+    with torch.device("meta"):
+        ours = scaled_efficientnet(width=width, depth=depth)
+        theirs = torchvision.models.get_model(f"efficientnet_b{phi}")
+        shapes = [{name: t.shape for name, t in network.state_dict().items()} for network in (ours, theirs)]
+        assert shapes[0] == shapes[1]
+        counts = []
+        for network in (ours, theirs):
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                network.eval()(torch.empty(1, 3, size, size))
+            counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+
+
+def test_the_small_stem_leaves_a_map_and_changes_no_weight():
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    small, usual = scaled_efficientnet(stem="small"), scaled_efficientnet()
+    assert usual.eval().features(x).shape[-1] == 1
+    assert small.eval().features(x).shape[-1] == 4
+    small.load_state_dict(usual.state_dict())
+    encoder = build_encoder("efficientnet_b0", image_size=32, stem="small").eval()
+    assert encoder.features(x).shape[-1] == 4
+    encoder.load_state_dict({k: v for k, v in usual.state_dict().items() if not k.startswith("classifier")})
+    usual.classifier = torch.nn.Identity()
+    assert not torch.equal(encoder(x), usual(x))
+    with pytest.raises(ValueError, match="efficientnet_b0 has no width=2"):
+        build_encoder("efficientnet_b0", stem="small", width=2)
+    with pytest.raises(ValueError, match="efficientnet_b0 has no stem='small_stride2'"):
+        build_encoder("efficientnet_b0", stem="small_stride2")
+    for bad in ({"width": 0}, {"depth": -1}, {"stem": "tiny"}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            scaled_efficientnet(**bad)
+    with pytest.raises(ValueError, match="counts are for"):
+        count("vit_b_16")
+
+
+def test_a_printed_number_is_met_rounded_or_cut():
+    assert agrees(3.858, 3.8, 1)
+    assert agrees(7.57, 7.6, 1)
+    assert agrees(7.57, 7.5, 1)
+    assert not agrees(4.394, 4.2, 1)
+    assert not agrees(0.687, 0.70, 2)
+    assert agrees(37.75, 37, 0)
+
+
+def test_a_multiply_add_is_one_product_and_sum():
+    """A ResNet-8 by hand, over its convolutions and classifier."""
+    by_hand = 32 * 32 * 27 * 16  # the stem
+    for side, channels, first in ((32, 16, 16), (16, 32, 16), (8, 64, 32)):
+        by_hand += side * side * 9 * channels * (first + channels)
+    counted = count("resnet8", shortcut="A", stem="small", image_size=32, classes=10)
+    assert counted["multiply_adds"] * 1e9 == by_hand + 64 * 10
+
+
+def test_responses_of_plain_networks_forget_their_input():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    plain, curves = responses_at_start("resnet20", shortcut="none", seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    residual, _ = responses_at_start("resnet20", shortcut="A", seed=0)
+    assert responses_at_start("resnet8", shortcut="A", seed=1) == responses_at_start("resnet8", shortcut="A", seed=1)
+    assert plain["block_change"] > 1.2 > 0.9 > residual["block_change"]
+    assert plain["response_std"] == pytest.approx(1, abs=0.01)
+    assert len(curves["gradient"]) == len(curves["response_std"]) == 18
+
+
+# Verdicts
+
+
+def test_a_paired_t_is_that_of_a_table():
+    """Differences 1, 2, 3: mean 2, sd 1, se .577; t(.975, 2) = 4.303, so 2 +- 2.484; t = 3.464, p = .0742."""
+    effect = paired_t([1.0, 2.0, 3.0])
+    assert effect.value == 2
+    assert effect.interval == pytest.approx((2 - 2.4842, 2 + 2.4842), abs=1e-3)
+    assert effect.p == pytest.approx(0.0742, abs=1e-4)
+    assert paired_t([2.0, 2.0]).interval == (2, 2)
+    assert paired_t([0.0, 0.0]).p == 1
+
+
+def test_one_seed_is_compared_image_by_image():
+    """Ten images: six that only a has right, one that only b has: McNemar's exact p = 2 (1 + 7) / 2^7 = .125."""
+    a, b = [1] * 6 + [0] + [1, 1, 0], [0] * 6 + [1] + [1, 1, 0]
+    effect = effect_of({("a", "m"): 1.0, ("b", "m"): -1.0}, {("a", 0): images("a", a), ("b", 0): images("b", b)})
+    assert (effect.value, effect.n, effect.images, effect.test) == (pytest.approx(50), 1, 10, "McNemar")
+    assert effect.p == pytest.approx(0.125)
+    half = 1.96 * (7 - 25 / 10) ** 0.5 / 10 * 100  # Wald, of paired proportions
+    assert effect.interval == pytest.approx((50 - half, 50 + half))
+
+
+def test_other_images_or_none_give_no_interval():
+    found = {("a", 0): images("a", [1, 0]), ("b", 0): images("b", [1, 1])}
+    found["b", 0].images["m"] = "other"
+    effect = effect_of({("a", "m"): 1.0, ("b", "m"): -1.0}, found)
+    assert (effect.value, effect.interval, effect.p) == (-50, None, None)
+    assert effect_of({("a", "m"): 1.0, ("c", "m"): -1.0}, found) is None
+
+
+def test_seeds_that_one_cell_lacks_are_left_out():
+    effect = effect_of({("a", "m"): 1.0, ("b", "m"): -1.0}, numbers(a=[1, 2, 9], b=[0, 1]))
+    assert (effect.value, effect.n) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "interval", "word"),
+    [
+        ("difference", 5, (1, 9), "held"),
+        ("difference", 2, (1, 3), "not resolved"),  # below the margin of 3
+        ("difference", 5, (-1, 11), "not resolved"),
+        ("difference", 0, (-2, 2), "not resolved"),
+        ("difference", -5, (-9, -1), "reversed"),
+        ("difference", 5, None, "not resolved"),
+        ("below", 1, (-2, 4), "held"),
+        ("below", 6, (4, 8), "reversed"),
+        ("below", 4, (2, 6), "not resolved"),
+        ("equal", 1, (-1, 2.9), "held"),
+        ("equal", 1, (-1, 3.1), "not resolved"),
+        ("equal", 9, (4, 14), "reversed"),
+        ("equal", -9, (-14, -4), "reversed"),
+    ],
+)
+def test_the_word_follows_from_effect_interval_and_margin(kind, value, interval, word):
+    assert word_of(kind, Effect(value, interval, 0.5, 3), 3) == word
+
+
+def test_rules_of_several_parts_and_of_several_cells():
+    both = {"kind": "all", "of": []}
+    up = {"kind": "difference", "a": "a", "b": "b", "margin": 1}
+    down = {"kind": "difference", "a": "b", "b": "a", "margin": 1}
+    found = numbers(a=[10, 11, 12], b=[5, 6.1, 7])
+    assert judge(experiment(up), found).word == "held"
+    assert judge(experiment({**both, "of": [up, up]}), found).word == "held"
+    assert judge(experiment({**both, "of": [up, down]}), found).word == "reversed"
+    missing = judge(experiment({**both, "of": [up, {**up, "b": "c"}]}, ("a", "b", "c")), found)
+    assert missing.word == "not run"
+    assert "(c missing)" in missing.sentence
+    rule = {"kind": "interaction", "a": "a", "b": "b", "c": "c", "d": "d", "margin": 1}
+    found = numbers(a=[10, 11, 12], b=[5, 6, 7], c=[8, 9, 10], d=[6, 7.1, 8])
+    verdict = judge(experiment(rule, tuple("abcd")), found)
+    assert (verdict.word, round(verdict.effect.value, 2)) == ("held", 3.03)
+    rule = {"kind": "monotone", "cells": ["a", "b", "c"], "direction": "lower"}
+    assert judge(experiment(rule, tuple("abc")), numbers(a=[9], b=[8], c=[7])).word == "held"
+    assert judge(experiment(rule, tuple("abc")), numbers(a=[9], b=[6], c=[7])).word == "not resolved"
+    assert judge(experiment(rule, tuple("abc")), numbers(a=[1], b=[2], c=[3])).word == "reversed"
+    assert judge(experiment(rule, tuple("abc")), numbers(a=[1], b=[2])).word == "not run"
+
+
+def test_two_metrics_of_one_cell_are_compared():
+    rule = {"kind": "difference", "a": "a", "b": "a", "metric": "h", "metric_b": "z", "margin": 1}
+    found = {("a", seed): Result("a", seed, "done", {"h": 9.0 + seed, "z": 3.0 + 1.1 * seed}) for seed in (0, 1, 2)}
+    verdict = judge(experiment(rule, ("a",), metrics={"h": "%", "z": "%"}), found)
+    assert verdict.word == "held"
+    assert "h - z" in verdict.sentence
+
+
+def test_counts_are_judged_one_by_one():
+    table = PaperTable("T", "x", "S", {"a": 1.8, "b": 0.7}, metric="m", printed={"a": "1.8", "b": "0.70"})
+    made = experiment({"kind": "counts"}, paper=(table,))
+    assert judge(made, numbers(a=[1.82], b=[0.701])).word == "held"
+    verdict = judge(made, numbers(a=[1.82], b=[0.687]))
+    assert (verdict.word, "b 0.687 against 0.7" in verdict.sentence) == ("not resolved", True)
+    assert judge(made, numbers(a=[2.82], b=[0.2])).word == "reversed"
+    assert judge(made, numbers(a=[1.82])).word == "not run"
+
+
+# The engine
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Cells are small programs in place of runs; what they are is set by name."""
+    programs: dict[str, str] = {}
+    monkeypatch.setattr(engine._Runner, "commands", lambda self, cell, seed, settings, folder: [
+        [sys.executable, "-S", "-c", programs[cell.name], str(folder / engine.OUTCOME)]
+    ])  # fmt: skip
+    return programs
+
+
+WRITES = 'import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(\'{"metrics": {"m": 5.0}}\')'
+UP = {"kind": "difference", "a": "a", "b": "b", "margin": 1}
+
+
+def test_what_is_done_is_skipped_and_what_is_of_another_version_or_damaged_is_computed_again(tmp_path, commands):
+    commands |= {"a": WRITES, "b": WRITES}
+    said: list[str] = []
+    made, place = experiment(UP), Place(tmp_path)
+    first = run_cells(made, 1, place, said.append)
+    assert sorted(said) == ["done: a, seed 0: m 5.00 (0 s)", "done: b, seed 0: m 5.00 (0 s)"]
+    said.clear()
+    assert run_cells(made, 1, place, said.append) == first
+    assert sorted(said) == ["skipped: a, seed 0: done", "skipped: b, seed 0: done"]
+    files = {path.parent.parent.name: path for path in tmp_path.rglob(RESULT)}
+    files["a"].write_text(json.dumps({**json.loads(files["a"].read_text()), "version": 0}))
+    files["b"].write_text("{")
+    said.clear()
+    run_cells(made, 1, place, said.append)
+    assert "again: a, seed 0: its result is of version 0, this one writes 1" in said
+    assert "again: b, seed 0: its result cannot be read (JSONDecodeError)" in said
+
+
+def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, commands):
+    commands |= {"a": "import sys; sys.exit('error: no images in photos.')", "b": WRITES}
+    said: list[str] = []
+    made = experiment(UP)
+    found = run_cells(made, 1, Place(tmp_path), said.append)
+    assert "failed: a, seed 0: no images in photos." in said
+    assert (found["a", 0].status, found["b", 0].status) == ("failed", "done")
+    verdict = judge(made, found)
+    assert (verdict.word, "(a missing)" in verdict.sentence) == ("not run", True)
+    assert "| a |  | 2.0 | 0 | 0 | seed 0 failed: no images in photos. |" in as_markdown(made, found)
+    commands["a"] = WRITES
+    assert run_cells(made, 1, Place(tmp_path), said.append)["a", 0].status == "done"
+    assert "again: a, seed 0: it failed before: no images in photos." in said
+
+
+def test_a_cell_that_begins_with_another_follows_it_and_falls_with_it(tmp_path, commands):
+    commands |= {"a": "import sys; sys.exit('error: broken.')", "b": WRITES}
+    made = experiment(UP)
+    later = Cell("b", "supervised", None, {}, start="a")
+    made = Experiment(**{**vars(made), "cells": (later, made.cells[0])})
+    found = run_cells(made, 1, Place(tmp_path), lambda text: None)
+    assert found["b", 0].why == "it begins with a, which failed"
+
+
+def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_path):
+    made = experiment(UP)
+    cell = Cell("a/b c", "pretrain", None, {"trainer.max_epochs": 20})
+    shapes, photos = Place(tmp_path), Place(tmp_path, images=Path("/photos"), training_images=50_000)
+    settings = [settings_of(made, cell, 0, place) for place in (shapes, photos)]
+    assert [found["trainer.max_epochs"] for found in settings] == [20, 3]
+    folders = {folder_of(cell, 0, found, shapes) for found in settings}
+    assert len(folders) == 2
+    assert all(folder.parent.name == "a-b-c" for folder in folders)
+    command = train_command(cell, 3, tmp_path, settings[1], photos)
+    assert {"--seed_everything=3", "--data.train_dir=/photos/train", "--resume=auto"} <= set(command)
+    assert [as_flag(v) for v in (True, [0.2, 1.0], None, "none", 0.5)] == ["true", "[0.2, 1.0]", "null", "none", "0.5"]
+
+
+def test_a_page_joins_what_was_run(tmp_path):
+    made = experiment(UP)
+    for name, results in (("first", numbers(a=[1, 2, 3], b=[5, 6, 7.1])), ("second", {})):
+        one = Experiment(**{**vars(made), "name": name, "title": f"The {name}"})
+        write_experiment(one, results, judge(one, results), tmp_path / name, "shapes")
+        assert (tmp_path / name / "figure.png").read_bytes().startswith(b"\x89PNG")
+    page = write_index(tmp_path).read_text()
+    assert "| first | reversed | -4.033" in page
+    assert "| second | not run |" in page
+    assert page.count("Rule, published beforehand: a is at least 1 above b") == 2
+    assert "Table 1: a 2.0. Someone 2020 [S]" in page
+    assert "(first/figure.png)" in page
+    assert "a,2.000 ± 1.000,2.0,3,0," in as_csv(made, numbers(a=[1, 2, 3]))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_figure_can_be_drawn(name):
+    read = read_experiment(FILES[name])
+    curve = {read.figure["curve"]: [[1.0, 2.0], [2.0, 1.0]]} if "curve" in read.figure else {}
+    found = {
+        (cell.name, 0): Result(cell.name, 0, "done", dict.fromkeys(read.metrics, 1.0 + i), curves=curve)
+        for i, cell in enumerate(read.cells)
+    }
+    assert figure_of(read, found).startswith(b"\x89PNG")
+
+
+def test_the_last_figures_of_a_run_are_means_of_ten(tmp_path):
+    rows = [f"{step},{step / 100 if step % 2 else ''}" for step in range(40)]
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,contrast_top1", *rows]))
+    assert last_figures(tmp_path / "metrics.csv") == {"contrast_top1": pytest.approx(30)}
+    assert last_figures(tmp_path / "none.csv") == {}
+
+
+def test_a_classifier_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    given = {"encoder": "resnet8", "width": 0.25, "train": 128, "test": 64, "batch_size": 32, "steps": 12}
+    settings = Settings(**given)
+    whole = train_classifier(settings, tmp_path)
+    (tmp_path / "again").mkdir()
+    saved, epochs = torch.save, []
+
+    def save_and_die(content, file):
+        saved(content, file)
+        epochs.append(content["step"])
+        if len(epochs) == 2:
+            file.flush()
+            raise KeyboardInterrupt
+
+    assert whole.metrics.keys() >= {"train_error", "test_top1", "response_std"}
+    monkeypatch.setattr(torch, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(settings, tmp_path / "again")
+    monkeypatch.setattr(torch, "save", saved)
+    assert vars(train_classifier(settings, tmp_path / "again")) == vars(whole)
+    assert [rate(step, Settings(steps=100, lr=1.0, warmup_steps=2)) for step in (0, 2, 50, 75)] == [0.1, 1, 0.1, 0.01]
+
+
+def tiny_file(path: Path) -> Path:
+    content = {"title": "Tiny", "question": "Does it run?", "work": "pretrain", "recipe": "shapes_resnet8"}
+    content |= {"cost": {"minutes": 1}, "base": {**TINY, "probe.train": 64, "probe.z": True}}
+    content |= {"cells": {"a": {}, "b": {"model.temperature": 0.5}}, "metrics": {"linear_top1": "%"}}
+    content |= {"paper": [{"name": "T", "source": "x", "mark": "mem", "values": {"a": 50.0}}]}
+    content |= {"rule": {"kind": "difference", "a": "a", "b": "b", "margin": 1}}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.slow
+def test_two_cells_are_killed_go_on_and_are_skipped_when_done(tmp_path):
+    file = tiny_file(tmp_path / "tiny.yaml")
+    command = [sys.executable, "-m", "simclr", "ablate", str(file), "--jobs", "1", "--device", "cpu"]
+    env = environment() | {"OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("ablations/tiny/cells/b/*/run/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline
+        assert started.poll() is None
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped: a, seed 0: done" in done.stdout
+    assert "done: b, seed 0: " in done.stdout
+    again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert again.stdout.count("skipped: ") == 2
+    assert (tmp_path / "ablations" / "index.md").is_file()
