@@ -122,7 +122,7 @@ def test_duplicates_of_three_kinds_are_told_apart(run, photos, capsys):
             str(run),
             "--min_cosine",
             "0.999999",
-            "--list",
+            "--copies",
             "copies.txt",
             "--json",
             "f.json",

@@ -53,8 +53,8 @@ def duplicates(argv: list[str] | None = None) -> None:
     console = Console(width=max(100, Console().width))
     for line in lines_of(record, config.min_cosine):
         console.print(Text(line))
-    if config.list is not None:
-        print(f"written to {config.list}: {len(record['copies']):,} files, for training's --data.leave_out")
+    if config.copies is not None:
+        print(f"written to {config.copies}: {len(record['copies']):,} files, for training's --data.leave_out")
 
 
 def duplicates_parser() -> Parser:
@@ -74,7 +74,7 @@ def duplicates_parser() -> Parser:
         help="From which cosine on features are alike; each encoder has its own.",
     )
     parser.add_argument(
-        "--list", type=str | None, default=None, help="A list of all but the first of each group, for data.leave_out."
+        "--copies", type=str | None, default=None, help="A list of all but the first of each group, for data.leave_out."
     )
     parser.add_argument("--json", type=str | None, default=None, help="A file for all that was found, for programs.")
     parser.add_argument("--load_size", type=int, default=224, help="Side at which pixels are compared.")
@@ -91,7 +91,7 @@ def _opened(config: Any) -> tuple[Folder, Embedded | None]:
         raise ValueError(f"min_cosine={config.min_cosine} is not above 0 and at most 1.")
     if config["in"] is not None and config.encoder is not None:
         raise ValueError("in and encoder: give one of them.")
-    writable(config, "list", "json")
+    writable(config, "copies", "json")
     folder = list_folder(config.folder, "folder")
     if config.encoder is not None:
         open_source(config.encoder)  # refused before an hour of decoding, not after
@@ -157,8 +157,8 @@ def _shown(folder: Folder, name: str) -> str:
 def _write(config: Any, record: dict[str, Any], folder: Folder) -> None:
     if config.json is not None:
         write_atomically(expanded(config.json), (json.dumps(record, indent=2) + "\n").encode())
-    if config.list is not None:
-        write_list(config.list, {"train": record["copies"]}, {"train": folder})
+    if config.copies is not None:
+        write_list(config.copies, {"train": record["copies"]}, {"train": folder})
 
 
 def _number(copies: int, groups: list[list[str]]) -> str:

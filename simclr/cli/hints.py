@@ -232,7 +232,7 @@ _DUPLICATES = {
     _FOLDER.replace(" folder ", " "): "--folder {photos}",
     "features embedded embeddings": "--in {features}",
     "threshold cosine similarity min_similarity": "--min_cosine {0.98}",
-    f"{_OUT} copies": "--list {copies.txt}",
+    f"{_OUT} list": "--copies {copies.txt}",
     _OTHERS_RUN: "--encoder {runs/NAME}",
     _GPU: "--device cuda",
     _CPU: "--device cpu",
