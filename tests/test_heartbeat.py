@@ -40,6 +40,7 @@ def on(host: str, where: Path, *arguments: str, **variables: str) -> subprocess.
     return subprocess.Popen(command, cwd=where, env=names, **pipes)
 
 
+@pytest.mark.slow
 def test_two_hosts_do_not_write_into_one_folder_and_a_dead_ones_run_is_taken_over(tmp_path):
     again = flags({"run_dir": "run", "resume": "auto", "trainer.max_epochs": 2000, "knn.every_n_epochs": 0})
     first = on("a", tmp_path, *again, "--quality.every_n_epochs=0")

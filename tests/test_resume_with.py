@@ -64,6 +64,7 @@ def test_what_is_meant_to_change_changes_from_there_on_and_is_said_and_recorded(
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["temperature"] == 0.2
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_another_death_and_is_not_refused(run, capsys):
     again = [*AGAIN, "--resume_with", "model.temperature=0.5"]
     killed_at(7, again)  # before a checkpoint has the change
