@@ -206,7 +206,7 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     assert Page(page).scripts == 1
     assert page.count("<script") == 3
     assert Page(page).data == {"curves-data": {"names": [hostile]}, "atlas-data": {hostile: hostile}}
-    assert page.count("&lt;script") == 60
+    assert page.count("&lt;script") == 61
 
 
 def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labelled):
