@@ -37,7 +37,7 @@ class WithPreprocessing(nn.Module):
         sides = [torch.scalar_tensor(size) for size in images.shape[-2:]]
         square = torch.minimum(*sides)
         down, across = (
-            resampling(size, self.load_size, square, ((side - square) / 2).round(), triangle)
+            _in_15_bits(resampling(size, self.load_size, square, ((side - square) / 2).round(), triangle))
             for size, side in zip(images.shape[-2:], sides, strict=True)
         )
         # Bytes in between, rows first, as the resizing of bytes does.
@@ -86,6 +86,16 @@ def cubic(distance: Tensor) -> Tensor:
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
+
+
+def _in_15_bits(weight: Tensor) -> Tensor:
+    """Weights as the resizing of bytes has them: 16-bit integers below a common power of two.
+
+    With these a product with bytes is exact in float32, and rounds to the byte that torch's and Pillow's rounds to. The
+    power is the largest, up to 22, with which the greatest weight stays below 2^15.
+    """
+    unit = ((2.0**15 - 0.5) / weight.max()).log2().floor().clamp(max=22.0).exp2()
+    return (weight * unit + 0.5).floor() / unit
 
 
 def _as_bytes(values: Tensor) -> Tensor:
