@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ranks import run_ranks
 from simclr import BYOL, load_encoder
-from simclr.byol import move_average, regression_loss, target_decay
+from simclr.byol import _stats, move_average, regression_loss, target_decay
 from simclr.checkpoint import read_checkpoint
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.report import report
@@ -245,3 +245,20 @@ def test_without_a_predictor_it_is_said_and_nothing_stands_in_its_place():
     assert not any(name.startswith("predictor") for name, _ in model.named_parameters())
     online, target = model.project((torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16))).chunk(2, dim=1)
     assert torch.allclose(online, target, atol=1e-5)  # as long as nothing is trained
+
+
+def test_what_people_are_told_is_counted_pair_by_pair():
+    draw = torch.Generator().manual_seed(4)
+    predicted, target = (torch.randn(8, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    target[:3] = predicted[:3]  # some find their own
+    unit = [x / x.norm(dim=1, keepdim=True) for x in (predicted, target)]
+    own, others, found = [], [], 0
+    for i in range(8):  # rows i and i + 4 are of one image
+        of_others = [float(unit[0][i] @ unit[1][j]) for j in range(8) if j % 4 != i % 4]
+        own.append(float(unit[0][i] @ unit[1][i]))
+        others += of_others
+        found += own[-1] > max(of_others)
+    told = _stats(torch.tensor(1.5), predicted, target)
+    wanted = (1.5, found / 8, sum(own) / 8, sum(others) / len(others))
+    assert [float(x) for x in told] == pytest.approx(wanted, abs=1e-6)
+    assert 3 <= found < 8

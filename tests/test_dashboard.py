@@ -141,14 +141,17 @@ def test_views_are_shown_again_in_each_epoch_that_changes_their_size(tmp_path, m
 
 @pytest.mark.parametrize("why", ["never", "fast_dev_run", "no dashboard", "other data"])
 def test_where_there_is_nothing_to_show_it_on_nothing_is_looked_at(tmp_path, monkeypatch, why):
-    monkeypatch.setattr(Dashboard, "_look", None)
+    looks = []
+    monkeypatch.setattr(Dashboard, "_look", lambda *args: looks.append(args))
     data = tiny_data()
     data.setup()
     settings = {"fast_dev_run": True} if why == "fast_dev_run" else {"max_epochs": 1}
     if why != "no dashboard":
         settings["logger"] = TensorBoardLogger(str(tmp_path))
     other = data.train_dataloader() if why == "other data" else data
-    fit(tmp_path, data=other, callbacks=[Dashboard(0 if why == "never" else 1)], **settings)
+    trainer = fit(tmp_path, data=other, callbacks=[Dashboard(0 if why == "never" else 1)], **settings)
+    assert trainer.global_step > 0
+    assert looks == []
 
 
 @pytest.mark.parametrize("bad", [{"every_n_epochs": -1}, {"images": 1}])

@@ -194,7 +194,7 @@ def test_sigterm_before_training_begins_leaves_nothing(tmp_path):
     started = Started(tmp_path, "1:0:wait")
     time.sleep(6)
     started.process.terminate()
-    started.process.wait(60)
+    assert started.process.wait(60) != 0
     started.are_gone()
 
 

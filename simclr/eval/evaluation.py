@@ -190,7 +190,12 @@ def _refuse_out_of_range(settings: Mapping[str, Any]) -> None:
 
 
 def refuse_unseen_classes(train: EvalLoader, test: EvalLoader) -> None:
-    # `check_split` refuses them too, by number, and after the features have been computed.
+    """Refuse test images of classes that no training image is of, by name, before features are computed.
+
+    Raises:
+        ValueError: naming the classes.
+    """
+    # `check_split` refuses them too, by number.
     unseen = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if unseen:
         names = listed(test.source.classes[i] if test.source.classes else i for i in unseen)
@@ -259,6 +264,12 @@ def remarks(record: dict[str, Any]) -> list[str]:
 
 
 def data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[str, Any]:
+    """What a record says of the images it is about, in plain types.
+
+    Args:
+        data: set up; its settings are told.
+        train, test: the labelled images that classifiers are fitted to, and scored on.
+    """
     return {
         "train": train.source.name,
         "test": test.source.name,
@@ -271,6 +282,7 @@ def data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[st
 
 
 def versions() -> dict[str, str]:
+    """Of the packages that decide a number, by name."""
     from simclr import __version__
 
     return {
