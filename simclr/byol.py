@@ -93,7 +93,8 @@ class BYOL(LightningModule):
         """A step of the optimiser, and then one of the target towards the online network."""
         decay = target_decay(self.hparams.target_decay, self.trainer.global_step, self.run.total_steps or 1)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        move_average(self.target, {"encoder": self.encoder, "head": self.head}, decay)
+        if any(p.grad is not None for p in self.encoder.parameters()):  # without, the step was skipped as not finite
+            move_average(self.target, {"encoder": self.encoder, "head": self.head}, decay)
 
     def forward(self, images: Tensor) -> Tensor:
         """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""

@@ -14,6 +14,7 @@ from simclr.checkpoint import read_checkpoint
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.report import report
 from simclr.cli.train import train
+from simclr.nonfinite.watch import FiniteSteps
 from tiny import BATCH, STEPS, fit, flags
 
 SMALL = {"method": "byol", "model.projection_dim": 8, "model.warmup_epochs": 0, "trainer.log_every_n_steps": 1}
@@ -262,3 +263,23 @@ def test_what_people_are_told_is_counted_pair_by_pair():
     wanted = (1.5, found / 8, sum(own) / 8, sum(others) / len(others))
     assert [float(x) for x in told] == pytest.approx(wanted, abs=1e-6)
     assert 3 <= found < 8
+
+
+def test_a_skipped_step_leaves_the_target_too(tmp_path):
+    model = tiny_byol()
+    finite = FiniteSteps(on_nonfinite="skip", say=lambda *args: None)
+    seen, step = [], BYOL.optimizer_step
+
+    def optimizer_step(*args):
+        before = [p.clone() for p in model.target.parameters()]
+        step(model, *args)
+        seen.append(any(not torch.equal(a, b) for a, b in zip(before, model.target.parameters(), strict=True)))
+
+    def loss(both):
+        found, stats = BYOL.loss(model, both)
+        return (found * float("nan"), stats) if model.trainer.global_step == 2 else (found, stats)
+
+    model.optimizer_step, model.loss = optimizer_step, loss
+    fit(tmp_path, model, callbacks=[finite], max_epochs=1)
+    assert finite.skipped == 1
+    assert seen == [True, True, False, True]
