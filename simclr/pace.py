@@ -30,8 +30,11 @@ _CPU_RATE = 2e11  # operations a second that two fast cores make in float32: wha
 # Operations of the encoder in a whole run on a CPU: fewer take a minute or two in float32, not worth a measurement.
 # Counted, not timed, so that a short run's choice is the same whatever else the machine does.
 _LONG_RUN = 2e13
+_REPAYS = 20  # times what compiling takes: a run that long can have it done twice, to be sure
 _WORTH_COMPILING = 300  # seconds of a run from which on compiling is tried, which takes a CPU up to a minute
 _CLEARLY = 0.95  # of another's time counts as faster
+_WAVERS = 1.1  # median over fastest, above which a machine does other work beside
+_ALIKE = 1.5  # times that differ by less may have changed places by that other work
 _RESERVE = 0.04  # of a budget of time, which steps that differ and the end of a run may take
 # A linear classifier's points above raw pixels, on a thousand photographs with the defaults (a ResNet-8 at 64 px,
 # cross-validated on the training images, seeds 0 and 1): 2 after 93 steps, 3 after 155, 5 after 310; 10 after 930.
@@ -139,6 +142,8 @@ def measure_pace(
             pace = replace(pace, notes=(f"{note}: leave --trainer.precision out.",))
     elif precision is None and has_fast_bf16(device):
         mixed = timed(plain, precision="bf16-mixed")
+        if _doubtful(plain, mixed):
+            plain, mixed = _again(plain, timed), _again(mixed, timed)
         pace = mixed if _fastest(mixed) < _CLEARLY * _fastest(plain) else plain
     assert pace.seconds is not None  # measured
     unset = None in (hparams.get("compile_encoder", False), hparams.get("compile_views", False))
@@ -160,9 +165,24 @@ def _compiled(pace: Pace, model: Method, lasts: float, timed: Callable[..., Pace
         say(f"not compiled: {str(error).splitlines()[0][:200]}")
         return pace
     starting = max(0.0, time.perf_counter() - began - _LONG_ENOUGH)
+    if _doubtful(pace, compiled) and lasts > _REPAYS * starting:
+        say("measuring both again: other work on this machine disturbs them ...")
+        pace, compiled = _again(pace, timed), _again(compiled, timed)
     faster = _fastest(compiled) < _CLEARLY * _fastest(pace)
     worth = lasts * (1 - _fastest(compiled) / _fastest(pace)) > starting
     return replace(compiled, starting=starting) if faster and worth else pace
+
+
+def _doubtful(one: Pace, other: Pace) -> bool:
+    """Whether other work on the machine, not the two ways of training, may be what makes one of them faster."""
+    wavers = any(of.seconds is not None and of.seconds > _WAVERS * _fastest(of) for of in (one, other))
+    return wavers and 1 / _ALIKE < _fastest(one) / _fastest(other) < _ALIKE
+
+
+def _again(measured: Pace, timed: Callable[[Pace], Pace]) -> Pace:
+    """The pace with the faster of two measurements: its own and another."""
+    other = timed(measured)
+    return min(measured, other, key=_fastest)
 
 
 def _fastest(measured: Pace) -> float:
@@ -189,7 +209,13 @@ class _Clock(Callback):
         counted = self.ends[_WARM_UP:] or self.ends[-1:]
         taken, last = counted[-1] - counted[0], self.ends[-1] - self.ends[-2]
         slow = len(self.ends) > self.first and last > _PATIENCE / 2
-        trainer.should_stop = slow or taken > _PATIENCE or (len(counted) > _FEW and taken > _LONG_ENOUGH)
+        enough = len(counted) > _FEW and taken > _LONG_ENOUGH
+        trainer.should_stop = slow or taken > _PATIENCE or (enough and self._steady())
+
+    def _steady(self) -> bool:
+        """Whether the steps so far took about the same: else more are needed to see an undisturbed one."""
+        median, fastest = self.seconds
+        return median < _WAVERS * fastest
 
     @staticmethod
     def _now(trainer: Trainer) -> float:

@@ -1,6 +1,7 @@
 """What a run leaves unset: chosen by the images, the machine and the time there is, recorded, and without a trace."""
 
 import re
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,12 +127,16 @@ def test_what_was_left_out_is_said_and_stands_in_config_yaml_and_checkpoint(tmp_
 
 
 def times(monkeypatch, seconds):
-    """Measurements that come out as said, by (precision, compiled); what was measured, in order."""
+    """Measurements that come out as said, by (precision, compiled); what was measured, in order.
+
+    A list: (median, fastest) of the first measurement of this way, of the second, and so on.
+    """
     asked = []
 
     def measured(model, data, device, how):
         asked.append((how.precision, bool(how.compile_encoder)))
-        return seconds[asked[-1]], seconds[asked[-1]]
+        found = seconds[asked[-1]]
+        return found[asked.count(asked[-1]) - 1] if isinstance(found, list) else (found, found)
 
     monkeypatch.setattr(pace, "step_seconds", measured)
     return asked
@@ -185,6 +190,45 @@ def test_a_long_run_is_compiled_where_that_is_faster(monkeypatch, compiled, last
     assert (bool(found.compile_encoder), bool(found.compile_views)) == (chosen, chosen)
     found, asked = choose(monkeypatch, seconds, bf16=False, compiler=False, lasts=lasts, **settings)
     assert (found.compile_encoder, asked) == (False, [PLAIN])
+
+
+COMPILED = ("32-true", True)
+
+
+@pytest.mark.parametrize(
+    ("plain", "compiled", "chosen", "times_measured"),
+    [
+        ([(1.3, 1.0), (1.0, 1.0)], [(1.3, 1.0), (0.8, 0.8)], True, 4),  # the compiled one was disturbed, not slow
+        ([(1.3, 1.3), (1.0, 1.0)], [(1.5, 1.2), (1.2, 1.2)], False, 4),  # the other one was, and is the faster
+        ([(1.0, 1.0)], [(0.8, 0.8)], True, 2),  # a quiet machine is believed at once
+        ([(1.3, 1.0)], [(0.5, 0.4)], True, 2),  # no disturbance makes that much
+    ],
+)
+def test_what_other_work_on_the_machine_may_have_decided_is_measured_again(
+    monkeypatch, plain, compiled, chosen, times_measured
+):
+    seconds = {PLAIN: plain, COMPILED: compiled}
+    found, asked = choose(monkeypatch, seconds, bf16=False, compiler=True, lasts=1000)
+    assert (bool(found.compile_encoder), len(asked)) == (chosen, times_measured)
+    assert found.fastest == min(fastest for _, fastest in (compiled if chosen else plain))
+
+
+def test_precisions_too_are_measured_again_where_other_work_disturbs(monkeypatch):
+    seconds = {PLAIN: [(1.2, 1.0), (1.0, 1.0)], MIXED: [(1.4, 1.1), (0.7, 0.7)]}
+    chosen, asked = choose(monkeypatch, seconds)
+    assert (chosen.precision, chosen.fastest, len(asked)) == ("bf16-mixed", 0.7, 4)
+
+
+@pytest.mark.parametrize(("steps", "until"), [([0.5] * 50, 8), ([0.5, 1.0] * 25, 16)])
+def test_a_measurement_of_steps_that_differ_goes_on_for_longer(monkeypatch, steps, until):
+    clock, trainer, now = pace._Clock(compiles=False), SimpleNamespace(should_stop=False), iter(accumulate(steps))
+    monkeypatch.setattr(pace._Clock, "_now", staticmethod(lambda trainer: next(now)))
+    clock.on_train_start(trainer, None)
+    count = 0
+    while not trainer.should_stop:
+        clock.on_train_batch_end(trainer)
+        count += 1
+    assert count == until
 
 
 def test_a_compiler_that_fails_leaves_the_run_as_it_was(monkeypatch):
