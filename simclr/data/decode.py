@@ -1,22 +1,20 @@
 """Image files to uint8 RGB squares.
 
-JPEGs go through simplejpeg (libjpeg-turbo, `simclr.data.jpeg`), PNGs through torchvision's decoder; both release the
-interpreter's lock. Everything else (WebP, BMP, GIF, TIFF, AVIF, HEIC ...) and what those decoders refuse goes through
-Pillow. All honour the EXIF orientation; alpha is dropped. Photographs eight times as large as is asked for, and larger,
-are read by libjpeg's scaled decoding (`_reduced`).
+JPEGs go through simplejpeg (libjpeg-turbo, `simclr.data.jpeg`), PNGs through kornia_rs, those of unusual kinds through
+torchvision's decoder. Everything else (WebP, BMP, GIF, TIFF, AVIF, HEIC ...) and what those decoders refuse goes
+through Pillow. All honour the EXIF orientation; alpha is dropped. Photographs eight times as large as is asked for, and
+larger, are read by libjpeg's scaled decoding (`_reduced`).
 """
 
 import contextlib
 import io
 import math
 import os
-import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -88,7 +86,7 @@ def decoder() -> str:
     """What decides which pixels a file gives: this code, and the libraries that decode and resize."""
     # Without the local part: 2.11.0+cu130 and 2.11.0+cpu decode and resize by the same code on the CPU.
     versions = (of.partition("+")[0] for of in (torch.__version__, torchvision.__version__, pillow_version))
-    more = ("simplejpeg", "pillow-heif") if kinds.has_heif() else ("simplejpeg",)
+    more = ("simplejpeg", "kornia-rs", *(("pillow-heif",) if kinds.has_heif() else ()))
     return f"{_VERSION} {' '.join(versions)} {_DECODE is not None} {' '.join(map(version, more))}"
 
 
@@ -130,8 +128,15 @@ def _decoded_samples(content: bytes, rules: ReadingRules) -> Tensor:
         if array is not None:
             return jpeg.upright(torch.from_numpy(array).permute(2, 0, 1), header.orientation)
         survives = True
+    elif content.startswith(png.SIGNATURE):
+        of_png = png.check_checksums(content)
+        _refuse_too_many(of_png.width, of_png.height, rules)
+        array = png.pixels_of(content, of_png)
+        if array is not None:
+            return torch.from_numpy(array).permute(2, 0, 1).expand(3, -1, -1)
+        survives = png.has_sound_pixels(content, of_png)
     else:
-        survives = content.startswith(png.SIGNATURE) and _decoder_survives(content, rules)
+        survives = False
     if _DECODE is not None and survives:
         try:
             image = _DECODE(torch.frombuffer(bytearray(content), dtype=torch.uint8), _RGB, True)
@@ -194,35 +199,6 @@ def _is_deep(content: bytes, picture: Image.Image) -> bool:
         return content[24] == 16
     bits = getattr(picture, "tag_v2", {}).get(258, ())  # TIFF's BitsPerSample
     return 16 in (bits if isinstance(bits, tuple) else (bits,))
-
-
-def _decoder_survives(content: bytes, rules: ReadingRules) -> bool:
-    """Whether torchvision's decoder may have a PNG's content; where it may not, Pillow reads it or says what is wrong.
-
-    Raises:
-        ValueError: for a damaged PNG, and for too many pixels.
-    """
-    header = png.check_checksums(content)
-    _refuse_too_many(header.width, header.height, rules)
-    # Only what was damaged on purpose, or by the program that wrote it, has right checksums. A worker process may die
-    # of it: the run does not, and says which file it was.
-    return get_worker_info() is not None or png.has_sound_pixels(content, header)
-
-
-def kills_its_reader(path: str | os.PathLike) -> bool:
-    """Whether a file is a PNG with right checksums and damaged pixels, of which a worker process dies."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # what is no file might never end
-            return False
-        content = Path(path).read_bytes()
-        png.check_checksums(content)
-    except (OSError, ValueError):
-        return False
-    try:
-        decode(content, ReadingRules(max_pixels=None))
-    except ValueError:
-        return True
-    return False
 
 
 def _refuse_too_many(width: int, height: int, rules: ReadingRules) -> None:

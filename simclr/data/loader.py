@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from simclr.data.decode import kills_its_reader, too_slow
+from simclr.data.decode import too_slow
 from simclr.data.sources import FileImages, ImageSet, MemoryImages
 from simclr.data.watch import Stuck, look_every
 from simclr.files import mark_sockets, remove_abandoned_sockets
@@ -185,7 +185,7 @@ class Batches:
 
     def __init__(self, source: ImageSet, workers: int = 0):
         self.source = source
-        self._order = _Order(ahead=2 * workers + 1)  # torch's loader has two batches in hand for each worker
+        self._order = _Order()
         self._loader: DataLoader | None = None
         self._workers = _Workers(workers, source.rules.timeout_s if isinstance(source, FileImages) else None)
         if not isinstance(source, MemoryImages):
@@ -253,16 +253,9 @@ class Batches:
             )
         lines = reason.strip().splitlines()
         what = f"a process that reads images died: {lines[-1].rstrip('.') if lines else reason}."
-        if paths is None:
-            return f"{what} Is there too little memory?"
-        at = [paths[i] for i in self._workers.images_of_dead()]
-        handed_out = at or [paths[i] for batch in self._order.handed_out for i in batch]
-        if deadly := [path for path in dict.fromkeys(handed_out) if kills_its_reader(path)]:
-            return f"{what} The pixels of {', '.join(deadly[:3])} are damaged. Repair or remove them."
-        if at:
-            return f"{what} It was reading {', '.join(at[:3])}, which is not damaged: is there too little memory?"
-        count = len(handed_out)
-        return f"{what} None of the {count} images that were being read is damaged: is there too little memory?"
+        at = [] if paths is None else [paths[i] for i in self._workers.images_of_dead()]
+        reading = f" It was reading {', '.join(at[:3])}." if at else ""
+        return f"{what}{reading} Is there too little memory?"
 
 
 class _Workers:
@@ -399,14 +392,12 @@ def _end_after_parent() -> None:
 class _Order:
     """The batch sampler of a DataLoader that outlives an epoch: iterates whatever batches it was given last."""
 
-    def __init__(self, ahead: int):
+    def __init__(self) -> None:
         self.batches: Iterable[Tensor] = ()
-        self.handed_out: deque[list[int]] = deque(maxlen=ahead)  # the last of them
 
     def __iter__(self) -> Iterator[list[int]]:
         for index in self.batches:
-            self.handed_out.append(index.tolist())
-            yield self.handed_out[-1]
+            yield index.tolist()
 
 
 class _Decode(Dataset[tuple[Tensor | str, Tensor]]):
