@@ -28,7 +28,8 @@ from simclr.nonfinite.watch import NonFiniteStep
 from simclr.run_folder import launcher
 
 _LOOK_EVERY = 0.3  # seconds
-_TO_LEAVE = 5.0  # seconds that a rank has to end by itself, once another has failed
+_TO_LEAVE = 3.0  # seconds that a rank has to end by itself, once another has failed: in a collective it cannot
+_TO_HEAR = 5.0  # seconds that a rank whose connection is lost waits to hear why
 _TO_CLEAR_UP = 60.0  # seconds for ranks that have trained
 _SAID = (FAILED, BAD_INPUT, INTERRUPTED, TERMINATED)  # exit codes of a rank that has said why
 
@@ -116,7 +117,7 @@ class Ranks:
         for number in (signal.SIGTERM, signal.SIGINT):  # of the launcher, who has seen it too
             if threading.current_thread() is threading.main_thread():
                 signal.signal(number, signal.SIG_IGN)
-        until = time.monotonic() + _TO_LEAVE
+        until = time.monotonic() + _TO_HEAR
         while not self._known.wait(0.1) and not self._is_said("speak"):
             found = self._look_at_processes()
             if found is None and time.monotonic() < until:
