@@ -1,6 +1,8 @@
 """What is borrowed from torch and torchvision though it is not public, one function each; tests/test_torch_internals.py
 says whether it is still there and still means this."""
 
+from collections.abc import Sequence
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -22,6 +24,22 @@ def shared_storage(count: int) -> torch.UntypedStorage:
 def cpu_has_fast_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware: AMX or AVX512-BF16. The public list of features has neither."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def non_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether a NaN or an infinity is in any of some tensors of one device: (), 0 or 1, there.
+
+    The one kernel by which torch.amp.GradScaler looks at gradients; sums of their absolute values take five times as
+    long. It multiplies them too: by one, which leaves every bit of what is finite.
+    """
+    device = tensors[0].device
+    found, one = torch.zeros((), device=device), torch.ones((), device=device)
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for alike in by_dtype.values():
+        torch._amp_foreach_non_finite_check_and_unscale_(alike, found, one)
+    return found
 
 
 def has_image_decoders() -> bool:

@@ -5,6 +5,7 @@ import argparse
 import ast
 import copy
 import inspect
+import math
 import multiprocessing
 from datetime import timedelta
 from pathlib import Path
@@ -250,6 +251,23 @@ def test_a_shared_storage_is_written_by_another_process():
     child.join()
     assert child.exitcode == 0
     assert tensor.tolist() == [7] * 8
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_value_that_is_not_finite_is_found_in_any_of_several_tensors_and_nothing_finite_is_changed(bad, at):
+    torch.manual_seed(0)
+    tiny, large = torch.finfo(torch.float32).tiny / 4, torch.finfo(torch.float32).max
+    tensors = [torch.randn(5, 3), torch.randn(7).double(), torch.tensor([0.0, -0.0, tiny, large, -large])]
+    tensors += [torch.randn(4).bfloat16(), torch.randn(2, 2, 2, 2).to(memory_format=torch.channels_last)]
+    if bad is not None:
+        tensors[at].view(-1)[-1] = bad
+    before = [tensor.clone() for tensor in tensors]
+    assert torch_internals.non_finite(tensors).item() == (bad is not None)
+    for tensor, old in zip(tensors, before, strict=True):
+        assert torch.equal(tensor.isfinite(), old.isfinite())
+        assert torch.equal(tensor[tensor.isfinite()], old[old.isfinite()])
+        assert torch.equal(tensor.signbit(), old.signbit())
 
 
 def test_the_processor_says_whether_it_multiplies_bfloat16():

@@ -1,7 +1,7 @@
 """Every step's loss and gradient are looked at before the optimiser takes it; on a GPU without waiting for it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ from simclr.files import say_unwritten
 from simclr.intact import DIVERGED
 from simclr.nonfinite.dump import PREFIX, add_pixels, new_dump, whole_batch, write_dump
 from simclr.paths import expanded, shown
+from simclr.torch_internals import non_finite
 from simclr.training.method import DEFAULT_METHOD, name_of
 
 OnNonFinite = Literal["stop", "skip"]
@@ -42,8 +43,8 @@ class _Step:
     losses: list[Tensor] = field(default_factory=list)
     own: list[Tensor] = field(default_factory=list)  # what this rank has differentiated
     reason: str = ""
-    norms: Tensor | None = None  # (parameters,)
-    numbers: Tensor | None = None  # (2,) on the host: loss, gradient
+    norms: Tensor | None = None  # (parameters,), where the gradients will be others by the time they are asked for
+    numbers: Tensor | None = None  # (2,), later on the host: the loss, and 0 where the gradient is finite
     copied: Any = None  # the event by which they are there
 
 
@@ -124,10 +125,11 @@ class FiniteSteps(Callback):
         log.reason = ""
         if self._now is None or batch_idx % trainer.accumulate_grad_batches == 0:
             mean = (log.epoch_loss, log.epoch_steps) if batch_idx else (0.0, 0)
-            kept = self._buffers[trainer.global_step % 2]
+            number = trainer.global_step
+            kept = self._buffers[number % 2]
             if kept:
                 torch._foreach_copy_(kept, self._kept)
-            self._now = _Step(trainer.global_step, trainer.current_epoch, mean, kept)
+            self._now = _Step(number, trainer.current_epoch, mean, kept)
         images, index = batch
         again = isinstance(trainer.train_dataloader, TrainLoader)  # gives the pixels of an index at any time
         self._now.batches.append((batch_idx, index, None if again else images))
@@ -156,20 +158,23 @@ class FiniteSteps(Callback):
         if now is None or not now.losses:
             return
         weights = [weight for weight in self._names if weight.grad is not None]
-        gradients = [weight.grad for weight in weights]
-        dtype = torch.float32 if gradients and gradients[0].dtype.itemsize < 4 else None
-        # Sums of absolute values: infinite only where a gradient is, or would make the weights so.
-        norms = torch.stack(torch._foreach_norm(gradients, 1, dtype=dtype)) if gradients else now.losses[0].new_zeros(1)
         loss = now.losses[0] if len(now.losses) == 1 else torch.stack(now.losses).sum()
-        numbers = torch.stack((loss.to(norms.dtype), norms.sum()))
-        if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):  # each device has a part of the gradient
-            numbers = distributed.max_over_ranks(numbers.where(numbers.isfinite(), torch.inf))
-        now.norms, now.numbers = norms, numbers
+        whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # else each device has a part of it
+        if not weights:
+            ruined = loss.new_zeros(())
+        elif self._late or not whole:
+            now.norms = norms_of(weights)
+            ruined = now.norms.sum() * 0  # NaN of what is not finite
+        else:
+            ruined = non_finite([weight.grad for weight in weights if weight.grad is not None])
+        now.numbers = torch.stack((loss.to(ruined.dtype), ruined))
+        if not whole:
+            now.numbers = distributed.max_over_ranks(now.numbers.where(now.numbers.isfinite(), torch.inf))
         if not self._late:
             self._judge(trainer, pl_module, now, weights)
             return
         torch._foreach_copy_(self._weights, list(self._names))
-        now.numbers, now.copied = send_to_host(numbers)
+        now.numbers, now.copied = send_to_host(now.numbers)
         self._waiting = now
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -209,9 +214,9 @@ class FiniteSteps(Callback):
 
     def _judge(self, trainer: Trainer, module: LightningModule, step: _Step, weights: list[Tensor]) -> None:
         assert step.numbers is not None  # looked at
-        loss, gradient = step.numbers.tolist()
+        loss, ruined = step.numbers.tolist()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if math.isfinite(loss) and math.isfinite(gradient):
+        if math.isfinite(loss) and ruined == 0:
             self._rescaled = self.in_a_row = 0
             return
         if scaler is not None and math.isfinite(loss) and self._rescaled < _RESCALED:
@@ -243,8 +248,7 @@ class FiniteSteps(Callback):
 
     def _gradients(self, step: _Step, weights: list[Tensor]) -> dict[str, float]:
         """By parameter, the sum of absolute values."""
-        assert step.norms is not None  # looked at
-        values = step.norms.tolist()
+        values = (norms_of(weights) if step.norms is None else step.norms).tolist()
         return dict(zip((self._names[weight] for weight in weights), values, strict=False))
 
     def _rank(self, step: _Step) -> int | None:
@@ -334,6 +338,13 @@ class FiniteSteps(Callback):
         if self._weights:
             state |= {n: kept for n, kept in zip(self._names.values(), self._weights, strict=True) if n in state}
         return state
+
+
+def norms_of(weights: Sequence[Tensor]) -> Tensor:
+    """Of each weight, the sum of the absolute values of its gradient: not finite where one of them is not."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    dtype = torch.float32 if gradients[0].dtype.itemsize < 4 else None
+    return torch.stack(torch._foreach_norm(gradients, 1, dtype=dtype))
 
 
 def send_to_host(numbers: Tensor) -> tuple[Tensor, Any]:
