@@ -1,5 +1,6 @@
 """The recipes: found by name from any folder, in a checkout and in an installed wheel."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,9 +8,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+from simclr.byol import BYOL
 from simclr.cli.recipes import config_file, recipes
+from simclr.data import ImageData
+from simclr.module import SimCLR
 from strict.sitecustomize import environment
+from tiny import fit
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +57,34 @@ def test_the_wheel_holds_every_file_and_finds_its_recipes(tmp_path):
     env = environment(tmp_path / "installed")
     found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert Path(found.stdout.strip()) == tmp_path / "installed" / "simclr/configs/pretrain/shapes_resnet8.yaml", found
+
+
+def patient(name: str, path: Path) -> object:
+    """A recipe's name; at 128 pixels and more a step takes a CPU seconds."""
+    size = yaml.safe_load(path.read_text())["model"].get("image_size", 32)
+    return pytest.param(name, marks=pytest.mark.slow if size >= 128 else ())
+
+
+@pytest.mark.parametrize("name", [patient(*recipe) for recipe in recipes("pretrain").items()])
+def test_a_recipe_builds_and_takes_a_step(name, tmp_path):
+    settings = yaml.safe_load(recipes("pretrain")[name].read_text())
+    method = BYOL if settings.get("method") == "byol" else SimCLR
+    of_model = {key: value for key, value in settings["model"].items() if key != "micro_batch_size"}
+    model = method(**of_model, batch_size=4)
+    before = [weight.clone() for weight in model.parameters()]
+    data = ImageData(shapes_train=8, batch_size=4, image_size=of_model.get("image_size", 32), workers=0)
+    # Of two steps: with warm-up the first one's rate is zero.
+    fit(tmp_path, model, data, max_epochs=settings["trainer"].get("max_epochs", 100), max_steps=2)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    assert any(not torch.equal(weight, old) for weight, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", recipes("pretrain"))
+def test_a_recipe_says_what_it_needs_and_what_came_of_it(name):
+    text = recipes("pretrain")[name].read_text()
+    head = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+    assert "--config" in head
+    assert "Hardware:" in head
+    assert "easured" in head
+    if "Published" in head:
+        assert re.search(r"(linear|kNN)[^.]*\.\d|around \d\d %", head), "by which protocol, and how much"
