@@ -786,14 +786,21 @@ def run() -> tuple[Path, ImageData]:
     return Path("run.ckpt").absolute(), data
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _yardsticks_take_one_step() -> Iterator[None]:
+    """No row is about their numbers, which take most of an evaluation's time: they have none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_YARDSTICK_ITERATIONS", 1)
+        yield
+
+
 HEARD = []
 
 
 def recorded(*, watched: bool = False, **settings: Any) -> SimpleNamespace:
     """The record; what was computed `HERE` from one line said to the next; what was said to whom the settings name.
 
-    watched: look at each of torch's functions, which doubles the time. No row is about the numbers of the yardsticks:
-    they are fitted for a step, and have none.
+    watched: look at each of torch's functions, which doubles the time.
     """
     stages, say, named = [], settings.pop("say", None), Named()
     with named if watched else contextlib.nullcontext():
@@ -808,9 +815,7 @@ def recorded(*, watched: bool = False, **settings: Any) -> SimpleNamespace:
 
         of_sgd = {**SHORT, **settings.pop("settings", {})} if settings.get("protocol") == "sgd" else {}
         votes = {"k": 20, **settings.pop("knn", {})}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluation, "_YARDSTICK_ITERATIONS", 1)
-            record = linear_evaluation(*run(), settings=of_sgd, knn=votes, **settings, say=hear)
+        record = linear_evaluation(*run(), settings=of_sgd, knn=votes, **settings, say=hear)
     return SimpleNamespace(record=record, stages=[*stages[1:], named.placed], heard=list(HEARD))
 
 
