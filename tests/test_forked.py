@@ -1,4 +1,4 @@
-"""A process forked from the warm server is what a new one is: its own environment, folder, streams, end and strictness."""
+"""A process forked from the warm server is as a new one: it has its own environment, folder, streams and end."""
 
 import os
 import signal
