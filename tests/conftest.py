@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import forked
 from strict import sitecustomize as strict
 
 
@@ -36,6 +37,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for line in lines:
         strict.parse(line)  # a child could only print that it cannot read one
     os.environ[strict.FILTERS] = json.dumps(lines)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        forked.warm()  # before the program under test starts the same server with fewer imports
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

@@ -1,10 +1,8 @@
 """Several CPU ranks (gloo) for a test: each runs a function of a test module in its own process."""
 
-import json
 import os
 import socket
 import traceback
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from queue import Empty
@@ -14,18 +12,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from strict import sitecustomize as strict
+import forked
 
 
 def _rank(
     function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, args: tuple, environment: dict
 ) -> None:
     try:
-        os.environ.clear()
-        os.environ.update(environment)
-        warnings.resetwarnings()
-        for line in json.loads(environment[strict.FILTERS]):
-            warnings.filterwarnings(*strict.parse(line))
+        forked.settle(environment)
         torch.set_num_threads(1)
         dist.init_process_group(
             "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
@@ -48,9 +42,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("forkserver")
-    # The server is the one of worker processes too. It imports this once for all, in place of seconds in every rank,
-    # and has the environment of the test that came first: the ranks are given the one of theirs.
-    context.set_forkserver_preload(["simclr.cli.train", "simclr.data.loader"])
+    forked.warm()
     queue = context.Queue()
     processes = [
         context.Process(target=_rank, args=(function, rank, world_size, port, queue, args, dict(os.environ)))

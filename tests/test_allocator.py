@@ -1,9 +1,10 @@
 """A process that keeps what it frees takes no pages anew; one that was not told so does."""
 
-import subprocess
 import sys
 
 import pytest
+
+import forked
 
 STEPS = """
 import resource, sys, torch
@@ -22,5 +23,6 @@ print(pages_of_a_step() / (4 * 2**26 / resource.getpagesize()))
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 @pytest.mark.parametrize(("told", "low", "high"), [("keep", 0, 0.05), ("not", 0.5, 2)])
 def test_a_step_takes_no_pages_anew(told, low, high):
-    done = subprocess.run([sys.executable, "-c", STEPS, told], capture_output=True, text=True, check=True)
+    done = forked.run(["-c", STEPS, told])
+    assert done.returncode == 0, done.stderr
     assert low <= float(done.stdout) <= high

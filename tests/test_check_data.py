@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import forked
 from simclr.cli import main
 from simclr.data import ImageData, kinds
 from simclr.data import scan as scanning
@@ -131,15 +131,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("how", ["Ctrl-C", "worker", "parent"])
+@pytest.mark.parametrize("how", ["Ctrl-C", *(pytest.param(h, marks=pytest.mark.slow) for h in ("worker", "parent"))])
 def test_whoever_is_stopped_in_the_middle_all_of_it_ends(tmp_path, how):
     for i in range(4):
         picture(tmp_path / f"photos/{i}.png", i)
     picture(tmp_path / "photos/slow.png", 9)
     (tmp_path / "slow.py").write_text(SLOW)
-    command = [sys.executable, "slow.py"]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) as process:
+    with forked.Forked(["slow.py"], cwd=tmp_path, session=True) as process:
         pid = tmp_path / "pid"
         assert wait_until(lambda: pid.exists() and pid.read_text().endswith(" ")), (
             "no process has come to the slow image"

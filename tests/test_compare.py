@@ -428,7 +428,7 @@ def real(tmp_path_factory):
             ("s1", {"seed_everything": 1}),
             ("hot", {"model.temperature": 0.9}),
         ):
-            train(flags({**settings, "run_dir": f"runs/{name}"}))
+            train(flags({**settings, "trainer.max_epochs": 1, "run_dir": f"runs/{name}"}))
             linear_eval(["--checkpoint", f"runs/{name}"])
     return root
 

@@ -150,7 +150,10 @@ def run_and_code(arguments: list[str]) -> int:
     return 0
 
 
-@pytest.mark.parametrize("way", WAYS)
+SLOW = ("sigterm at an epoch's end", "max_time at an epoch's end", "max_time in the last epoch, then none")
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS])
 def test_a_run_that_ends_early_says_so_and_goes_on_to_the_same_bits(
     tmp_path, monkeypatch, capsys, handlers, whole, way
 ):

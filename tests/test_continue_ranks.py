@@ -57,14 +57,15 @@ def digest(run: Path) -> list[float]:
     return torch.cat([value.flatten().double() for value in state.values()]).tolist()
 
 
-def run_all_ways(root: str) -> dict[str, tuple]:
+def run_ways(root: str, ways: list[str]) -> dict[str, tuple]:
     """Way: exit code, what was said, exit code of what went on, weights, metrics."""
     rank, found = dist.get_rank(), {}
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}  # as Lightning tells the ranks that it launches
     os.chdir(root)
     whole = run_and_code(flags({**RUN, "run_dir": "whole"}))
     found["whole"] = whole, "", whole, digest(Path("whole")), Path("whole/metrics.csv").read_text()
-    for number, (way, (settings, cut, _, _, more)) in enumerate(WAYS.items()):
+    for number, way in enumerate(ways):
+        settings, cut, _, _, more = WAYS[way]
         run, said = Path(f"cut-{number}"), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             if cut is not None and cut[0] == rank:
@@ -78,13 +79,18 @@ def run_all_ways(root: str) -> dict[str, tuple]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """(the working folder, what `run_all_ways` gave on the first rank)"""
+def found(request, tmp_path_factory):
+    """(the working folder, what `run_ways` gave on the first rank, of the ways that tests ask for)"""
     root = tmp_path_factory.mktemp("ranks")
-    return root, run_ranks(run_all_ways, 2, str(root))[0]
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    asked = {of.get("way") for of in parameters}
+    return root, run_ranks(run_ways, 2, str(root), [way for way in WAYS if way in asked])[0]
 
 
-@pytest.mark.parametrize("way", WAYS)
+SLOW = ("max_time in the last epoch", "max_steps", "EarlyStopping")
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS])
 def test_two_ranks_that_end_early_go_on_to_the_same_bits(found, way):
     code, said, on, weights, metrics = found[1][way]
     assert (code, on) == (WAYS[way][3], 0), said

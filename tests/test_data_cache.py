@@ -4,8 +4,6 @@ import errno
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import forked
 import simclr.data.cache as cache_module
 import simclr.data.loader as loader_module
 from simclr.data import ImageData, MemoryImages
@@ -157,9 +156,8 @@ os._exit(0)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes by fork")
 
 
-def builder(photos: Path, cache: Path, pause: float, processes: int) -> subprocess.Popen:
-    command = [sys.executable, "-c", BUILDER, str(photos), str(cache), str(pause), str(processes)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def builder(photos: Path, cache: Path, pause: float, processes: int) -> forked.Forked:
+    return forked.Forked(["-c", BUILDER, photos, cache, str(pause), str(processes)])
 
 
 @needs_fork

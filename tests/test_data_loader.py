@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+import forked
 from simclr.data import FileImages, GlobalBatchSampler, ImageData, MemoryImages, TrainLoader
 from simclr.data.decode import read_images
 from simclr.data.loader import Batches
@@ -231,9 +230,7 @@ def test_no_process_outlives_the_one_that_reads(tmp_path):
         Image.new("RGB", (8, 8)).save(path)
     script = tmp_path / "read.py"
     script.write_text(READER)
-    command = [sys.executable, str(script), "100000", *map(str, paths)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+    with forked.Forked([script, "100000", *paths], session=True) as process:
         assert process.stdout.readline() == "2\n"
         assert len(session(process.pid)) >= 4  # itself, worker, fork server, what clears up
         process.kill()

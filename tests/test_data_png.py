@@ -3,8 +3,6 @@
 import io
 import re
 import struct
-import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import forked
 from simclr.cli.train import train
 from simclr.data import decode as decoding
 from simclr.data import png
@@ -168,16 +167,15 @@ print(refused)
 
 
 def refused_of(count: int, kind: str, mode: str, seed: int = 0) -> int:
-    command = [sys.executable, "-c", FUZZ, str(seed), str(count), kind, mode]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = forked.run(["-c", FUZZ, str(seed), str(count), kind, mode], timeout=300)
     assert done.returncode == 0, done.stderr[-500:]
     return int(done.stdout)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("png", "RGB"), ("png", "P"), ("jpeg", "RGB")])
 def test_mutated_files_end_no_process(kind, mode):
-    refused = refused_of(300, kind, mode)
-    assert refused >= 295 if kind == "png" else refused > 0  # but for bits that mean nothing to the pixels
+    refused = refused_of(100, kind, mode)
+    assert refused >= 98 if kind == "png" else refused > 0  # but for bits that mean nothing to the pixels
 
 
 @pytest.mark.slow

@@ -148,7 +148,10 @@ FAILING = {
 }
 
 
-@pytest.mark.parametrize("name", FAILING)
+QUICK = ("a head of zeros", "100 x LARS's rate", "temperature 10")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAILING])
 def test_a_run_that_fails_is_told_so_once_within_a_tenth_of_it_or_200_steps(tmp_path, name):
     settings, cause, remedy = FAILING[name]
     ((step, text),) = looked_at(tmp_path, **settings)

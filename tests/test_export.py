@@ -102,8 +102,15 @@ def test_what_has_no_counterpart_is_refused_with_what_to_do(library, settings, w
         library({"image_size": 32, "stem": "small", **settings})
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch-export"])
-@pytest.mark.parametrize("preprocessing", ["outside", "inside"])
+@pytest.mark.parametrize(
+    ("preprocessing", "format"),
+    [
+        pytest.param("outside", "onnx", marks=pytest.mark.slow),
+        ("outside", "torch-export"),
+        ("inside", "onnx"),
+        ("inside", "torch-export"),
+    ],
+)
 def test_a_graph_gives_the_encoders_features(format, preprocessing, run, tmp_path, images):
     if format == "onnx":
         pytest.importorskip("onnxruntime")

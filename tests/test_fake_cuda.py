@@ -376,9 +376,9 @@ class Here:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"loss": "dcl", "accumulate_grad_batches": 2},
+        pytest.param({"loss": "dcl", "accumulate_grad_batches": 2}, marks=pytest.mark.slow),
         {"optimizer": "sgd", "views": 3, "start_size": 8, "grow_epochs": 1},
-        {"optimizer": "adamw", "gradient_clip_val": 1.0},
+        pytest.param({"optimizer": "adamw", "gradient_clip_val": 1.0}, marks=pytest.mark.slow),
         {"loss": "margin_triplet", "semi_hard": True, "images": "on the host"},
         {"micro_batch_size": 8},
     ],

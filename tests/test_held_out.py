@@ -175,9 +175,9 @@ def test_a_run_says_and_keeps_what_it_holds_out_and_measures_it(thousand, tmp_pa
 def test_a_run_from_before_there_was_the_setting_goes_on_with_all_images(thousand, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(thousand)
     runs = tmp_path
-    settings = {**RUN, "data.batch_size": 250, "quality.every_n_epochs": 0}
+    settings = {**RUN, "data.batch_size": 250, "quality.every_n_epochs": 0, "trainer.max_epochs": 1}
     main(["train", *flags({**settings, "data.held_out": 0, "run_dir": runs / "whole"})])
-    main(["train", *flags({**settings, "data.held_out": 0, "run_dir": runs / "old", "trainer.max_steps": 3})])
+    main(["train", *flags({**settings, "data.held_out": 0, "run_dir": runs / "old", "trainer.max_steps": 2})])
     path, config = runs / "old" / "checkpoints" / "last.ckpt", runs / "old" / "config.yaml"
     content = torch.load(path, weights_only=True)
     del content["datamodule_hyper_parameters"]["held_out"]

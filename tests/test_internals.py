@@ -246,7 +246,7 @@ def fill(tensor):
 def test_a_shared_storage_is_written_by_another_process():
     tensor = torch.empty(0, dtype=torch.uint8).set_(torch_internals.shared_storage(8))
     assert tensor.is_shared()
-    child = multiprocessing.get_context("spawn").Process(target=fill, args=(tensor,))
+    child = multiprocessing.get_context("forkserver").Process(target=fill, args=(tensor,))
     child.start()
     child.join()
     assert child.exitcode == 0

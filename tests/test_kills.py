@@ -301,6 +301,7 @@ def test_thirty_deaths_during_writes_damage_no_checkpoint(tmp_path, disk):
         assert temporaries(run.tmp, run.run) == []
 
 
+@pytest.mark.slow
 def test_what_torch_and_lightning_give_by_themselves_fails_the_same_comparison(tmp_path):
     with Survivor(tmp_path, "stock", {"trainer.max_epochs": 3}) as run:
         for name in ("whole", "again"):

@@ -1,13 +1,12 @@
 """The estimate of a step's memory against what a step is seen to take, and what is said when it cannot fit."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import forked
 from simclr import container, memory
 from tiny import tiny_model
 
@@ -38,10 +37,9 @@ print(status("VmHWM") - before, estimate(model, 64, int(sys.argv[2]) or None).to
 
 @pytest.mark.filterwarnings("ignore:BatchNorm's statistics are those of a micro-batch")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to see a peak")
-@pytest.mark.parametrize("micro_batch_size", [0, 16])
+@pytest.mark.parametrize("micro_batch_size", [0, pytest.param(16, marks=pytest.mark.slow)])
 def test_the_estimate_is_near_what_a_step_takes(micro_batch_size):
-    command = [sys.executable, "-c", PEAK, str(Path(__file__).parent), str(micro_batch_size)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.run(["-c", PEAK, Path(__file__).parent, str(micro_batch_size)])
     assert done.returncode == 0, done.stderr
     peak, estimated = map(int, done.stdout.splitlines()[-1].split())
     print(f"peak {peak / 1e6:.0f} MB, estimated {estimated / 1e6:.0f} MB")

@@ -580,6 +580,7 @@ def test_two_ranks_train_the_run_of_one(run_of_one, run_of_two):
     is_the_run_of(run_of_one, run_of_two)
 
 
+@pytest.mark.slow
 def test_three_ranks_of_micro_batches_train_the_run_of_one(tmp_path, run_of_one):
     done = launched(tmp_path, *on_ranks(3), "--model.micro_batch_size", "4", "--run_dir", "more")
     assert done.returncode == 0, done.stderr
@@ -594,6 +595,7 @@ class Interrupt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow  # test_continue_ranks.py has it without the launcher
 def test_two_ranks_stopped_by_one_signal_continue_to_the_same_bits(tmp_path, run_of_two):
     """Only one rank is told to stop, in the middle of an epoch; both save after the same step."""
     cut = launched(tmp_path, *on_ranks(2), "--trainer.callbacks", "test_module.Interrupt", "--run_dir", "cut")

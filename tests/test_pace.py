@@ -376,7 +376,8 @@ def test_a_run_of_days_on_a_cpu_is_told_so(tmp_path, monkeypatch, capsys):
         ([9.0, 0.1, *[1.0] * 60], False, 1, 9.0),  # of a large network the first step will do
         ([40.0, 3.0, *[0.5] * 60], True, 8, 0.5),  # the first one compiled
         ([40.0, 20.0, *[20.0] * 60], True, 2, 20.0),
-        ([1.0, 1.0, *[0.4, 0.6] * 30], False, 8, 0.5),
+        ([1.0, 1.0, *[0.48, 0.52] * 30], False, 8, 0.5),
+        ([1.0, 1.0, *[0.4, 0.6] * 30], False, 9, 0.4),  # more, for the fastest to be undisturbed
         ([3.0] * 60, False, 6, 3.0),
     ],
 )

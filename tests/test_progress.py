@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pytorch_lightning import Callback
 
 from simclr import progress
 from simclr.cli import main
@@ -89,7 +90,9 @@ def test_without_a_terminal_a_line_every_30_seconds_says_where_the_run_is(tmp_pa
 def test_the_first_line_comes_after_ten_steps_where_the_run_will_last(tmp_path, capsys, clock, monkeypatch):
     ticks = iter(range(10**6))
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
-    fit(tmp_path, callbacks=[ProgressLines(seconds=50.0)], max_epochs=50)
+    enough = Callback()
+    enough.on_train_batch_end = lambda trainer, *_: setattr(trainer, "should_stop", trainer.global_step == 70)
+    fit(tmp_path, callbacks=[ProgressLines(seconds=50.0), enough], max_epochs=50)
     first, second, *_ = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
     assert re.fullmatch(r"epoch 3/50  step 11/200  loss \d\.\d{3}  16 images/s  3 min left", first), first
     assert "step 61/200" in second

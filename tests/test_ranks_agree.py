@@ -1,13 +1,12 @@
 """Two ranks from the command line: what is logged exists on both with one value, and what callbacks decide is one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from pytorch_lightning import Callback
 
+import forked
 from simclr.step_figures import MACHINE
 from strict.sitecustomize import environment
 from tiny import flags
@@ -39,9 +38,8 @@ class Metrics(Callback):
 
 def run(where, **settings):
     """A tiny run on two ranks from `where`; one that waits for ever fails here."""
-    command = [sys.executable, str(ROOT / "train.py"), *flags({**TWO, "run_dir": "run", **settings})]
-    path = environment(ROOT, ROOT / "tests")
-    return subprocess.run(command, cwd=where, capture_output=True, text=True, env=path)
+    command = [forked.TRAIN, *flags({**TWO, "run_dir": "run", **settings})]
+    return forked.run(command, cwd=where, env=environment(ROOT, ROOT / "tests"))
 
 
 WATCHERS = """
@@ -62,7 +60,7 @@ def test_two_ranks_see_the_same_metrics_and_end_where_callbacks_watch_the_online
     """kNN is measured in every second epoch; no gain is 1.0, so a patience of one measurement ends in the fourth."""
     (tmp_path / "watch.yaml").write_text(WATCHERS)
     settings = {
-        "trainer.max_epochs": 9,
+        "trainer.max_epochs": 5,
         "knn.every_n_epochs": 2,
         "probe.every_n_epochs": 2,
         "quality.every_n_epochs": 2,

@@ -6,7 +6,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
+import forked
 from simclr.cli.agreement import code_of, refuse_strangers
 from simclr.data.loader import GlobalBatchSampler
 from strict.sitecustomize import environment
@@ -43,6 +43,7 @@ def nodes(where: Path, *changed: dict, path: tuple = (ROOT, ROOT), seconds: floa
     return [(process.returncode, out, err) for process, (out, err) in zip(started, done, strict=True)]
 
 
+@pytest.mark.slow
 def test_nodes_that_start_seconds_apart_agree_on_a_folder_that_is_not_there_yet(tmp_path):
     (tmp_path / "runs" / "shapes_resnet8").mkdir(parents=True)  # the first name is taken
     first, second = nodes(tmp_path, {}, {}, seconds=4)
@@ -136,9 +137,7 @@ WATCHED = {**RUN, "trainer.callbacks": "test_ranks_alike.Batches", "data.workers
 
 
 def launched(where: Path, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    path = environment(ROOT, ROOT / "tests")
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, env=path)
+    done = forked.run([forked.TRAIN, *arguments], cwd=where, env=environment(ROOT, ROOT / "tests"))
     assert done.returncode == 0, done.stderr
     assert not said(done.stderr)
     return done.stdout

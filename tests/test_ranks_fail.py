@@ -139,7 +139,7 @@ WAYS = {
     "raises 1, torchrun": ("1:5:raise", STANDALONE, RAISED, 1),
     "raises 0, torchrun": ("0:5:raise", STANDALONE, RAISED, 1),
 }
-QUICK = ("killed 1", "raises 1, torchrun")
+QUICK = ("killed 1",)
 SLOW = pytest.mark.slow  # each starts two processes
 
 

@@ -319,16 +319,21 @@ def test_the_report_warns_of_test_images_that_are_training_images(here, tmp_path
     [
         ({}, "4 steps an epoch, 2 epochs", 8),
         ({"limit_train_batches": 3}, "3 steps an epoch, 2 epochs", 6),
-        ({"limit_train_batches": 0.5}, "2 steps an epoch, 2 epochs", 4),
+        pytest.param({"limit_train_batches": 0.5}, "2 steps an epoch, 2 epochs", 4, marks=pytest.mark.slow),
         ({"overfit_batches": 1}, "1 step an epoch, 2 epochs", 2),
-        ({"accumulate_grad_batches": 3}, "4 batches and 2 optimiser steps an epoch, 2 epochs", 4),
+        pytest.param(
+            {"accumulate_grad_batches": 3},
+            "4 batches and 2 optimiser steps an epoch, 2 epochs",
+            4,
+            marks=pytest.mark.slow,
+        ),
         (
             {"accumulate_grad_batches": 3, "max_steps": 3},
             "4 batches and 2 optimiser steps an epoch, 3 optimiser steps",
             3,
         ),
         ({"max_steps": 5, "max_epochs": -1}, "4 steps an epoch, 5 steps in all", 5),
-        ({"max_steps": 100}, "4 steps an epoch, 2 epochs", 8),
+        pytest.param({"max_steps": 100}, "4 steps an epoch, 2 epochs", 8, marks=pytest.mark.slow),
     ],
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

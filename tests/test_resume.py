@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import saving
 from simclr.cli.messages import BAD_INPUT
@@ -32,14 +33,16 @@ train(sys.argv[2:])
 AGAIN = flags({**RUN, "run_dir": "run", "resume": "auto"})
 
 
-def killed_at(step: int, arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(step), *arguments], capture_output=True, text=True)
+def killed_at(step: int, arguments: list[str], fresh: bool = False) -> None:
+    command = ["-c", KILLED, str(step), *arguments]
+    of_new = {"capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *command], **of_new) if fresh else forked.run(command)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def test_the_same_command_starts_goes_on_after_kills_and_says_when_it_is_done(tmp_path, monkeypatch, capsys, whole):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    killed_at(2, AGAIN)  # before the first checkpoint
+    killed_at(2, AGAIN, fresh=True)  # before the first checkpoint
     assert not list(Path("run").rglob("*.ckpt"))
     killed_at(STEPS + 2, AGAIN)  # from the start again, into the second epoch
     train(AGAIN)
@@ -51,7 +54,7 @@ def test_the_same_command_starts_goes_on_after_kills_and_says_when_it_is_done(tm
     assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "gone"])
+@pytest.mark.parametrize("damage", ["a flipped bit", pytest.param("gone", marks=pytest.mark.slow)])
 def test_where_the_last_checkpoint_is_damaged_the_newest_sound_one_is_used_and_said(
     tmp_path,
     monkeypatch,
@@ -82,7 +85,9 @@ def test_where_the_last_checkpoint_is_damaged_the_newest_sound_one_is_used_and_s
     assert_same_run(Path("run"), whole)
 
 
-@pytest.mark.parametrize(("accumulate", "inside"), [(1, 1), (1, 3), (2, 1)])
+@pytest.mark.parametrize(
+    ("accumulate", "inside"), [(1, 1), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((1, 3), (2, 1)))]
+)
 def test_a_run_saved_inside_epochs_goes_on_from_there_after_a_kill(tmp_path, monkeypatch, capsys, accumulate, inside):
     monkeypatch.chdir(tmp_path)
     run = {**RUN, "trainer.accumulate_grad_batches": accumulate, "resume": "auto"}

@@ -381,6 +381,7 @@ def test_a_module_of_ones_own_trainer_begins_with_them_once(tmp_path, monkeypatc
     assert again.run.began_with["source"] == "w.pt"
 
 
+@pytest.mark.slow
 def test_two_ranks_begin_alike(begun, tmp_path):
     shutil.copy(begun / "w.pt", tmp_path / "w.pt")
     settings = {**STILL, "trainer.devices": 2, "trainer.strategy": "ddp", "data.workers": 0, "model.weights": "w.pt"}

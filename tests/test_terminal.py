@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from simclr.cli import main
 from simclr.progress import fitting
 from strict.sitecustomize import environment
@@ -111,21 +112,14 @@ def test_in_a_narrow_window_the_time_left_stays_longest(room, shown):
 def test_a_log_in_ascii_has_every_line_of_one_in_utf8(tmp_path):
     """A folder of another alphabet, no terminal, no colours, the C locale."""
     fill(tmp_path / "фото ü", [f"{i}.png" for i in range(12)])
-    command = [sys.executable, str(ROOT / "train.py"), *flags({**RUN, "data.train_dir": "фото ü"})]
-    settings = environment(ROOT)
-    outputs = []
-    for number, more in enumerate(
-        ({"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C"}, {"PYTHONIOENCODING": "utf-8"})
-    ):
-        done = subprocess.run(
-            [*command, f"--run_dir=run{number}"],
-            cwd=tmp_path,
-            env={**settings, **more, "NO_COLOR": "1"},
-            capture_output=True,
-        )
+    command = [forked.TRAIN, *flags({**RUN, "data.train_dir": "фото ü"})]
+    settings = {**environment(ROOT), "NO_COLOR": "1"}
+    of_ascii = {**settings, "PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C"}  # what only a new process reads
+    there = subprocess.run([sys.executable, *command], cwd=tmp_path, env=of_ascii, capture_output=True)
+    here = forked.run([*command, "--run_dir=run2"], cwd=tmp_path, env=settings, text=False)
+    for done in (there, here):
         assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
-    ascii_, utf8 = outputs[0].decode("ascii"), outputs[1].decode()
+    ascii_, utf8 = there.stdout.decode("ascii"), here.stdout.decode()
     assert "фото ü: 12 images" in utf8
     assert "\\u0444\\u043e\\u0442\\u043e \\xfc: 12 images" in ascii_
     assert "\x1b" not in ascii_ + utf8

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+import forked
 from simclr import load_encoder
 from simclr.cli import main
 from simclr.cli.messages import BAD_INPUT
@@ -93,8 +92,7 @@ def test_killed_and_begun_again_it_ends_in_the_same_bits(run, photos, tmp_path, 
     source = open_source(run)
     whole = embed_folder(str(root), source, tmp_path / "whole", batch_size=5, on_error="skip")
     program = DIES.replace("embed.open_source", "__import__('simclr.use.source', fromlist=['x']).open_source")
-    arguments = [sys.executable, "-c", program, root, run, tmp_path / "out", "4"]
-    done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True)
+    done = forked.run(["-c", program, root, run, tmp_path / "out", "4"])
     assert done.returncode == -signal.SIGKILL, done.stderr
     state = json.loads((tmp_path / "out" / STATE).read_text())
     assert 10 <= state["files"] < 23

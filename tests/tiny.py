@@ -32,6 +32,7 @@ def flags(settings: dict[str, Any]) -> list[str]:
     small = {"model.encoder": "resnet8", "model.image_size": 16, "model.width": 0.25, "model.projection_dim": 16}
     small |= {"model.warmup_epochs": 1, "data.shapes_train": IMAGES, "data.shapes_test": 32, "data.batch_size": BATCH}
     small |= {"trainer.accelerator": "cpu", "trainer.max_epochs": 2}
+    small |= {"dashboard.every_n_epochs": 0}  # its pictures take as long as all the rest
     return [f"--{name}={value}" for name, value in {**small, **settings}.items()]
 
 
