@@ -27,7 +27,7 @@ def cpu_has_fast_bf16() -> bool:
 
 
 def non_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether a NaN or an infinity is in any of some tensors of one device: (), 0 or 1, there.
+    """Whether a NaN or an infinity is in any of some tensors of one device: (), there, 1 or, if so, infinity.
 
     The one kernel by which torch.amp.GradScaler looks at gradients; sums of their absolute values take five times as
     long. It multiplies them too: by one, which leaves every bit of what is finite.
@@ -39,7 +39,7 @@ def non_finite(tensors: Sequence[Tensor]) -> Tensor:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
     for alike in by_dtype.values():
         torch._amp_foreach_non_finite_check_and_unscale_(alike, found, one)
-    return found
+    return one / (one - found)
 
 
 def has_image_decoders() -> bool:

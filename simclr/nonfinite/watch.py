@@ -44,7 +44,7 @@ class _Step:
     own: list[Tensor] = field(default_factory=list)  # what this rank has differentiated
     reason: str = ""
     norms: Tensor | None = None  # (parameters,), where the gradients will be others by the time they are asked for
-    numbers: Tensor | None = None  # (2,), later on the host: the loss, and 0 where the gradient is finite
+    numbers: Tensor | None = None  # (2,), later on the host: the loss, and what is finite where the gradient is
     copied: Any = None  # the event by which they are there
 
 
@@ -161,13 +161,13 @@ class FiniteSteps(Callback):
         loss = now.losses[0] if len(now.losses) == 1 else torch.stack(now.losses).sum()
         whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # else each device has a part of it
         if not weights:
-            ruined = loss.new_zeros(())
+            gradient = loss.new_zeros(())
         elif self._late or not whole:
             now.norms = norms_of(weights)
-            ruined = now.norms.sum() * 0  # NaN of what is not finite
+            gradient = now.norms.sum()
         else:
-            ruined = non_finite([weight.grad for weight in weights if weight.grad is not None])
-        now.numbers = torch.stack((loss.to(ruined.dtype), ruined))
+            gradient = non_finite([weight.grad for weight in weights if weight.grad is not None])
+        now.numbers = torch.stack((loss.to(gradient.dtype), gradient))
         if not whole:
             now.numbers = distributed.max_over_ranks(now.numbers.where(now.numbers.isfinite(), torch.inf))
         if not self._late:
@@ -214,9 +214,9 @@ class FiniteSteps(Callback):
 
     def _judge(self, trainer: Trainer, module: LightningModule, step: _Step, weights: list[Tensor]) -> None:
         assert step.numbers is not None  # looked at
-        loss, ruined = step.numbers.tolist()
+        loss, gradient = step.numbers.tolist()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if math.isfinite(loss) and ruined == 0:
+        if math.isfinite(loss) and math.isfinite(gradient):
             self._rescaled = self.in_a_row = 0
             return
         if scaler is not None and math.isfinite(loss) and self._rescaled < _RESCALED:
