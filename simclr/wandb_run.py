@@ -23,7 +23,9 @@ from simclr.paths import expanded
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 _KNOWN = Path("wandb") / "run.json"  # in the run folder: which run on W&B it is
+FLUSH = "x_transaction_log_flush_interval"  # wandb's setting, of its releases that have it
 _STEP = "trainer/global_step"  # Lightning's x-axis
+_FLUSH_SECONDS = 0.5  # of rows that a kill may cost: wandb's own 15 are many steps
 _INIT_SECONDS, _FINISH_SECONDS = 30, 120  # of waiting for the server, before training and after
 _ROWS = 8  # on W&B for an optimiser step, at the very most: of the step, its epoch, pictures
 
@@ -54,8 +56,8 @@ class WandbOptions:
 class WandbRun(WandbLogger):
     """Lightning's logger of W&B, which costs a training nothing: once it fails it is said, and there is no more of it.
 
-    wandb writes an offline run in blocks: a SIGKILL loses the last rows that its file had not taken, which metrics.csv
-    and TensorBoard have.
+    wandb writes a run to its file in blocks, and what a block holds every half second: a SIGKILL of all processes loses
+    the rows of the last half second, which metrics.csv and TensorBoard have.
 
     Args:
         run_dir: the run folder.
@@ -166,6 +168,7 @@ def start_wandb(
         "resume": "allow",
     }
     wanted: dict[str, Any] = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
+    wanted[FLUSH] = _FLUSH_SECONDS
     if not environment.get("WANDB_SILENT"):
         wanted["silent"] = True  # or its words stand between those of the run
     settings = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}

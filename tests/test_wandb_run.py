@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.train import train
 from simclr.loggers import build_loggers
-from simclr.wandb_run import WandbOptions, WandbRun, known_run, rejoined, start_wandb, wandb_mode
+from simclr.wandb_run import FLUSH, WandbOptions, WandbRun, known_run, rejoined, start_wandb, wandb_mode
 from tiny import flags
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the right form, of nobody
@@ -332,7 +334,7 @@ def test_an_artifact_without_wandb_is_refused(capsys):
 KILLED = r"""
 import os, signal, time
 from pathlib import Path
-from simclr.wandb_run import WandbOptions, start_wandb
+from simclr.wandb_run import FLUSH, WandbOptions, start_wandb
 run = start_wandb(Path("run"), "offline", WandbOptions(), {"a": 1})
 for step in range(5):
     run.log_metrics({"train_loss": step / 10}, step)
@@ -364,3 +366,32 @@ def test_a_kill_of_its_service_costs_the_run_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wandb has failed") <= 1
     assert float(done.stdout.split("seconds")[1]) < 60
+
+
+SHORT = """
+import sys, time
+from pathlib import Path
+from simclr.wandb_run import FLUSH, WandbOptions, start_wandb
+run = start_wandb(Path("run"), "offline", WandbOptions(), {"a": 1})
+for step in range(7):
+    run.log_metrics({"train_loss": step / 10}, step)
+print("logged", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a group of processes")
+def test_rows_are_readable_a_second_after_they_were_logged_whatever_is_killed(tmp_path):
+    import wandb
+
+    if FLUSH not in wandb.Settings.model_fields:
+        pytest.skip("this wandb writes its file when a block is full: a flush every so often came later")
+    alone = {"cwd": tmp_path, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-c", SHORT], **alone) as process:
+        try:
+            assert process.stdout.readline() == "logged\n"
+            time.sleep(1)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # its service too, as a cluster does
+    found = numbers_of(records_of(tmp_path / "run"))
+    assert found["train_loss"] == {step: pytest.approx(step / 10) for step in range(7)}
