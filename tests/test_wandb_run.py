@@ -15,6 +15,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from simclr.cli.eval import eval_command
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.train import train
 from simclr.loggers import build_loggers
@@ -146,6 +147,7 @@ def watched(tmp_path_factory):
         train(flags({**every, **told, "run_dir": "run", "dashboard.images": 30, "data.shapes_train": 96}))
         train(["--ckpt_path", "run", "--trainer.max_epochs", "3"])
         linear_eval(["run"])
+        eval_command(["run", "--protocols", "knn", "--knn.k", "[3]", "--yardsticks", "random_encoder"])
     return root / "run", records_of(root / "run")
 
 
@@ -166,6 +168,10 @@ def test_csv_tensorboard_and_wandb_have_the_same_names_steps_and_values(watched)
     in_wandb = numbers_of(records)
     evaluated = {name for name in in_events if name.startswith("linear_eval/")}
     assert len(evaluated) == 5
+    by_protocol = {f"eval/knn/k_3/{name}" for name in ("top1", "mean_per_class", "random_encoder_top1")}
+    evaluated |= by_protocol
+    record = json.loads((run / "eval.json").read_text())
+    assert in_events["eval/knn/k_3/top1"] == {17: pytest.approx(record["results"][0]["top1"])}
     assert in_wandb.keys() == in_events.keys() == in_files.keys() | evaluated
     assert len(in_files) >= 25
     for name, values in in_events.items():
@@ -196,12 +202,16 @@ def test_tensorboard_and_wandb_have_the_pictures_and_the_evaluation(watched):
     assert {s["linear_eval/linear_top1"] for s in summaries if "linear_eval/linear_top1" in s} == {
         record["linear_top1"]
     }
+    [told] = [s for s in summaries if "eval/knn/k_3/id" in s]
+    assert told["eval/knn/k_3/id"].startswith("knn@last/epoch3/split=test/n=32/res16/")
+    assert told["eval/knn/k_3/ci95"] == json.loads((run / "eval.json").read_text())["results"][0]["ci95"]
 
 
 def test_wandb_has_the_whole_configuration_and_files_the_run_as_it_was_told(watched):
     run, records = watched
     opened = [record["run"] for record in records if record["type"] == "run"]
-    first, continued, evaluated = opened
+    first, continued, evaluated, by_protocol = opened
+    assert by_protocol["job_type"] == "eval"
     known = known_run(run)
     assert {part["run_id"] for part in opened} == {known["id"]}
     assert (first["display_name"], first["project"], first["run_group"]) == ("run", "simclr", "theirs")
@@ -380,8 +390,20 @@ time.sleep(600)
 """
 
 
+def wait_until_written(run_dir: Path) -> None:
+    """Until W&B's file has grown and grows no more; at most 10 s after it is there, less than wandb's own 15."""
+    started = time.monotonic()
+    while not (files := list(run_dir.rglob("*.wandb"))):
+        assert time.monotonic() < started + 300, "its service does not start"
+        time.sleep(0.1)
+    sizes, started = [0], time.monotonic()
+    while time.monotonic() < started + 10 and not (len(sizes) > 4 and sizes[-1] == sizes[-4] > 100):
+        time.sleep(0.3)
+        sizes.append(sum(path.stat().st_size for path in files))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="kills a group of processes")
-def test_rows_are_readable_a_second_after_they_were_logged_whatever_is_killed(tmp_path):
+def test_rows_are_readable_soon_after_they_were_logged_whatever_is_killed(tmp_path):
     import wandb
 
     if FLUSH not in wandb.Settings.model_fields:
@@ -390,7 +412,7 @@ def test_rows_are_readable_a_second_after_they_were_logged_whatever_is_killed(tm
     with subprocess.Popen([sys.executable, "-c", SHORT], **alone) as process:
         try:
             assert process.stdout.readline() == "logged\n"
-            time.sleep(1)
+            wait_until_written(tmp_path / "run")
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # its service too, as a cluster does
     found = numbers_of(records_of(tmp_path / "run"))

@@ -14,12 +14,21 @@ from simclr.eval import encoder_sha256
 from simclr.files import write_atomically
 from simclr.report import sections
 from simclr.report.charts import Times
-from simclr.report.run import data_of, read_clock, read_config, read_metrics, read_results, steps_per_epoch
+from simclr.report.run import (
+    data_of,
+    read_clock,
+    read_config,
+    read_evaluations,
+    read_metrics,
+    read_results,
+    steps_per_epoch,
+)
 from simclr.report.sample import take_samples
 from simclr.report.settings import settings
 
 REPORT = "report.html"  # in the run folder
 _SECTIONS = {  # content -> where it stands and what it is called in the list of contents
+    "protocols": ("protocols", "By protocol"),
     "curves": ("learned", "How it learned"),
     "quality": ("quality", "Without labels"),
     "atlas": ("map", "Atlas"),
@@ -68,6 +77,7 @@ def write_report(
     folder = checkpoint.run_dir
     encoder = load_encoder(checkpoint.path)
     results = read_results(folder)
+    evaluations = read_evaluations(folder)
     per_epoch = checkpoint.run.get("steps_per_epoch") or steps_per_epoch(folder)
     history = read_metrics(folder, per_epoch)
     sha256 = encoder_sha256(encoder)
@@ -93,6 +103,7 @@ def write_report(
         clock=read_clock(folder, per_epoch) or None if per_epoch else None,
     )
     content = {
+        "protocols": sections.protocols(evaluations, sha256),
         "curves": sections.curves(history, checkpoint.objective, test, folder, times),
         "quality": sections.quality(history, checkpoint.objective, encoder),
         "atlas": test and sections.atlas(test, folder, said),
@@ -103,11 +114,11 @@ def write_report(
     }
     page = render(
         title=f"{folder.resolve().name}: {checkpoint.model['encoder']}",
-        headline=sections.headline(checkpoint, results, sha256, history, test),
+        headline=sections.headline(checkpoint, results, sha256, history, test, evaluations),
         missing=missing,
         usage=sections.usage(checkpoint, encoder),
         settings=settings(checkpoint, encoder, read_config(folder)),
-        provenance=sections.provenance(checkpoint, results, sha256),
+        provenance=sections.provenance(checkpoint, results, sha256, evaluations),
         **content,
     )
     write_atomically(folder / REPORT, page.encode())
