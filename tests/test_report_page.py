@@ -279,8 +279,8 @@ def test_images_that_are_gone_leave_the_rest_of_the_page(labelled):
 
 def test_a_short_run_is_given_one_sentence_of_advice_and_a_long_one_that_is_below_a_yardstick_another(labelled):
     assert (
-        "20 steps are few: fewer than 300 seldom lead far from an untrained network."
-        in ReportPage(write_report(labelled)).text
+        "20 steps are few: fewer than 300 seldom lead far from an untrained network. Train longer "
+        "(--trainer.max_epochs) before" in ReportPage(write_report(labelled)).text
     )
     path = labelled / "checkpoints" / "last.ckpt"
     torch.save(torch.load(path) | {"global_step": 3000}, path)

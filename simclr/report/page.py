@@ -1,11 +1,13 @@
 """`report.html`: a page that needs nothing beside it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from simclr.checkpoint import load_encoder, read_checkpoint
 from simclr.data import ImageData
@@ -125,6 +127,11 @@ def write_report(
     return folder / REPORT
 
 
+def _with_options(text: str) -> Markup:
+    """Text with the options of the command line in it as code, which no line breaks."""
+    return Markup(re.sub(r"--[a-z][\w.-]*\w", r'<code class="option">\g<0></code>', str(escape(text))))
+
+
 def render(**content: Any) -> str:
     """The page of `templates/page.html`. Whatever is put into it is text, escaped, unless it is markupsafe's Markup.
 
@@ -139,7 +146,7 @@ def render(**content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": sections.percent, "thousands": "{:,}".format}
+    environment.filters |= {"percent": sections.percent, "thousands": "{:,}".format, "options": _with_options}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     contents = [place for name, place in _SECTIONS.items() if content.get(name)]
     return environment.get_template("page.html").render(content, contents=contents)
