@@ -149,7 +149,7 @@ class OnlineQuality(Measurer):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the network that has not trained yet; a run that goes on has it from its checkpoint."""
         if self._measures and trainer.global_step == 0:
-            self.before = distributed.from_rank_0(lambda: self.measure(trainer.datamodule, pl_module)[RETRIEVAL])
+            self.before = distributed.from_rank_0(lambda: self._retrieval(trainer.datamodule, pl_module))
 
     def figures_of(self, data: ImageData, module: LightningModule) -> dict[str, float]:
         before = {} if self.before is None else {BEFORE: self.before}
@@ -164,14 +164,19 @@ class OnlineQuality(Measurer):
         """
         h, z = (torch.cat(parts) for parts in zip(*self._features(data, module), strict=True))  # (2 N, ...)
         self.measured_images = len(h) // 2
-        figures = _loss_and_top1(module.hparams, *z.double().chunk(2))
-        z1, z2 = z.chunk(2)
-        figures |= {"alignment": alignment(z1, z2), "uniformity": uniformity(z1), "z_spread": spread(z1)}
         h1, h2 = h.chunk(2)
-        return figures | {"rankme": rank_me(h1), RETRIEVAL: instance_retrieval(h1, h2)}
+        retrieval = instance_retrieval(h1, h2)  # in float32, where the network is
+        z1, z2 = z.cpu().chunk(2)
+        figures = _loss_and_top1(module.hparams, z1.double(), z2.double())
+        figures |= {"alignment": alignment(z1, z2), "uniformity": uniformity(z1), "z_spread": spread(z1)}
+        return figures | {"rankme": rank_me(h1.cpu()), RETRIEVAL: retrieval}
+
+    def _retrieval(self, data: ImageData, module: LightningModule) -> float:
+        """That one figure."""
+        return instance_retrieval(*torch.cat([h for h, _ in self._features(data, module)]).chunk(2))
 
     def _features(self, data: ImageData, module: LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
-        """(h, z) of some images at a time, on the CPU: of view 1 of all of them, then of view 2."""
+        """(h, z) of some images at a time, on the network's device: of view 1 of all of them, then of view 2."""
         assert data.unseen is not None  # `why_not` has asked
         source, numbers = data.unseen
         chosen = numbers[epoch_order(_SEED, 0, len(numbers))[: self.images].sort().values]
@@ -184,7 +189,7 @@ class OnlineQuality(Measurer):
                     h = z = encode(encoder, module.views.augment.view(images, index, 0, _SEED, view))
                     for head in heads:
                         z = head(z)
-                    yield h.cpu(), z.float().cpu()
+                    yield h.float(), z.float()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -6,13 +6,13 @@ loss goes. What the machine decides (`MACHINE`: seconds, speed, memory) never is
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from simclr.training.internals import gradient_scale, optimizer_batches
 
@@ -24,7 +24,7 @@ MACHINE = ("images_per_second", "step_seconds", "data_wait", "epoch_seconds", "d
 
 
 class StepFigures(Callback):
-    """Logs figures of the steps that are logged; nothing here waits for the device.
+    """Logs figures of the steps that are logged, in a row with their loss, for which alone it waits for the device.
 
     `images_seen`, of all devices, is a second axis beside the step. `loss_chance` is the loss where no image is told
     from another, log(2N - 1) for NT-Xent: a line to read the curve by. `gradient_norm`, of its two parts too, is the
@@ -38,6 +38,7 @@ class StepFigures(Callback):
 
     def __init__(self) -> None:
         self._norms: dict[str, Tensor] = {}
+        self._loss: object = None  # of the row before
         self._chance: float | None = None
         self._epoch_began: float | None = None
         self._ended: float | None = None  # the batch before, in this epoch
@@ -53,6 +54,7 @@ class StepFigures(Callback):
         """What the run's settings say."""
         self._chance = pl_module.objective(pl_module.hparams).chance
         self._has_norms = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # others divide the weights
+        pl_module.step_log.collected = True
         self._warm, self._ended, self._epoch_began = False, None, None
         self._restart(trainer.global_step)
 
@@ -88,12 +90,23 @@ class StepFigures(Callback):
             self._restart(trainer.global_step)
         if not _is_logged(trainer) or ((batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch):
             return
-        values: dict[str, Any] = {IMAGES_SEEN: _images_seen(trainer, pl_module, batch_idx + 1), **self._norms}
+        loss = pl_module.step_log.logged
+        values: dict[str, Any] = {} if loss is self._loss else dict(loss)
+        self._loss = loss
+        values |= {IMAGES_SEEN: _images_seen(trainer, pl_module, batch_idx + 1), **self._norms}
         if self._chance is not None:
             values[CHANCE] = self._chance
         self._norms = {}
-        pl_module.log_dict({**values, **self._machine(trainer, pl_module)})
+        log_row(trainer, {**values, **self._machine(trainer, pl_module)})
         self._restart(trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A method that trains again, without this, logs its loss itself."""
+        pl_module.step_log.collected = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        pl_module.step_log.collected = False
 
     def _machine(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         steps, found = trainer.global_step - self._since, {}
@@ -116,6 +129,31 @@ class StepFigures(Callback):
         pl_module.log_dict(values, rank_zero_only=True, sync_dist=True)
 
 
+def log_row(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
+    """Give numbers of a step to every logger as one row, and to callbacks; waits for the device once.
+
+    `LightningModule.log_dict` keeps an object for each number, through which it goes in every later step, and copies
+    each from the device by itself: twenty numbers took four times what all else here takes.
+
+    Args:
+        trainer: in the last hooks of a batch that ends a step of the optimiser.
+        values: by name, scalars; the same on every rank but for those that nothing may watch.
+    """
+    tensors = [name for name, value in values.items() if isinstance(value, Tensor)]
+    of_device = [name for name in tensors if values[name].device.type != "cpu"]  # type: ignore[union-attr]
+    numbers = {name: float(value) for name, value in values.items() if name not in of_device}
+    if of_device:
+        copied = torch.stack([values[name].detach().float() for name in of_device]).tolist()  # type: ignore[union-attr]
+        numbers |= dict(zip(of_device, copied, strict=True))
+    told = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+    trainer.callback_metrics.update(told)
+    trainer.logged_metrics.update(told)
+    row = {**numbers, "epoch": trainer.current_epoch}
+    for logger in trainer.loggers:
+        logger.log_metrics(row, step=optimizer_batches(trainer))
+        logger.save()
+
+
 def norms(module: LightningModule, scale: float = 1.0) -> dict[str, Tensor]:
     """The 2-norms of a method's gradients and weights, as scalars on their device.
 
@@ -125,15 +163,22 @@ def norms(module: LightningModule, scale: float = 1.0) -> dict[str, Tensor]:
     """
     encoder = {id(p) for p in module.encoder.parameters()}
     trained = [p for p in module.parameters() if p.requires_grad]
+    having = [p for p in trained if p.grad is not None]
+    found = {"weight_norm": _total(torch._foreach_norm([p.detach() for p in trained]))} if trained else {}
+    if not having:
+        return found
+    each = torch._foreach_norm([p.grad for p in having])
     parts: dict[str, list[Tensor]] = {"encoder": [], "head": []}
-    for p in trained:
-        if p.grad is not None:
-            parts["encoder" if id(p) in encoder else "head"].append(p.grad)
-    of_parts = {name: get_total_norm(grads) / scale for name, grads in parts.items() if grads}
-    found = {f"{name}_gradient_norm": norm for name, norm in of_parts.items()}
-    if of_parts:
-        found["gradient_norm"] = torch.linalg.vector_norm(torch.stack([*of_parts.values()]))
-    return found | {"weight_norm": get_total_norm([p.detach() for p in trained])}
+    for p, norm in zip(having, each, strict=True):
+        parts["encoder" if id(p) in encoder else "head"].append(norm)
+    of_parts = {name: _total(part) / scale for name, part in parts.items() if part}
+    found |= {f"{name}_gradient_norm": norm for name, norm in of_parts.items()}
+    return found | {"gradient_norm": _total([*of_parts.values()])}
+
+
+def _total(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of all numbers, of the norms of some each."""
+    return torch.linalg.vector_norm(torch.stack(list(norms)))
 
 
 def _is_logged(trainer: Trainer) -> bool:

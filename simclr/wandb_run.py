@@ -23,8 +23,11 @@ from simclr.paths import expanded
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 _KNOWN = Path("wandb") / "run.json"  # in the run folder: which run on W&B it is
+FLUSH = "x_transaction_log_flush_interval"  # wandb's setting, of its releases that have it
 _STEP = "trainer/global_step"  # Lightning's x-axis
+_FLUSH_SECONDS = 0.5  # of rows that a kill may cost: wandb's own 15 are many steps
 _INIT_SECONDS, _FINISH_SECONDS = 30, 120  # of waiting for the server, before training and after
+_NEXT = "next_row"  # in that file: a number that no row of the runs so far has
 _ROWS = 8  # on W&B for an optimiser step, at the very most: of the step, its epoch, pictures
 
 
@@ -54,8 +57,8 @@ class WandbOptions:
 class WandbRun(WandbLogger):
     """Lightning's logger of W&B, which costs a training nothing: once it fails it is said, and there is no more of it.
 
-    wandb writes an offline run in blocks: a SIGKILL loses the last rows that its file had not taken, which metrics.csv
-    and TensorBoard have.
+    wandb writes a run to its file in blocks, and what a block holds every half second: a SIGKILL of all processes loses
+    the rows of the last half second, which metrics.csv and TensorBoard have.
 
     Args:
         run_dir: the run folder.
@@ -70,6 +73,7 @@ class WandbRun(WandbLogger):
         super().__init__(save_dir=str(run_dir), experiment=run)
         self.run_dir, self.log_artifact = run_dir, log_artifact
         self._first_row = first_row
+        self._next_row = first_row  # its number, as far as it is known here; kept for whoever opens the run again
         self.attempt(run.define_metric, _STEP)
         self.attempt(run.define_metric, "*", step_metric=_STEP, step_sync=True)
 
@@ -89,6 +93,8 @@ class WandbRun(WandbLogger):
         """Add a row."""
         row, number = {**metrics, _STEP: step}, self._first_row
         self._first_row = None
+        if self._next_row is not None:
+            self._next_row += 1
         self.attempt(lambda: self.experiment.log(row, step=number, commit=True))
 
     @rank_zero_only
@@ -127,6 +133,9 @@ class WandbRun(WandbLogger):
             code: the exit code that W&B shows.
         """
         self.attempt(self.experiment.finish, exit_code=code)
+        known = known_run(self.run_dir)
+        if self._next_row is not None and known is not None:
+            _remember(self.run_dir, {**known, _NEXT: self._next_row})
 
 
 def start_wandb(
@@ -166,6 +175,7 @@ def start_wandb(
         "resume": "allow",
     }
     wanted: dict[str, Any] = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
+    wanted[FLUSH] = _FLUSH_SECONDS
     if not environment.get("WANDB_SILENT"):
         wanted["silent"] = True  # or its words stand between those of the run
     settings = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
@@ -184,10 +194,11 @@ def start_wandb(
     if mode == "online":
         print(f"wandb: {run.url}", flush=True)
     found = {"id": run.id, "project": run.project or init["project"], "entity": run.entity, "name": run.name}
+    found |= {_NEXT: known[_NEXT]} if _NEXT in known else {}
     _remember(run_dir, {**found, "mode": mode, "log_artifact": options.log_artifact})
     # Rows are numbered apart from steps, and the server drops those of numbers that it has had. One that nobody can ask
-    # gets a number that no row before can have had.
-    first_row = _ROWS * (step + 2) if mode == "offline" and known and step else None
+    # gets a number that no row before can have had: not of a training that was killed, nor of an evaluation.
+    first_row = max(_ROWS * (step + 2), known.get(_NEXT, 0)) if mode == "offline" and known and step else None
     return WandbRun(run_dir, run, first_row, options.log_artifact)
 
 

@@ -27,6 +27,7 @@ from simclr.compare.rows import figures_of
 from simclr.eval import wilson_interval
 from simclr.eval.predictions import packed, unpacked
 from simclr.files import hold
+from suite_record import result, suite_record
 from tiny import flags
 
 METRICS = (
@@ -205,12 +206,48 @@ def test_runs_on_the_same_test_images_are_compared_image_by_image(tmp_path):
     ]
     found = compare_runs(runs)
     [pair] = found.pairs
-    assert (pair.best, pair.other, pair.images) == ("best", "other", 40)
+    assert (pair.by, pair.best, pair.other, pair.images) == ("linear classifier", "best", "other", 40)
     assert (pair.only_best, pair.only_other) == (12, 2)
     assert pair.difference == pytest.approx(0.25)
     assert pair.interval == pytest.approx((0.25 - 1.96 * (14 - 2.5) ** 0.5 / 40, 0.25 + 1.96 * (14 - 2.5) ** 0.5 / 40))
     assert pair.p == pytest.approx(binomtest(2, 14).pvalue)
     assert any(note.startswith("no paired test for elsewhere, old: ") for note in found.notes)
+
+
+def test_each_protocol_has_a_column_with_intervals_and_its_own_paired_tests(tmp_path):
+    right = {"a": [True] * 30 + [False] * 10, "b": [True] * 18 + [False] * 12 + [True] * 2 + [False] * 8}
+    for number, (name, of_knn) in enumerate(right.items()):
+        draws = [result("semi", f"fraction=0.1/draw={i}", of_knn[i:] + of_knn[:i]) for i in range(3)]
+        linear = result("logreg", "", of_knn[::-1], settings="seed=0")
+        record = suite_record([result("knn", "k=5", of_knn, settings="temperature=0.1"), linear, *draws])
+        hand_made(tmp_path / name, seed=0, temperature=0.1 + number)
+        (tmp_path / name / "eval.json").write_text(json.dumps(record))
+    hand_made(tmp_path / "elsewhere", temperature=7)
+    other = suite_record([result("knn", "k=5", right["a"], settings="temperature=0.1")], train="b")
+    (tmp_path / "elsewhere" / "eval.json").write_text(json.dumps(other))
+    found = compare_runs([tmp_path])
+    a, b, elsewhere = found.rows
+    knn = "knn k=5 (temperature=0.1; 40 of shapes)"
+    assert figure(a, "knn k=5").value == 0.75
+    assert figure(a, "knn k=5").interval == pytest.approx(wilson_interval(30, 40))
+    assert (figure(a, "semi").n, figure(a, "semi").sd) == (3, 0)
+    assert "75.0 ± 0.0 %, n 3" in as_markdown(found)
+    assert [column.title for column in found.columns if column.place == 12].count(knn) == 2
+    assert any(f"{knn} stands there more than once" in note for note in found.notes)
+    assert len(elsewhere.figures.keys() & b.figures.keys()) == len(elsewhere.figures) - 1, "all but the accuracy"
+    assert [(pair.by, pair.best, pair.other) for pair in found.pairs] == [
+        (knn, "a", "b"),
+        ("logreg (seed=0; 40 of shapes)", "a", "b"),
+    ]
+    assert found.pairs[0].p == pytest.approx(binomtest(2, 14).pvalue)
+    page = Page(write_page(found, tmp_path / "out.html").read_text())
+    assert re.search(re.escape(knn) + r"\s*a\s*b\s*25\.0", page.text)
+
+
+def test_an_evaluation_of_another_version_is_a_note(tmp_path):
+    a, b = hand_made(tmp_path / "a"), hand_made(tmp_path / "b", temperature=0.3)
+    (a / "eval.json").write_text('{"schema": "simclr.eval/9"}')
+    assert any("eval.json is not an evaluation that this version reads" in n for n in compare_runs([a, b]).notes)
 
 
 def test_predictions_survive_as_text_and_what_is_damaged_is_refused():
@@ -334,6 +371,15 @@ def test_a_run_that_ends_inside_its_first_epoch_is_not_drawn_as_a_whole_one(tmp_
     first, second = compare_runs([whole, part]).runs
     assert (first.history["train_loss_epoch"][0], second.history["train_loss_epoch"]) == ((1, 2.25), [(0.5, 2.5)])
     assert second.per_epoch == {"steps": 10, "images": 160}
+
+
+def test_where_nobody_knows_how_long_an_epoch_is_the_reader_is_told(tmp_path):
+    whole, part = hand_made(tmp_path / "whole"), hand_made(tmp_path / "part", step=5, temperature=0.3)
+    (part / "metrics.csv").write_text("epoch,step,train_loss,train_loss_epoch\n0,4,2.5,\n0,4,,2.5\n")
+    config = yaml.safe_load((part / "config.yaml").read_text()) | {"trainer": {"max_steps": 5}}
+    (part / "config.yaml").write_text(yaml.safe_dump(config))  # and a checkpoint that does not say it
+    said = "it ended by trainer.max_steps=5 within its first epoch, of unknown length: drawn as a whole one"
+    assert [note for note in compare_runs([whole, part]).notes if said in note] == [f"part: {said}"]
 
 
 def test_a_setting_of_three_values_is_drawn_against_the_first_figure_that_all_have(tmp_path):

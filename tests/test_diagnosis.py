@@ -19,6 +19,7 @@ HEALTHY = {
     "shapes": (Signs(5.71, 5.91, 0.016, 0.119, -0.002, 0.1), {}),
     "LARS": (Signs(6.45, 6.46, 0.016, 0.054, 0.004, 0.1), {}),
     "sharp": (Signs(9.02, 12.6, 0.016, 0.284, -0.003, 0.1), {"temperature": 0.05}),
+    "SGD": (Signs(4.62, 6.82, 0.062, 0.548, -0.005, 0.1, steps=200, growth=1.45), {}),
     "small batches": (Signs(4.41, 4.61, 0.078, 0.087, -0.014, 0.1), {"batch_size": 32}),
     "much learned": (Signs(1.2, 5.5, 0.8, 0.8, 0.0, 0.4), {}),
     "warm-up": (Signs(5.6, 5.9, 0.004, 0.01, 0.0, 0.1, warming=True), {}),
@@ -43,6 +44,11 @@ ILL = {
         WELL._replace(growth=40.0, steps=50),
         {},
         r"the weights have grown to 40 times their size in 50 steps.*a lower --model\.base_lr",
+    ),
+    "too fast, though learning": (
+        WELL._replace(growth=3.4, steps=200),
+        {},
+        r"the weights have grown to 3\.4 times their size in 200 steps.*a lower --model\.base_lr",
     ),
     "nothing learned": (
         WELL._replace(positive_cosine=0.01, top1=0.004, steps=200),
@@ -136,6 +142,16 @@ FAILING = {
     ),
     "100 x LARS's rate": (
         {"base_lr": 7.5, "lr_scaling": "sqrt"},
+        "too large to learn by|diverges",
+        "a lower --model.base_lr",
+    ),
+    "100 x SGD's rate": (
+        {"base_lr": 0.5, "optimizer": "sgd", "lr_scaling": "sqrt", "images": 256, "batch": 64},
+        "too large to learn by|diverges",
+        "a lower --model.base_lr",
+    ),
+    "100 x LARS's rate in its warm-up": (
+        {"base_lr": 7.5, "lr_scaling": "sqrt", "warmup_epochs": 100, "images": 256, "batch": 64},
         "too large to learn by|diverges",
         "a lower --model.base_lr",
     ),

@@ -28,6 +28,18 @@ def test_alignment_and_uniformity_are_the_double_loops():
     assert uniformity(z1) == pytest.approx(math.log(sum(pairs) / len(pairs)), abs=1e-6)
 
 
+def test_figures_of_pairs_are_the_same_however_many_rows_are_looked_at_at_once(monkeypatch):
+    z = features(50)
+    expected = float(torch.pdist(torch.nn.functional.normalize(z.double())).square().mul(-2).exp().mean().log())
+    other = z + 2 * features(50, seed=1)
+    retrieved = instance_retrieval(z, other)
+    assert 0 < retrieved < 1
+    for rows in (1, 7, 1024):
+        monkeypatch.setattr("simclr.eval.quality._ROWS", rows)
+        assert uniformity(z) == pytest.approx(expected, abs=1e-12)
+        assert instance_retrieval(z, other) == retrieved
+
+
 def test_spread_is_the_deviation_of_each_coordinate():
     z = features()
     columns = list(zip(*directions(z), strict=True))
@@ -57,6 +69,7 @@ def test_retrieval_counts_images_whose_other_view_is_nearer_than_any_other_image
     assert 0.2 < sum(right) / 80 < 0.95  # neither all nor none, so that the double loop decides
     assert instance_retrieval(h1, h2) == pytest.approx(sum(right) / 80)
     assert instance_retrieval(h1, h1 * 5) == 1
+    assert instance_retrieval(torch.ones(40, 5), torch.ones(40, 5)) == 0
 
 
 def test_a_sphere_is_filled_and_a_point_is_collapsed():
@@ -66,6 +79,7 @@ def test_a_sphere_is_filled_and_a_point_is_collapsed():
     same = torch.ones(50, 64)
     assert (spread(same), uniformity(same), alignment(same, 3 * same)) == pytest.approx((0, 0, 0), abs=1e-6)
     assert rank_me(same) == pytest.approx(1, abs=1e-3)
+    assert uniformity(torch.zeros(50, 64)) == pytest.approx(0, abs=1e-6), "as of a projection head that is dead"
 
 
 def test_the_scale_of_a_projection_changes_nothing():

@@ -17,6 +17,7 @@ from simclr.eval import encoder_sha256
 from simclr.module import SimCLR
 from simclr.report import write_report
 from simclr.report.page import render
+from suite_record import result, suite_record
 
 CLASSES = ["<script>alert('1')", "a & b", 'say "c"']
 
@@ -168,7 +169,8 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     headline |= {"advice": hostile}
     headline |= {"encoder": hostile, "knn": None, "has_labels": True}
     provenance = {"rows": {hostile: hostile}, "earlier": []}
-    left_out = dict.fromkeys(("curves", "quality", "atlas", "neighbours", "alike", "confusion", "views"))
+    headline |= {"evaluated": None}
+    left_out = dict.fromkeys(("protocols", "curves", "quality", "atlas", "neighbours", "alike", "confusion", "views"))
     row = {"name": hostile, "value": hostile, "default": hostile}
     settings = {"rows": {hostile: hostile}, "differ": [row], "left_open": [row], "has_config": False}
     usage = {"path": hostile, "feature_dim": hostile}
@@ -192,6 +194,10 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     alike = {"pairs": [pair], "images": 2, "same": 0, "near": 1, "same_across": 0, "cosine": 1, "correlation": 1}
     figure = {"name": hostile, "value": hostile, "before": hostile, "says": hostile}
     numbers = {"loss": hostile, "first": 1, "last": 1, "heldout": None, "knn": None, "data": {"names": [hostile]}}
+    numbers |= {"probe": None}
+    protocols = {"head": [hostile], "rows": [[hostile, hostile]], "ids": [{"hash": hostile, "id": hostile}]}
+    protocols |= {"notes": [hostile], "data": {"test_images": 1, "test": hostile, "train_images": 1}, "epoch": hostile}
+    protocols |= {"of_another_encoder": True, "began_with": False, "earlier": 0}
     atlas = {
         "data": {hostile: hostile},
         "sprite": hostile,
@@ -201,12 +207,15 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
         "classes": [hostile],
     }
     shown = {"neighbours": neighbours, "confusion": confusion, "views": {"source": hostile}, "alike": alike}
-    shown |= {"quality": {"figures": [figure], "epoch": hostile}, "curves": numbers}
+    shown |= {"protocols": protocols, "quality": {"figures": [figure], "epoch": hostile}, "curves": numbers}
     page = render(**words, provenance=provenance, **shown, atlas=atlas | {"has_predictions": True})
     assert Page(page).scripts == 1
     assert page.count("<script") == 3
     assert Page(page).data == {"curves-data": {"names": [hostile]}, "atlas-data": {hostile: hostile}}
-    assert page.count("&lt;script") == 61
+    assert page.count("&lt;script") == 69
+    headline |= {"result": None, "evaluated": {"name": hostile, "top1": 0.5, "interval": None, "draws": 3, "ahead": []}}
+    page = render(**words, provenance=provenance, **shown, atlas=atlas | {"has_predictions": True})
+    assert Page(page).scripts == 1
 
 
 def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labelled):
@@ -270,8 +279,8 @@ def test_images_that_are_gone_leave_the_rest_of_the_page(labelled):
 
 def test_a_short_run_is_given_one_sentence_of_advice_and_a_long_one_that_is_below_a_yardstick_another(labelled):
     assert (
-        "20 steps are few: fewer than 300 seldom lead far from an untrained network."
-        in ReportPage(write_report(labelled)).text
+        "20 steps are few: fewer than 300 seldom lead far from an untrained network. Train longer "
+        "(--trainer.max_epochs) before" in ReportPage(write_report(labelled)).text
     )
     path = labelled / "checkpoints" / "last.ckpt"
     torch.save(torch.load(path) | {"global_step": 3000}, path)
@@ -297,6 +306,40 @@ def test_figures_without_labels_and_settings_other_than_the_defaults_are_told(la
     assert titles == ["NT-Xent loss", "retrieval of the other view, %", "effective rank of h"]
     assert "trainer.accumulate_grad_batches31" in page.text.replace(" ", "")
     assert "knn.k" not in page.text  # as by default
+
+
+def test_an_evaluation_by_protocol_is_a_table_and_the_first_sentence_where_there_is_no_other(labelled):
+    few = [result("semi", f"fraction=0.1/draw={i}", [True] * (10 + 10 * i) + [False] * (30 - 10 * i)) for i in range(2)]
+    results = [result("knn", "k=5", [True] * 20 + [False] * 20), result("logreg", "", [True] * 30 + [False] * 10), *few]
+    record = suite_record(results, encoder_sha256=encoder_sha256(load_encoder(labelled)))
+    (labelled / "eval.json").write_text(json.dumps(record))
+    page = ReportPage(write_report(labelled))
+    low, high = (100 * bound for bound in results[1]["ci95"])
+    sentence = (
+        f"logreg on the frozen features reaches 75.0 % (95 % interval {low:.1f} to {high:.1f}), 50.0 points above"
+    )
+    assert f"{sentence} a random encoder." in page.text
+    assert "not yet measured" not in page.text
+    low, high = (100 * bound for bound in results[0]["ci95"])
+    assert re.search(rf"knn k=5\s*50\.0\s*{low:.1f}-{high:.1f}\s*50\.0\s*40\.0-60\.0\s*25\.0\s*-", page.text)
+    assert "semi fraction=0.1" in page.text
+    assert "sd 17.7, 2 draws" in page.text
+    assert "logreg@last/epoch2/split=test/n=40/res16" in page.text
+    assert "another encoder" not in page.text
+    (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled)))
+    (labelled / "eval.json").write_text(json.dumps(record | {"encoder_sha256": "1" * 64, "epoch": 1}))
+    text = ReportPage(write_report(labelled)).text
+    assert "A linear classifier on the frozen features reaches 83.1 %" in text
+    assert "These numbers are of another encoder (epoch 1) than the checkpoint now holds." in text
+
+
+def test_the_online_probe_is_drawn_beside_knn(labelled):
+    rows = "epoch,knn_top1,probe_top1,step,train_loss_epoch\n0,0.4,0.625,9,2.25\n1,0.5,0.5,19,1.75\n"
+    (labelled / "metrics.csv").write_text(rows)
+    page = ReportPage(write_report(labelled))
+    [panel] = [panel for panel in page.data["curves-data"]["panels"] if panel["title"] == "online accuracy, %"]
+    assert [line["name"] for line in panel["series"]] == ["kNN", "linear probe"]
+    assert "The online linear probe ends at 50.0 % (highest 62.5 %)." in page.text
 
 
 def test_a_hundred_classes_are_drawn_as_a_picture(labelled):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from simclr.report import read_metrics, read_results
-from simclr.report.run import read_config
+from simclr.report.run import read_config, read_evaluations
+from suite_record import result, suite_record
 
 
 def test_metrics_are_placed_by_epochs_done(tmp_path):
@@ -39,3 +40,17 @@ def test_what_is_not_there_is_empty_and_what_is_damaged_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("trainer: [")
     with pytest.raises(ValueError, match=r"config\.yaml cannot be read"):
         read_config(tmp_path)
+
+
+def test_evaluations_by_protocol_come_newest_first_and_what_is_none_is_named(tmp_path):
+    for name, epoch in {"eval.json": 9, "eval.1.json": 1, "eval.10.json": 8}.items():
+        (tmp_path / name).write_text(json.dumps(suite_record([result("knn", "k=5", [True, False])], epoch=epoch)))
+    assert [record["epoch"] for record in read_evaluations(tmp_path)] == [9, 8, 1]
+    for text, words in {
+        '{"schema": "other/2"}': "its schema is not simclr.eval/1",
+        "{": "cannot be read",
+        "[]": "read",
+    }.items():
+        (tmp_path / "eval.1.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"eval\.1\.json.*{words}"):
+            read_evaluations(tmp_path)

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
 from torch.overrides import TorchFunctionMode
 
 from simclr.progress import LogInterval
@@ -95,6 +96,49 @@ def test_seconds_and_the_share_spent_waiting_are_those_of_the_clock(tmp_path, mo
     # The first batch of an epoch waits for workers that begin.
     assert found[STEPS + 1] == pytest.approx([3, BATCH / 3, 0])
     assert found[STEPS + 2] == pytest.approx([4, BATCH / 4, 0.25])
+
+
+class Rows(Logger):
+    """Keeps what it is given."""
+
+    name, version = "", ""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_logged_step_is_one_row_with_its_loss_and_callbacks_are_told_the_same(tmp_path, accumulate):
+    rows, told = Rows(), []
+
+    class Ask(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            told.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+
+    model = tiny_model()
+    settings = {"max_epochs": 1, "accumulate_grad_batches": accumulate}
+    fit(tmp_path, model, callbacks=[StepFigures(), Ask()], logger=rows, **settings)
+    ends = [batch for batch in range(STEPS) if (batch + 1) % accumulate == 0 or batch == STEPS - 1]
+    of_steps, of_epoch = rows.rows[: len(ends)], rows.rows[len(ends) :]
+    assert [step for step, _ in of_steps] == list(range(len(ends)))
+    assert [sorted(row)[-2:] for _, row in of_epoch] == [["images_seen", "train_loss_epoch"]], "and no number of a step"
+    for (_, row), batch in zip(of_steps, ends, strict=True):
+        assert row.pop("epoch") == 0
+        assert {"train_loss", "lr", "contrast_top1", *FIGURES} <= row.keys()
+        assert row == {name: told[batch][name] for name in row}
+
+    again = Rows()
+    fit(tmp_path, model, logger=again, **settings)  # nobody is there to make the rows
+    assert [(step, "train_loss" in row) for step, row in again.rows] == [(k, True) for k in range(len(ends))] + [
+        (len(ends) - 1, False)
+    ]
 
 
 class Calls(TorchFunctionMode):

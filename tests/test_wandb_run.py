@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from simclr.cli.eval import eval_command
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.train import train
 from simclr.loggers import build_loggers
-from simclr.wandb_run import WandbOptions, WandbRun, known_run, rejoined, start_wandb, wandb_mode
+from simclr.wandb_run import FLUSH, WandbOptions, WandbRun, known_run, rejoined, start_wandb, wandb_mode
 from tiny import flags
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the right form, of nobody
@@ -144,6 +147,7 @@ def watched(tmp_path_factory):
         train(flags({**every, **told, "run_dir": "run", "dashboard.images": 30, "data.shapes_train": 96}))
         train(["--ckpt_path", "run", "--trainer.max_epochs", "3"])
         linear_eval(["run"])
+        eval_command(["run", "--protocols", "knn", "--knn.k", "[3]", "--yardsticks", "random_encoder"])
     return root / "run", records_of(root / "run")
 
 
@@ -164,6 +168,10 @@ def test_csv_tensorboard_and_wandb_have_the_same_names_steps_and_values(watched)
     in_wandb = numbers_of(records)
     evaluated = {name for name in in_events if name.startswith("linear_eval/")}
     assert len(evaluated) == 5
+    by_protocol = {f"eval/knn/k_3/{name}" for name in ("top1", "mean_per_class", "random_encoder_top1")}
+    evaluated |= by_protocol
+    record = json.loads((run / "eval.json").read_text())
+    assert in_events["eval/knn/k_3/top1"] == {17: pytest.approx(record["results"][0]["top1"])}
     assert in_wandb.keys() == in_events.keys() == in_files.keys() | evaluated
     assert len(in_files) >= 25
     for name, values in in_events.items():
@@ -194,12 +202,16 @@ def test_tensorboard_and_wandb_have_the_pictures_and_the_evaluation(watched):
     assert {s["linear_eval/linear_top1"] for s in summaries if "linear_eval/linear_top1" in s} == {
         record["linear_top1"]
     }
+    [told] = [s for s in summaries if "eval/knn/k_3/id" in s]
+    assert told["eval/knn/k_3/id"].startswith("knn@last/epoch3/split=test/n=32/res16/")
+    assert told["eval/knn/k_3/ci95"] == json.loads((run / "eval.json").read_text())["results"][0]["ci95"]
 
 
 def test_wandb_has_the_whole_configuration_and_files_the_run_as_it_was_told(watched):
     run, records = watched
     opened = [record["run"] for record in records if record["type"] == "run"]
-    first, continued, evaluated = opened
+    first, continued, evaluated, by_protocol = opened
+    assert by_protocol["job_type"] == "eval"
     known = known_run(run)
     assert {part["run_id"] for part in opened} == {known["id"]}
     assert (first["display_name"], first["project"], first["run_group"]) == ("run", "simclr", "theirs")
@@ -332,7 +344,7 @@ def test_an_artifact_without_wandb_is_refused(capsys):
 KILLED = r"""
 import os, signal, time
 from pathlib import Path
-from simclr.wandb_run import WandbOptions, start_wandb
+from simclr.wandb_run import FLUSH, WandbOptions, start_wandb
 run = start_wandb(Path("run"), "offline", WandbOptions(), {"a": 1})
 for step in range(5):
     run.log_metrics({"train_loss": step / 10}, step)
@@ -364,3 +376,44 @@ def test_a_kill_of_its_service_costs_the_run_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wandb has failed") <= 1
     assert float(done.stdout.split("seconds")[1]) < 60
+
+
+SHORT = """
+import sys, time
+from pathlib import Path
+from simclr.wandb_run import FLUSH, WandbOptions, start_wandb
+run = start_wandb(Path("run"), "offline", WandbOptions(), {"a": 1})
+for step in range(7):
+    run.log_metrics({"train_loss": step / 10}, step)
+print("logged", flush=True)
+time.sleep(600)
+"""
+
+
+def wait_until_written(run_dir: Path) -> None:
+    """Until W&B's file has grown and grows no more; at most 10 s after it is there, less than wandb's own 15."""
+    started = time.monotonic()
+    while not (files := list(run_dir.rglob("*.wandb"))):
+        assert time.monotonic() < started + 300, "its service does not start"
+        time.sleep(0.1)
+    sizes, started = [0], time.monotonic()
+    while time.monotonic() < started + 10 and not (len(sizes) > 4 and sizes[-1] == sizes[-4] > 100):
+        time.sleep(0.3)
+        sizes.append(sum(path.stat().st_size for path in files))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a group of processes")
+def test_rows_are_readable_soon_after_they_were_logged_whatever_is_killed(tmp_path):
+    import wandb
+
+    if FLUSH not in wandb.Settings.model_fields:
+        pytest.skip("this wandb writes its file when a block is full: a flush every so often came later")
+    alone = {"cwd": tmp_path, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-c", SHORT], **alone) as process:
+        try:
+            assert process.stdout.readline() == "logged\n"
+            wait_until_written(tmp_path / "run")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # its service too, as a cluster does
+    found = numbers_of(records_of(tmp_path / "run"))
+    assert found["train_loss"] == {step: pytest.approx(step / 10) for step in range(7)}

@@ -20,6 +20,7 @@ from simclr.eval.evaluation import write_result
 from simclr.eval.protocol import OF_EVAL, find_protocol, settings_in
 from simclr.eval.suite import EVAL, YARDSTICKS, evaluate
 from simclr.eval.tables import append_csv, as_markdown, notes, refuse_foreign_csv, shown_results, table
+from simclr.evaluation_figures import show_protocols
 from simclr.files import write_atomically
 from simclr.paths import expanded
 
@@ -57,6 +58,7 @@ def eval_command(argv: list[str] | None = None) -> None:
     print_evaluation(record)
     for path in guarded(lambda: _write(record, labelled, run_dir, config.csv)):
         print(f"written to {path}", flush=True)
+    show_protocols(record, run_dir)
 
 
 def _write(record: dict[str, Any], labelled: dict[str, list[str]], run_dir: Path, csv: str | None) -> list[Path]:

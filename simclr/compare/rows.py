@@ -8,21 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from simclr.checks import listed
-from simclr.compare.paired import Pair, paired
+from simclr.compare.paired import Pair, meaning_of, paired
 from simclr.compare.runs import Run, find_runs, names_of, read_run
 from simclr.eval import wilson_interval
+from simclr.eval.tables import shown_results, top1_of
 
 NOT_RECORDED = "\u2013"
 
 
 @dataclass(frozen=True, order=True)
 class Column:
-    """A figure: where it stands, its title, and how it is written: a share in percent, or a number of digits."""
+    """A figure: where it stands, its title, and how it is written: a share in percent, or a number of digits.
+
+    Numbers of two meanings never share one: `of` is another where settings or images are that the title does not name.
+    """
 
     place: int
     title: str
     percent: bool = False
     digits: int = 1
+    of: str = ""
 
     def text(self, value: float) -> str:
         """A value for people, without its unit."""
@@ -35,9 +40,9 @@ class Figure:
 
     Attributes:
         value: a fraction where the column is in percent.
-        n: runs.
+        n: runs; of a single run's result, draws of labelled images.
         interval: over test images, of a single run; None if not known.
-        sd: over seeds, with n - 1; None for a single run.
+        sd: over seeds or draws, with n - 1; None for a single run that was measured once.
     """
 
     value: float
@@ -193,6 +198,8 @@ def figures_of(run: Run) -> dict[Column, Figure]:
     An accuracy carries its protocol in its column: numbers of two protocols never stand in one.
     """
     found = _of_evaluation(run.result) if run.result else {}
+    if run.evaluation:
+        found |= _of_protocols(run.evaluation)
     last = {name: values[-1][1] for name, values in run.history.items() if values}
     if (loss := last.get("train_loss_epoch", last.get("train_loss"))) is not None:
         found[Column(50, "loss", digits=3)] = Figure(loss)
@@ -226,6 +233,17 @@ def _of_evaluation(result: dict[str, Any]) -> dict[Column, Figure]:
         interval = wilson_interval(round(result["knn_top1"] * images), images) if images else None
         title = f"kNN (k {result.get('knn_k', '?')}{test})"
         found[Column(10, title, percent=True)] = Figure(result["knn_top1"], interval=interval)
+    return found
+
+
+def _of_protocols(record: dict[str, Any]) -> dict[Column, Figure]:
+    """What `simclr eval` came to; of results that differ in their draw only the mean."""
+    found = {}
+    for result in shown_results(record):
+        title, of = meaning_of(record, result)
+        interval, draws = result.get("ci95"), result.get("draws")
+        figure = Figure(top1_of(result), draws or 1, interval and tuple(interval), result.get("top1_std"))
+        found[Column(12, title, percent=True, of=of)] = figure
     return found
 
 
@@ -273,10 +291,13 @@ def _notes(runs: list[Run], differing: list[str], unpaired: list[str]) -> list[s
         notes.append(f"losses do not compare: the runs differ in {', '.join(decides)}, on which their level depends")
     if len({column.title for run in runs for column in figures_of(run) if column.place == 0}) > 1:
         notes.append("linear evaluations of different protocols or test images stand in columns of their own")
+    titles = [c.title for c in {c for run in runs for c in figures_of(run)}]
+    if twice := sorted({title for title in titles if titles.count(title) > 1}):
+        notes.append(f"{listed(twice)} stands there more than once: training or test images are not the same")
     if len(unpaired) > 1:
         notes.append(
             f"no paired test for {', '.join(unpaired)}: their predictions of single images are not on disk, or of "
             "other images. Their intervals are unpaired, and wider than a difference on the same images would be; "
-            "simclr linear-eval RUN measures again and keeps them"
+            "simclr linear-eval RUN and simclr eval RUN measure again and keep them"
         )
     return notes

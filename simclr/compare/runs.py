@@ -14,7 +14,7 @@ from simclr.checkpoint import LAST, Checkpoint, read_checkpoint
 from simclr.files import hold
 from simclr.heartbeat import is_written
 from simclr.paths import expanded
-from simclr.report.run import clocks, read_clock, read_metrics, read_results, steps_per_epoch
+from simclr.report.run import clocks, read_clock, read_evaluations, read_metrics, read_results, steps_per_epoch
 from simclr.run_folder import CONFIG, flat, latest_config
 
 SEEDS = ("seed_everything", "model.seed", "data.seed")
@@ -36,6 +36,7 @@ class Run:
         per_epoch: how many steps and images an epoch has, as far as known.
         clock: (epochs done, minutes of training), see `read_clock`; empty if not recorded.
         result: the newest linear evaluation; None without.
+        evaluation: the newest record of `simclr eval`; None without.
         complete: whether it has taken all of its steps, and nothing says otherwise.
         stands: how far it has come, for people.
         minutes: between the first and the last entry of its logs, over all continuations; None if not known.
@@ -51,6 +52,7 @@ class Run:
     per_epoch: dict[str, float]
     clock: list[tuple[float, float]]
     result: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
     complete: bool
     stands: str
     minutes: float | None = None
@@ -118,11 +120,19 @@ def read_run(folder: Path, name: str) -> Run:
         notes.append("no config.yaml: only the settings in its checkpoint are known" if settings else "no settings")
     going_on = _is_going_on(folder)
     result = results[0] if results else None
-    if checkpoint and result and result.get("global_step", checkpoint.global_step) != checkpoint.global_step:
-        notes.append(f"evaluated at step {result['global_step']}, before it went on to step {checkpoint.global_step}")
+    evaluations = _tried(lambda: read_evaluations(folder), notes) or []
+    for record in filter(None, (result, *evaluations[:1])):
+        if checkpoint and record.get("global_step", checkpoint.global_step) != checkpoint.global_step:
+            notes.append(
+                f"evaluated at step {record['global_step']}, before it went on to step {checkpoint.global_step}"
+            )
     images = _images_per_step(settings)
     minutes, speed = _pace(folder, images)
     steps = known or (steps_per_epoch(folder) if history else None)
+    if not known and steps is not None and steps == config.get("trainer.max_steps"):
+        notes.append(
+            f"it ended by trainer.max_steps={steps:.0f} within its first epoch, of unknown length: drawn as a whole one"
+        )
     per_epoch = {"steps": steps or 0.0, "images": (steps or 0.0) * images}
     return Run(
         path=folder,
@@ -133,6 +143,7 @@ def read_run(folder: Path, name: str) -> Run:
         per_epoch={name: number for name, number in per_epoch.items() if number},
         clock=read_clock(folder, steps) if steps else [],
         result=result,
+        evaluation=evaluations[0] if evaluations else None,
         complete=checkpoint is not None and checkpoint.finished is not False and not going_on,
         stands=_stands(checkpoint, history, going_on),
         minutes=minutes,

@@ -112,11 +112,11 @@ def _results(found: Comparison) -> Lines:
 
 
 def _pairs(found: Comparison) -> Lines:
-    head = ["best", "beside", "ahead by, points (95 %)", "right alone", "McNemar's p (Holm)"]
+    head = ["by", "best", "beside", "ahead by, points (95 %)", "right alone", "McNemar's p (Holm)"]
     lines = []
     for pair in found.pairs:
         low, high = (f"{100 * bound:.1f}" for bound in pair.interval)
         ahead = f"{100 * pair.difference:.1f} ({low} to {high})"
         alone = f"{pair.only_best:,} : {pair.only_other:,} of {pair.images:,}"
-        lines.append([pair.best, pair.other, ahead, alone, f"{pair.p:.2g}"])
+        lines.append([pair.by, pair.best, pair.other, ahead, alone, f"{pair.p:.2g}"])
     return "The same test images, paired (these encoders; other seeds would give others)", head, lines

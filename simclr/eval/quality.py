@@ -4,11 +4,13 @@ None of them replaces an accuracy. They tell a run that learns from one that doe
 from each other, best beside the same figures of the network before its first step.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr.eval.knn import nearest
+_ROWS = 512  # of a matrix of cosines, at once
 
 
 def alignment(z1: Tensor, z2: Tensor) -> float:
@@ -37,8 +39,16 @@ def uniformity(z: Tensor) -> float:
         ValueError: if the shape is not (N, D), N < 2.
     """
     _check(z)
-    squared = torch.pdist(_directions(z)).pow(2)  # (N (N - 1) / 2,)
-    return float((squared.mul(-2).logsumexp(0) - torch.tensor(len(squared), dtype=torch.float64).log()).item())
+    x = _directions(z)
+    sizes = x.square().sum(1)  # 1, or 0 of a projection that is zero, which no scale turns into a direction
+    total = 0.0
+    for start in range(0, len(x), _ROWS):  # rows with themselves, each pair twice, and with those after them
+        stop = min(start + _ROWS, len(x))
+        squared = sizes[start:stop, None] + sizes[start:] - 2 * x[start:stop] @ x[start:].T
+        near = squared.mul_(-2).exp_()  # each at least exp(-8): their sum needs no care
+        own = near[:, : stop - start]
+        total += float(near.sum()) - float(own.sum() + (stop - start)) / 2
+    return math.log(total / (len(x) * (len(x) - 1) / 2))
 
 
 def spread(z: Tensor) -> float:
@@ -76,7 +86,8 @@ def rank_me(h: Tensor) -> float:
 def instance_retrieval(h1: Tensor, h2: Tensor) -> float:
     """How often the other view of an image is nearer than any view of another image: a fraction in [0, 1].
 
-    View 1 is looked for among all of view 2, by cosine similarity, and view 2 among view 1; chance is 1 / N.
+    View 1 is looked for among all of view 2, by cosine similarity, and view 2 among view 1; chance is 1 / N. As near is
+    not nearer: features that are all the same find nothing.
 
     Args:
         h1, h2: (N, F) float, any scale: normalised here. Row i of both is of image i.
@@ -84,9 +95,17 @@ def instance_retrieval(h1: Tensor, h2: Tensor) -> float:
         ValueError: if the shapes are not (N, F) twice, N < 2.
     """
     _check(h1, h2)
-    own = torch.arange(len(h1), device=h1.device)
-    found = [nearest(a, b, 1)[:, 0] == own for a, b in ((h1, h2), (h2, h1))]
-    return float(torch.cat(found).double().mean())
+    a, b = F.normalize(h1.float(), dim=1), F.normalize(h2.float(), dim=1)
+    own, best_of_row = a.new_empty(len(a)), a.new_empty(len(a))
+    best_of_column = a.new_full((len(a),), -torch.inf)
+    for start in range(0, len(a), _ROWS):
+        rows = torch.arange(start, min(start + _ROWS, len(a)), device=a.device)
+        cosines = a[rows] @ b.T  # (rows, N): of view 1 of some images, of view 2 of all
+        own[rows] = cosines[rows - start, rows]  # not by another sum: among equal features it would round otherwise
+        cosines[rows - start, rows] = -torch.inf
+        best_of_row[rows] = cosines.amax(1)
+        best_of_column = best_of_column.maximum(cosines.amax(0))
+    return float((torch.cat((best_of_row, best_of_column)) < own.repeat(2)).double().mean())
 
 
 def _directions(z: Tensor) -> Tensor:

@@ -34,6 +34,23 @@ def shown_results(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list({key: summed.get(key, r) for key, r in zip(keys, record["results"], strict=True)}.values())
 
 
+def top1_of(result: Mapping[str, Any]) -> float:
+    """Of a result, or the mean of a summary's draws."""
+    return result["top1_mean"] if "draws" in result else result["top1"]
+
+
+def yardsticks_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The top-1 accuracies beside a result or a summary, of the yardsticks that came to one."""
+    found = result["yardsticks"].items()
+    numbers = {name: value if "draws" in result else value and value["top1"] for name, value in found}
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def settings_of_number(result: Mapping[str, Any]) -> str:
+    """Which of its protocol's results a number is and by which settings, as its id says."""
+    return "/".join(result["id"].split("/")[5:])
+
+
 def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: each result in percent, beside the yardsticks that were measured."""
     yardsticks = record["yardsticks"]

@@ -1,11 +1,13 @@
 """`report.html`: a page that needs nothing beside it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from simclr.checkpoint import load_encoder, read_checkpoint
 from simclr.data import ImageData
@@ -14,12 +16,21 @@ from simclr.eval import encoder_sha256
 from simclr.files import write_atomically
 from simclr.report import sections
 from simclr.report.charts import Times
-from simclr.report.run import data_of, read_clock, read_config, read_metrics, read_results, steps_per_epoch
+from simclr.report.run import (
+    data_of,
+    read_clock,
+    read_config,
+    read_evaluations,
+    read_metrics,
+    read_results,
+    steps_per_epoch,
+)
 from simclr.report.sample import take_samples
 from simclr.report.settings import settings
 
 REPORT = "report.html"  # in the run folder
 _SECTIONS = {  # content -> where it stands and what it is called in the list of contents
+    "protocols": ("protocols", "By protocol"),
     "curves": ("learned", "How it learned"),
     "quality": ("quality", "Without labels"),
     "atlas": ("map", "Atlas"),
@@ -68,6 +79,7 @@ def write_report(
     folder = checkpoint.run_dir
     encoder = load_encoder(checkpoint.path)
     results = read_results(folder)
+    evaluations = read_evaluations(folder)
     per_epoch = checkpoint.run.get("steps_per_epoch") or steps_per_epoch(folder)
     history = read_metrics(folder, per_epoch)
     sha256 = encoder_sha256(encoder)
@@ -93,6 +105,7 @@ def write_report(
         clock=read_clock(folder, per_epoch) or None if per_epoch else None,
     )
     content = {
+        "protocols": sections.protocols(evaluations, sha256),
         "curves": sections.curves(history, checkpoint.objective, test, folder, times),
         "quality": sections.quality(history, checkpoint.objective, encoder),
         "atlas": test and sections.atlas(test, folder, said),
@@ -103,15 +116,20 @@ def write_report(
     }
     page = render(
         title=f"{folder.resolve().name}: {checkpoint.model['encoder']}",
-        headline=sections.headline(checkpoint, results, sha256, history, test),
+        headline=sections.headline(checkpoint, results, sha256, history, test, evaluations),
         missing=missing,
         usage=sections.usage(checkpoint, encoder),
         settings=settings(checkpoint, encoder, read_config(folder)),
-        provenance=sections.provenance(checkpoint, results, sha256),
+        provenance=sections.provenance(checkpoint, results, sha256, evaluations),
         **content,
     )
     write_atomically(folder / REPORT, page.encode())
     return folder / REPORT
+
+
+def _with_options(text: str) -> Markup:
+    """Text with the options of the command line in it as code, which no line breaks."""
+    return Markup(re.sub(r"--[a-z][\w.-]*\w", r'<code class="option">\g<0></code>', str(escape(text))))
 
 
 def render(**content: Any) -> str:
@@ -128,7 +146,7 @@ def render(**content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": sections.percent, "thousands": "{:,}".format}
+    environment.filters |= {"percent": sections.percent, "thousands": "{:,}".format, "options": _with_options}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     contents = [place for name, place in _SECTIONS.items() if content.get(name)]
     return environment.get_template("page.html").render(content, contents=contents)

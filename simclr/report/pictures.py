@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -231,9 +232,12 @@ def draw_confusion(matrix: list[list[int]], classes: list[str]) -> "Figure":
 
 def as_picture(figure: "Figure") -> Image.Image:
     """A chart as a picture on white."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110, facecolor="white")
-    return Image.open(file).convert("RGB")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set(dpi=110, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

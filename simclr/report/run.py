@@ -14,6 +14,7 @@ from simclr.checkpoint import Checkpoint
 from simclr.data import ImageData
 from simclr.data.module import folders_shown, images_of_run
 from simclr.eval.evaluation import RESULT
+from simclr.eval.suite import EVAL, SCHEMA
 
 
 def read_metrics(folder: Path, per_epoch: float | None = None) -> dict[str, list[tuple[float, float]]]:
@@ -78,11 +79,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming a file that is not one.
     """
-    stem = RESULT.removesuffix(".json")
-    numbers = [int(m[1]) for p in folder.glob(f"{stem}.*.json") if (m := re.fullmatch(rf"{stem}\.(\d+)\.json", p.name))]
-    paths = [folder / RESULT, *(folder / f"{stem}.{number}.json" for number in sorted(numbers, reverse=True))]
     results = []
-    for path in filter(Path.exists, paths):
+    for path in _kept(folder, RESULT):
         try:
             record = json.loads(path.read_text())
             missing = [k for k in ("linear_top1", "ci95", "random_encoder_top1", "raw_pixels_top1") if k not in record]
@@ -92,6 +90,33 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path} is not a linear evaluation: it has no {' and no '.join(missing)}.")
         results.append(record)
     return results
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The records of `simclr eval` of a run, the newest first.
+
+    Raises:
+        ValueError: naming a file that is not one.
+    """
+    records = []
+    for path in _kept(folder, EVAL):
+        try:
+            record = json.loads(path.read_text())
+            known = record.get("schema") == SCHEMA and all(record[name] for name in ("results", "data", "labels"))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read: {error!r}.") from error
+        if not known:
+            raise ValueError(f"{path} is not an evaluation that this version reads: its schema is not {SCHEMA}.")
+        records.append(record)
+    return records
+
+
+def _kept(folder: Path, name: str) -> list[Path]:
+    """A file of a run folder and those that it has taken the place of, the newest first."""
+    stem = name.removesuffix(".json")
+    numbers = [int(m[1]) for p in folder.glob(f"{stem}.*.json") if (m := re.fullmatch(rf"{stem}\.(\d+)\.json", p.name))]
+    paths = [folder / name, *(folder / f"{stem}.{number}.json" for number in sorted(numbers, reverse=True))]
+    return [path for path in paths if path.exists()]
 
 
 def read_clock(folder: Path, per_epoch: float) -> list[tuple[float, float]]:

@@ -14,6 +14,9 @@ from simclr.eval import nearest
 from simclr.eval.duplicates import duplicates_in_words
 from simclr.eval.evaluation import grid_end_in_words
 from simclr.eval.predictions import unpacked
+from simclr.eval.tables import name_of, shown_results, top1_of, yardsticks_of
+from simclr.eval.tables import notes as notes_of
+from simclr.eval.tables import table as table_of
 from simclr.files import write_atomically
 from simclr.online_quality import BEFORE, FIGURES, RETRIEVAL
 from simclr.pace import FEWEST_STEPS
@@ -41,6 +44,7 @@ History = dict[str, list[tuple[float, float]]]  # as `read_metrics` gives it
 
 _QUERIES, _NEIGHBOURS, _MISTAKES = 10, 8, 8
 _FEWEST_ON_MAP = 30  # images
+_FIRST = ("linear", "logreg", "heads", "knn")  # protocols of which one stands for all
 _PROTOCOLS = {
     "lbfgs": "L\u2011BFGS, regularisation chosen on a split of the training images",
     "sgd": "SGD, last epoch",
@@ -53,7 +57,12 @@ def percent(fraction: float) -> str:
 
 
 def headline(
-    checkpoint: Checkpoint, results: list[Content], sha256: str, history: History, test: Sample | None
+    checkpoint: Checkpoint,
+    results: list[Content],
+    sha256: str,
+    history: History,
+    test: Sample | None,
+    evaluations: list[Content],
 ) -> Content:
     """The one thing that matters, first: what a linear classifier reaches, and on what it stands."""
     content = {
@@ -69,6 +78,7 @@ def headline(
         return content | {
             "encoder": checkpoint.model["encoder"],
             "knn": knn[-1][1] if knn else None,
+            "evaluated": _first_protocol(evaluations[0]) if evaluations else None,
             "has_labels": test is None or test.labels is not None,
         }
     result = results[0]
@@ -90,6 +100,46 @@ def _ahead(result: Content) -> list[tuple[float, str]]:
     names |= {"starting_weights_top1": "the weights it began with"}
     known = {name: result[key] for key, name in names.items() if result.get(key) is not None}
     return [(100 * (result["linear_top1"] - value), name) for name, value in known.items()]
+
+
+def _first_protocol(record: Content) -> Content:
+    """The result that stands for an evaluation by several: of a linear classifier, if there is one."""
+    found = shown_results(record)
+    result = min(found, key=lambda r: _FIRST.index(r["protocol"]) if r["protocol"] in _FIRST else len(_FIRST))
+    names = {"raw_pixels": "raw pixels", "random_encoder": "a random encoder"}
+    names |= {"starting_weights": "the weights it began with"}
+    top1, others = top1_of(result), yardsticks_of(result)
+    return {
+        "name": name_of(result),
+        "top1": top1,
+        "interval": [100 * bound for bound in result["ci95"]] if "ci95" in result else None,
+        "draws": result.get("draws"),
+        "ahead": [(100 * (top1 - others[key]), name) for key, name in names.items() if key in others],
+    }
+
+
+def protocols(records: list[Content], sha256: str) -> Content | None:
+    """The newest evaluation by several protocols, each beside its yardsticks, and of what each number is.
+
+    Args:
+        records: of `simclr eval`, the newest first.
+        sha256: of the run's encoder.
+    """
+    if not records:
+        return None
+    record = records[0]
+    head, rows = table_of(record)
+    return {
+        "head": head,
+        "rows": rows,
+        "ids": [{"hash": result["hash"], "id": result["id"]} for result in shown_results(record)],
+        "notes": notes_of(record),
+        "data": record["data"],
+        "epoch": record["epoch"],
+        "of_another_encoder": record["encoder_sha256"] != sha256,
+        "began_with": "starting_weights" in record["yardsticks"],
+        "earlier": len(records) - 1,
+    }
 
 
 def _bars(result: Content) -> list[tuple[str, float, str]]:
@@ -127,6 +177,7 @@ def curves(history: History, objective: Objective, test: Sample | None, folder: 
     classes = len(test.classes) if test is not None and test.classes else None
     save_chart(draw_curves(history, objective.title, objective.chance, classes), folder / "curves.png")
     knn = [value for _, value in history.get("knn_top1", ())]
+    probe = [value for _, value in history.get("probe_top1", ())]
     heldout = history.get("heldout_loss")
     return {
         "data": chart_data(_panels(history, objective, classes), [times], legend=True),
@@ -135,6 +186,7 @@ def curves(history: History, objective: Objective, test: Sample | None, folder: 
         "last": values[-1][1],
         "heldout": heldout[-1][1] if heldout else None,
         "knn": {"last": knn[-1], "best": max(knn)} if knn else None,
+        "probe": {"last": probe[-1], "best": max(probe)} if probe else None,
     }
 
 
@@ -165,8 +217,8 @@ def _panels(history: History, objective: Objective, classes: int | None) -> list
             scale=100,
         ),
         Panel(
-            "online kNN accuracy, %",
-            series(("knn_top1", "kNN", "accent", False)),
+            "online accuracy, %",
+            series(("knn_top1", "kNN", "accent", False), ("probe_top1", "linear probe", "wrong", False)),
             [(1 / classes, "guessing")] if classes else [],
             zero=True,
             scale=100,
@@ -439,7 +491,7 @@ def views(folder: Path) -> Content | None:
     return {"source": data_uri(picture.resize(size, Image.Resampling.LANCZOS), "jpeg")}
 
 
-def provenance(checkpoint: Checkpoint, results: list[Content], sha256: str) -> Content:
+def provenance(checkpoint: Checkpoint, results: list[Content], sha256: str, evaluations: list[Content]) -> Content:
     """Where the numbers are from: the files, the commands, the versions; and the evaluations before the newest."""
     rows = {"checkpoint": str(checkpoint.path), "encoder sha256": sha256}
     if results:
@@ -448,6 +500,9 @@ def provenance(checkpoint: Checkpoint, results: list[Content], sha256: str) -> C
             "evaluated on": _time(results[0]),
             "versions": ", ".join(f"{k} {v}" for k, v in results[0].get("versions", {}).items()),
         }
+    if evaluations:
+        newest = evaluations[0]
+        rows |= {"by protocol, by": newest.get("command", ""), "by protocol, on": _time(newest)}
     rows["this page"] = datetime.now(UTC).isoformat(" ", timespec="seconds")
     earlier = [
         {

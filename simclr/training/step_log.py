@@ -18,6 +18,8 @@ class StepLog:
         logged: what was logged last, by name; another object each time.
         loss: of the last batch, on its device.
         watched: whether someone looks at the numbers of every step (`simclr.nonfinite`), so that nobody else need.
+        collected: whether someone takes what was logged into a row of more numbers (`simclr.step_figures`), so that
+            Lightning need not.
         reason: why the last loss is not finite, where the loss itself has told.
     """
 
@@ -27,6 +29,7 @@ class StepLog:
         self.logged: dict[str, Tensor | float] = {}
         self.loss: Tensor | None = None
         self.watched = False
+        self.collected = False
         self.reason = ""
 
     def add(
@@ -65,7 +68,8 @@ class StepLog:
         if cache_error is not None:
             values["gradient_cache_error"] = distributed.max_over_ranks(cache_error)
         self.logged = values
-        module.log_dict(values)
+        if not self.collected:
+            module.log_dict(values)
 
     def mean(self) -> float:
         """The mean loss of the global batches of this epoch so far."""
