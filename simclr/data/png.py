@@ -61,6 +61,11 @@ def _header(kind: bytes, data: bytes) -> Header:
     return Header(width, height, depth, colour, bool(interlaced))
 
 
+def is_indexed(content: bytes) -> bool:
+    """Whether pixels are numbers of a palette's colours, in a file that has passed `check_checksums`."""
+    return content[25] == 3  # IHDR's colour type
+
+
 def has_sound_pixels(content: bytes, header: Header) -> bool:
     """Whether the compressed pixels are all there and nothing in them can be an error: right checksums do not say so.
 
