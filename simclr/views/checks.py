@@ -54,11 +54,11 @@ def refuse_bad_arguments(augmentation: Any) -> None:
             f"{augmentation.channels} channels it is not known what they mean. Leave it out.",
         ),
         (
-            len(augmentation.mean) == augmentation.channels,
+            len(augmentation.mean) == max(0, augmentation.channels),
             f"mean={augmentation.mean} does not have one number for each of {_channels(augmentation)}.",
         ),
         (
-            len(augmentation.std) == augmentation.channels and min(augmentation.std, default=0) > 0,
+            len(augmentation.std) == max(0, augmentation.channels) and min(augmentation.std, default=1) > 0,
             f"std={augmentation.std} does not have one positive number for each of {_channels(augmentation)}.",
         ),
     ):
