@@ -130,16 +130,16 @@ def test_16_bits_are_resized_as_their_values_are_to_half_a_step():
     assert (held.double() - wanted).abs().max() <= 0.51
 
 
-OTHER = "a TIFF of 5 pages, and so of 5 channels where data.channels={}: convert it, or read such images by "
+OTHER = "a TIFF of 5 pages, and so of 5 channels where data.channels={}: convert it, or train on such images with "
 OTHER += "--data.channels 5"
 REFUSED = {
     "pages for gray": (tiff(BANDS), 1, 8, OTHER.format(1)),
     "pages for others": (tiff(BANDS), 4, 8, OTHER.format(4)),
     "pages for 16-bit RGB": (tiff(BANDS), 3, 16, OTHER.format(3)),
-    "bands for RGB": (tiff(last(BANDS), planarconfig="contig"), 3, 8, "a kind that is not read: convert it to 8-bit RGB "
-                      "or gray, or read its bands: --data.channels 5"),
+    "bands for RGB": (tiff(last(BANDS), planarconfig="contig"), 3, 8, "convert it to 8-bit RGB or gray, or "
+                      "train on its bands: --data.channels 5"),
     "colours for gray": (file_of(GRAY.convert("RGB"), "PNG"), 1, 8, "an image of 3 channels where data.channels=1: "
-                         "convert it to gray, or read such images by --data.channels 3"),
+                         "convert it to gray, or train on such images with --data.channels 3"),
     "gray for five": (file_of(GRAY, "JPEG"), 5, 8, "an image of 1 channel where data.channels=5"),
     "alpha is no channel": (file_of(GRAY.convert("RGBA"), "PNG"), 5, 8, "of 4 channels, the last of them alpha, where"),
     "depth": (tiff(BANDS, imagej=True, metadata={"axes": "ZYX"}, photometric=None), 5, 8, "a TIFF of 5 images along "
@@ -147,8 +147,8 @@ REFUSED = {
     "depth and channels": (tiff(np.stack([BANDS] * 2), ome=True, metadata={"axes": "ZCYX"}), 5, 8, "a TIFF of 2 images "
                            "along depth"),
     "time": (tiff(BANDS, ome=True, metadata={"axes": "TYX"}), 5, 8, "a TIFF of 5 images along time"),
-    "pages of colours": (tiff(np.stack([last(BYTES[:3])] * 4), photometric="rgb"), 3, 16, "a TIFF of 4 images of several "
-                         "channels, where one is needed"),
+    "pages of colours": (tiff(np.stack([last(BYTES[:3])] * 4), photometric="rgb"), 3, 16, "a TIFF of 4 images of "
+                         "several channels, where one is needed"),
     "floats": (tiff(BANDS.astype(np.float32)), 5, 16, "floating-point pixels, which have no known range"),
     "signed": (tiff(BANDS.astype(np.int16) - 3000), 5, 16, "integers from -29"),
     "too deep": (tiff(BANDS.astype(np.uint32) * 100), 5, 16, "beyond 16 bits without a sign"),
@@ -536,7 +536,8 @@ def test_a_whole_run_from_a_folder_to_an_encoder_that_is_used(channels, tmp_path
     assert record["data"]["settings"]["channels"] == channels
     assert record["data"]["settings"]["bits"] == 16
     run("report", "run")
-    assert "data:image/" in Path("run/report.html").read_text()
+    page = Path("run/report.html").read_text()
+    assert f"{'1 channel' if channels == 1 else '5 channels'}, 16 bits, 4095 white" in page
     run("export", "run", "--format", "onnx")
     head = read_card(Path("run/export/onnx/card.md"))
     assert (head["input"]["channels"], head["input"]["bits"], head["input"]["sixteen_bit_max"]) == (channels, 16, WHITE)
@@ -570,11 +571,11 @@ def _refused(channels: int, capsys: pytest.CaptureFixture[str]) -> None:
     typed = {
         f"{begin} --model.weights run": f"model.weights=run is of images of {kind}, where data.channels={other}. Give "
         f"--data.channels {channels}",
-        begin: f"of {kind} where data.channels={other}: convert it, or read such images by --data.channels {channels}",
+        begin: f"of {kind} where data.channels={other}: convert it, or train on such images with --data.channels {channels}",
         f"train --data.channels {other} --ckpt_path run": f"data.channels={other} but the checkpoint has {channels}",
         "train --data.bits 8 --ckpt_path run": "data.bits=8 but the checkpoint has 16",
         "linear-eval run --data.channels 3": "data.channels",
-        "export run --format torch-export --preprocessing inside": "preprocessing=inside takes bytes, and this encoder's",
+        "export run --format torch-export --preprocessing inside": "preprocessing=inside takes bytes, and this",
         "search colours.png --in features": f"an image of 3 channels where data.channels={channels}",
     }
     for line, words in typed.items():

@@ -23,7 +23,7 @@ def refuse_other_channels(own: int, alpha: bool, rules: ReadingRules, what: str 
     last = ", the last of them alpha," if alpha else ""
     todo = "convert it to gray" if rules.channels == 1 and colours == 3 else "convert it"
     raise Refused(
-        f"{what} of {many}{last} where data.channels={rules.channels}: {todo}, or read such images by "
+        f"{what} of {many}{last} where data.channels={rules.channels}: {todo}, or train on such images with "
         f"--data.channels {colours}"
     )
 

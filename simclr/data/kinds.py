@@ -144,7 +144,7 @@ def _tiff(content: bytes) -> str | None:
     samples = _SAMPLES.get(tags.form[0], "samples") if len(set(tags.form)) == 1 else "mixed samples"
     many = "1 band" if tags.bands == 1 else f"{tags.bands} bands"
     whole = set(tags.form) <= {1, 2} and max(tags.bits) <= 16
-    bands = f", or read its bands: --data.channels {tags.bands}" if whole and tags.bands not in (1, 3) else ""
+    bands = f", or train on its bands: --data.channels {tags.bands}" if whole and tags.bands not in (1, 3) else ""
     return (
         f"a TIFF with {many} of {each} {samples} (compression {tags.compression}), a kind that is not read: "
         f"convert it to 8-bit RGB or gray{bands}"
