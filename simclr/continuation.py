@@ -217,6 +217,8 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**settings, **{name: getattr(data, name) for name in ("source", "load_size") if name in settings}}
     if settings.get("source") != "shapes":
         settings.pop("shapes_train", None)
+    if settings.get("bits", 8) is None:  # left open, as what the run has
+        settings.pop("bits")
     return settings
 
 

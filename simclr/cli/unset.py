@@ -140,7 +140,9 @@ def record(cli: "TrainCLI") -> None:
     for name in (name for name in _MODEL if name in cli.config.model):
         cli.config.model[name] = cli.model.hparams[name]
     cli.config.data.batch_size = cli.datamodule.batch_size
-    cli.config.data.held_out, cli.config.data.bits = cli.datamodule.held_out, cli.datamodule.bits
+    cli.config.data.held_out = cli.datamodule.held_out
+    if cli.datamodule.channels != 3:
+        cli.config.data.bits = cli.datamodule.bits
     cli.config.trainer.precision = cli.trainer.precision
     if cli.config.probe.train_dir:
         cli.config.probe.train_dir = stored(cli.config.probe.train_dir)  # from the root, as folders of images

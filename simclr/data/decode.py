@@ -209,12 +209,22 @@ def own_of(content: bytes) -> Own | None:
                 tags = kinds.tiff_tags(content)
             return tags and Own(tags.bands, max(tags.bits))
         with opened(content) as picture:
-            deep = picture.mode.startswith("I") or _is_deep(content, picture)
-            bands = [band for band in picture.getbands() if band not in ("A", "a", "X")]
-            coloured = picture.mode in ("P", "PA") and not _is_gray(picture)
-            return Own(3 if coloured else len(bands), 16 if deep else 1 if picture.mode == "1" else 8)
+            return own_of_picture(picture, content)
     except Exception:  # of any kind of damage, of which decoding tells
         return None
+
+
+def own_of_picture(picture: Image.Image, content: bytes) -> Own:
+    """The channels and the bits of an image that Pillow reads all of.
+
+    Args:
+        picture: as it was opened.
+        content: of its file.
+    """
+    deep = picture.mode.startswith("I") or _is_deep(content, picture)
+    bands = [band for band in picture.getbands() if band not in ("A", "a", "X")]
+    coloured = picture.mode in ("P", "PA") and not _is_gray(picture)
+    return Own(3 if coloured else len(bands), 16 if deep else 1 if picture.mode == "1" else 8)
 
 
 def opened(content: bytes) -> Image.Image:

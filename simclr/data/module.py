@@ -178,7 +178,7 @@ class ImageData(LightningDataModule):
         self.leave_out, self.read_timeout_s = leave_out, read_timeout_s
         self.max_pixels, self.sixteen_bit_max, self.channels = max_pixels, sixteen_bit_max, channels
         self.bits: int | None = 8 if bits is None and channels == 3 else bits
-        self.hparams.bits, self._bits_given = self.bits, bits is not None
+        self._bits_given = bits is not None
         self._named: dict[str, dict[int, str]] = {}  # by folder: what `leave_out` names there
         self._looked = False
         self._folders: dict[str, Folder] = {}

@@ -11,8 +11,9 @@ from PIL import Image
 from simclr.data import png
 from simclr.data.ahead import in_processes
 from simclr.data.alike import picture_hash
-from simclr.data.decode import RULES, ReadingRules, decode_square, opened, own_of, sixteen_bit_peak
+from simclr.data.decode import RULES, ReadingRules, decode_square, opened, own_of, own_of_picture, sixteen_bit_peak
 from simclr.data.fingerprint import pixel_digest
+from simclr.data.kinds import is_tiff
 from simclr.data.rules import DEEPEST
 
 _RUN = 32  # files of a task: one task a file would cost as much as decoding a small one
@@ -57,13 +58,13 @@ class Scanned(NamedTuple):
 
 def scan_file(path: str, side: int, rules: ReadingRules = RULES) -> Scanned:
     """Decode one file as `read_images` does, and look at its header."""
-    own = None
+    content = b""
     try:
         with open(path, "rb") as file:
             content = file.read()
-        own = own_of(content)
         image = decode_square(content, side, rules)
     except (OSError, ValueError) as error:
+        own = own_of(content) if content else None
         return Scanned(str(error), **(own._asdict() if own else {}))
     pixels = image.permute(1, 2, 0).contiguous()  # (side, side, C): as decoded, so that nothing is copied
     some = pixels[::32, ::32]  # tells all but a few images, and those are looked at whole
@@ -72,7 +73,6 @@ def scan_file(path: str, side: int, rules: ReadingRules = RULES) -> Scanned:
     step = max(1, side // _SEEN)
     seen = pixels[::step, ::step].numpy().reshape(-1, len(image)) / np.float32(255 if rules.bits == 8 else DEEPEST)
     found = found._replace(mean=tuple(seen.mean(0).tolist()), square=tuple((seen**2).mean(0).tolist()))
-    found = found._replace(**(own._asdict() if own else {}))
     found = _with_header(found, content)
     return found._replace(peak=sixteen_bit_peak(content, rules)) if found.mode.endswith("16 bit") else found
 
@@ -82,6 +82,8 @@ def _with_header(found: Scanned, content: bytes) -> Scanned:
         with opened(content) as picture:
             # Pillow shows colours of 16 bits a sample as RGB: IHDR has the truth, at byte 24.
             deep = picture.mode.startswith("I") or (content.startswith(png.SIGNATURE) and content[24] == 16)
+            own = own_of(content) if is_tiff(content) else own_of_picture(picture, content)
+            found = found._replace(**(own._asdict() if own else {}))
             return found._replace(
                 kind=picture.format or "unknown",
                 mode=f"{picture.mode.partition(';')[0]} 16 bit" if deep else picture.mode,
@@ -91,7 +93,8 @@ def _with_header(found: Scanned, content: bytes) -> Scanned:
                 frames=getattr(picture, "n_frames", 1),
             )
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, Image.DecompressionBombError):
-        return found  # torchvision has read it all the same
+        own = own_of(content)
+        return found._replace(**(own._asdict() if own else {}))  # torchvision or tifffile has read it all the same
 
 
 def scan(paths: Sequence[str], side: int, processes: int, rules: ReadingRules = RULES) -> Iterator[Scanned]:
