@@ -569,9 +569,10 @@ def _refused(channels: int, capsys: pytest.CaptureFixture[str]) -> None:
     begin = f"train {' '.join(flag for flag in tiny if 'shapes' not in flag)}"
     Image.new("RGB", (20, 20)).save("colours.png")
     typed = {
-        f"{begin} --model.weights run": f"/run is of images of {kind}, where data.channels={other}. Give --data.channels "
-        f"{channels}, or weights of RGB, which can be adapted.",
-        begin: f"of {kind} where data.channels={other}: convert it, or train on such images with --data.channels {channels}",
+        f"{begin} --model.weights run": f"/run is of images of {kind}, where data.channels={other}. Give "
+        f"--data.channels {channels}, or weights of RGB, which can be adapted.",
+        begin: f"of {kind} where data.channels={other}: convert it, or train on such images with --data.channels "
+        f"{channels}",
         f"train --data.channels {other} --ckpt_path run": f"channels={other} but the checkpoint has {channels}",
         "train --data.bits 8 --ckpt_path run": "data.bits=8 but the checkpoint has 16",
         "linear-eval run --data.channels 3": "data.channels",
