@@ -18,7 +18,10 @@ REFERENCE = {
         "The method",
         ["module.SimCLR", "byol", "augment.SimCLRAugmentation", "losses", "heads.ProjectionHead", "encoders", "optim"],
     ),
-    "data": ("Images", ["data.ImageData", "data.module.default_batch_size", "data.decode", "data.splits", "inputs"]),
+    "data": (
+        "Images",
+        ["data.ImageData", "data.module.default_batch_size", "data.decode", "data.rules", "data.splits", "inputs"],
+    ),
     "eval": (
         "Evaluation",
         [

@@ -84,8 +84,8 @@ class SimCLRAugmentation(nn.Module):
             "order": _ORDERS[(values[0] * len(_ORDERS)).long()],
             "brightness": (low + (high - low) * values[1]).float(),
             "contrast": (low + (high - low) * values[2]).float(),
-            "saturation": (low + (high - low) * values[3]).float(),
-            "hue": (0.2 * self.strength * (2 * values[4] - 1)).float(),
+            "saturation": (low + (high - low) * values[3]).float() if self.channels == 3 else torch.ones(len(index)),
+            "hue": (0.2 * self.strength * (2 * values[4] - 1) * (self.channels == 3)).float(),
             "sigma": (self.blur_sigma[0] + (self.blur_sigma[1] - self.blur_sigma[0]) * values[5]).float(),
             "quarter_turns": (4 * values[6]).long(),
             "hole": torch.cat((hole_start, hole_start + side)).T,
@@ -119,29 +119,30 @@ class SimCLRAugmentation(nn.Module):
         """One view of each image.
 
         Args:
-            images: (N, 3, H, W), uint8, or floating point in [0, 1], on any device.
+            images: (N, C, H, W), uint8, uint16, or floating point in [0, 1], on any device.
             index: (N,) integer, the images' numbers in the data set, each >= 0. Keep it on the CPU where a device must
                 never be waited for; elsewhere it is copied there, once a view.
             epoch: the epoch, in [0, 2^32).
             seed: the run's seed, in [0, 2^64).
             view: the view's number, in [0, 2^16).
         Returns:
-            (N, 3, image_size, image_size) float32, normalised, whatever the autocast or the module's own dtype.
+            (N, C, image_size, image_size) float32, normalised, whatever the autocast or the module's own dtype.
         Raises:
             ValueError: if the images or the index are not of these shapes and types, or a number is out of its range.
         """
-        refuse_bad_batch(images, index)
+        refuse_bad_batch(images, index, self.channels)
         compiles = images.device.type == "cuda" if self.compile_views is None else self.compile_views
         on_cpu, size = images.device.type == "cpu", self.image_size
-        part = _CHUNK_VALUES / (3 * size**2) if on_cpu else max(1, len(images))  # images at a time
+        part = _CHUNK_VALUES / (self.channels * size**2) if on_cpu else max(1, len(images))  # images at a time
         with in_float32(images.device.type):
+            images = images.float() / (2**16 - 1) if images.dtype == torch.uint16 else images
             table = self.draw(index, images.shape[2], images.shape[3], epoch, seed, view)
             if compiles and len(images):
                 steps = list(self.pipeline.children())
                 views = compiled_views(images, table, steps, size, part, self.mean, self.std)
                 if views is not None:  # None: compiling failed, a warning has said so
                     return views
-            views = images.new_empty(len(images), 3, size, size, dtype=torch.float32)
+            views = images.new_empty(len(images), self.channels, size, size, dtype=torch.float32)
             for start in range(0, len(images), max(1, int(part))):
                 rows = slice(start, start + max(1, int(part)))
                 views[rows] = self._replay(images[rows], {name: values[rows] for name, values in table.items()})
@@ -178,8 +179,9 @@ class SimCLRAugmentation(nn.Module):
         noise_std: float = 0.1,
         sobel_prob: float | list[float] = 0.0,
         augment_second_view: bool = True,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.25, 0.25, 0.25),
+        channels: int = 3,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         compile_views: bool | None = None,
     ):
         """A probability is one number for all views, or a list with one for each; views beyond it take its last.
@@ -194,7 +196,7 @@ class SimCLRAugmentation(nn.Module):
             crop_ratio: smallest and largest ratio of a crop's width to its height, drawn evenly in its logarithm.
             flip_prob: probability of mirroring left and right.
             jitter_prob: probability of color jitter.
-            gray_prob: probability of dropping the color.
+            gray_prob: probability of dropping the color; 0 whatever is given for images that are not RGB.
             blur_prob: probability of Gaussian blur, with a kernel of a tenth of `image_size`. If not given: 0 up to 64
                 px, 0.5 above, as the paper.
             blur_sigma: smallest and largest standard deviation of the blur, in pixels.
@@ -208,8 +210,10 @@ class SimCLRAugmentation(nn.Module):
             noise_std: standard deviation of that noise, for pixels in [0, 1].
             sobel_prob: probability of replacing each channel by its gradient's magnitude (Sobel filter).
             augment_second_view: False leaves every view but the first at crop and resize, as in Figure 5 of the paper.
-            mean: of each channel, for pixels in [0, 1]; subtracted from the views.
-            std: of each channel, for pixels in [0, 1]; divides the views.
+            channels: of an image. 3 are RGB. All others have no color: the jitter changes brightness and contrast
+                alone, the contrast about the mean of all channels, and solarize is refused but for one.
+            mean: of each channel, for pixels in [0, 1]; subtracted from the views. If not given: 0.5 each.
+            std: of each channel, for pixels in [0, 1]; divides the views. If not given: 0.25 each.
             compile_views: make the views by functions that torch.compile builds at the first batch, in about a minute,
                 in place of Kornia's operations: the same views up to rounding, several times as fast. None: on CUDA
                 only. A CPU needs a C++ compiler. Where compiling fails for a size of images or views, a warning says so
@@ -224,14 +228,16 @@ class SimCLRAugmentation(nn.Module):
         self.blur_prob = usual["blur_prob"] if blur_prob is None else blur_prob
         self.crop_ratio, self.blur_sigma = tuple(crop_ratio), tuple(blur_sigma)
         # The probabilities of each effect by view, in the order of their columns among the random numbers.
-        probs = {"flip": flip_prob, "rotation": rotation_prob, "jitter": jitter_prob, "gray": gray_prob}
+        self.channels, self.gray_prob = channels, gray_prob if channels == 3 else 0.0
+        probs = {"flip": flip_prob, "rotation": rotation_prob, "jitter": jitter_prob, "gray": self.gray_prob}
         probs |= {"blur": self.blur_prob, "sobel": sobel_prob, "noise": noise_prob, "cutout": cutout_prob}
         probs |= {"solarize": solarize_prob}
         self.probs = {name: tuple(p) if isinstance(p, Sequence) else (p,) for name, p in probs.items()}
         if not augment_second_view:
             self.probs = {name: (*by_view[:1], 0.0) for name, by_view in self.probs.items()}
         self.solarize_threshold, self.cutout_size, self.noise_std = solarize_threshold, cutout_size, noise_std
-        self.mean, self.std, self.compile_views = tuple(mean), tuple(std), compile_views
+        self.mean = (0.5,) * channels if mean is None else tuple(mean)
+        self.std, self.compile_views = (0.25,) * channels if std is None else tuple(std), compile_views
         refuse_bad_arguments(self)
         self.pipeline = AugmentationSequential(*self._operations(), data_keys=["input"])
 

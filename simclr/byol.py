@@ -49,7 +49,7 @@ class BYOL(LightningModule):
     """
 
     architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
-    architecture += ("hidden_dim", "projection_dim", "predictor", "head_batch_norm")
+    architecture += ("channels", "hidden_dim", "projection_dim", "predictor", "head_batch_norm")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, and its gradient where that is made in micro-batches."""
@@ -63,7 +63,7 @@ class BYOL(LightningModule):
 
     @profiled("augmentation")
     def make_views(self, images: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-        """Both views of each image in this epoch, (n, 3, S, S) each: a second call gives the same."""
+        """Both views of each image in this epoch, (n, C, S, S) each: a second call gives the same."""
         return self.views.make(images, index, self.current_epoch)
 
     @profiled("encoder")
@@ -97,7 +97,7 @@ class BYOL(LightningModule):
             move_average(self.target, {"encoder": self.encoder, "head": self.head}, decay)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""
+        """The representation h of normalised images: (n, C, H, W) -> (n, feature_dim)."""
         return self.encoder(images)
 
     def __init__(
@@ -125,6 +125,7 @@ class BYOL(LightningModule):
         momentum: float = 0.9,
         warmup_epochs: float | None = None,
         batch_size: int | None = None,
+        channels: int = 3,
         channels_last: bool = True,
         compile_encoder: bool | CompileMode | None = None,
         seed: int = 0,
@@ -162,6 +163,7 @@ class BYOL(LightningModule):
                 tenth of the run.
             batch_size: the global batch, which lr_scaling goes by. If not given: the data module's. On the command line
                 it comes from data.batch_size.
+            channels: of an image: 3, RGB; 1, gray; or another number. On the command line it comes from data.channels.
             channels_last: memory layout of images and convolutions.
             compile_encoder: run both networks by torch.compile; see SimCLR.
             seed: of the views. On the command line it comes from seed_everything.
@@ -180,13 +182,15 @@ class BYOL(LightningModule):
             encoder, stem = default_encoder(stem, image_size)
         small = image_size <= LARGEST_SMALL_VIEW  # not blurred: see simclr.augment.BY_SIZE
         of_views = {name: value for name, value in VIEWS.items() if not (small and name == "blur_prob")}
+        if channels not in (1, 3):  # which cannot be solarised
+            of_views.pop("solarize_prob")
         augmentation = {**of_views, **{name: value for name, value in augmentation.items() if value is not None}}
-        self.augment = SimCLRAugmentation(image_size, **augmentation)
+        self.augment = SimCLRAugmentation(image_size, channels=channels, **augmentation)
         settings.update(augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)
         options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
-        self.encoder = build_encoder(encoder, image_size=image_size, **options)
-        if start_size is not None and (reason := why_not(self.encoder, start_size)):
+        self.encoder = build_encoder(encoder, image_size=image_size, channels=channels, **options)
+        if start_size is not None and (reason := why_not(self.encoder, start_size, channels)):
             raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         feature_dim: Any = self.encoder.feature_dim

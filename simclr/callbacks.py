@@ -10,6 +10,7 @@ from torch import Tensor
 
 from simclr.data import GlobalBatchSampler, TrainLoader
 from simclr.files import say_unwritten, written_whole
+from simclr.inputs import for_display, to_unit_range
 from simclr.online_accuracy import METRIC, PROBE, OnlineKNN, OnlineProbe
 from simclr.online_quality import RETRIEVAL, OnlineQuality
 from simclr.paths import expanded
@@ -76,14 +77,14 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
 
     Args:
         module: a method, which says how many views an epoch has, and of what size.
-        images: (N, 3, H, W) uint8.
+        images: (N, C, H, W) uint8 or uint16.
         index: (N,), the images' numbers in the data set.
         epochs: how many epochs to show.
         first: the first of them, from 0.
     """
     device, hparams = module.device, module.hparams
-    mean, std = (torch.tensor(hparams[name]).view(3, 1, 1) for name in ("mean", "std"))
-    whole = torch.nn.functional.interpolate(images.cpu().float() / 255, hparams.image_size, mode="area")
+    mean, std = (torch.tensor(hparams[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    whole = torch.nn.functional.interpolate(to_unit_range(images.cpu(), channels=None), hparams.image_size, mode="area")
     groups = [[("image", whole)]]
     for epoch in range(first, first + epochs):
         augment, group = module.views.augment_of(epoch), []
@@ -96,7 +97,7 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
 
 
 def _draw_rows(groups: list[list[tuple[str, Tensor]]], cell: int) -> Image.Image:
-    """Rows of (label, (N, 3, S, S) in [0, 1]), one below the other, each image in the middle of a square cell."""
+    """Rows of (label, (N, C, S, S) in [0, 1]), one below the other, each image in the middle of a square cell."""
     margin, gap, air = 72, 2, 8  # air above each group
     columns, rows = len(groups[0][0][1]), sum(map(len, groups))
     height = rows * (cell + gap) + (len(groups) - 1) * air + gap
@@ -108,7 +109,7 @@ def _draw_rows(groups: list[list[tuple[str, Tensor]]], cell: int) -> Image.Image
         for label, tiles in group:
             side = tiles.shape[-1] * max(1, cell // tiles.shape[-1])
             inset = (cell - side) // 2
-            for column, tile in enumerate((tiles * 255).round().byte().permute(0, 2, 3, 1).numpy()):
+            for column, tile in enumerate(for_display(tiles).permute(0, 2, 3, 1).contiguous().numpy()):
                 shown = Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST)
                 picture.paste(shown, (margin + column * (cell + gap) + inset, y + inset))
             draw.multiline_text((margin - 8, y + cell / 2), label, "black", font, anchor="rm", align="right", spacing=3)

@@ -23,7 +23,7 @@ from simclr.encoders import RESNETS, build_encoder, choose_stem
 from simclr.export.card import CARD, read_card
 from simclr.export.reading import exported_file, load_graph, runs_by_itself
 from simclr.files import write_atomically
-from simclr.inputs import InputTransform, attach_transform
+from simclr.inputs import attach_transform, transform_of
 from simclr.intact import load, not_finite, refuse_ruined, unfit_to_continue, wrong_parts
 from simclr.paths import expanded
 from simclr.pyramid import FeaturePyramid
@@ -243,9 +243,10 @@ def load_encoder(path: str | os.PathLike, features: Features = "mean", network: 
         network: of a run or checkpoint of BYOL, which has two: online, the one that was trained, or target, its moving
             average.
     Returns:
-        A module: images (N, 3, S, S), normalised, -> representations (N, feature_dim). In eval mode, gradients off, on
+        A module: images (N, C, S, S), normalised, -> representations (N, feature_dim). In eval mode, gradients off, on
         the CPU. Its `.transform` makes such a batch of PIL images, files, tensors or arrays of any size
-        (`simclr.inputs.InputTransform`). It carries `.feature_dim`, `.image_size` (pixels), `.mean` and `.std`.
+        (`simclr.inputs.InputTransform`). It carries `.feature_dim`, `.image_size` (pixels), `.channels`, `.mean` and
+        `.std`.
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is none of the above, if settings are missing, or if the weights do not match, by name.
@@ -326,16 +327,18 @@ def _settings_beside(weights: Path) -> dict[str, Any]:
 def _settings_of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     image_size, data = checkpoint.model["image_size"], checkpoint.data
     load_size = data.get("load_size") or default_load_size(image_size, data.get("source", "auto"))
-    return _encoder_settings(checkpoint.model, load_size, data.get("sixteen_bit_max", DEEPEST))
+    return _encoder_settings(checkpoint.model, load_size, data.get("sixteen_bit_max", DEEPEST), data.get("bits") or 8)
 
 
-def _encoder_settings(model: Mapping[str, Any], load_size: int, sixteen_bit_max: int) -> dict[str, Any]:
+def _encoder_settings(model: Mapping[str, Any], load_size: int, sixteen_bit_max: int, bits: int) -> dict[str, Any]:
     """What builds an encoder and what it must be fed, out of the settings of `SimCLR`; plain types."""
     settings = {name: model[name] for name in ("encoder", *_OPTIONS) if name in model}
     if settings.get("stem") == "auto" and settings["encoder"] in RESNETS:  # whatever auto will mean one day
         settings["stem"] = choose_stem(RESNETS[settings["encoder"]], settings["image_size"])
     if sixteen_bit_max != DEEPEST:
         settings["sixteen_bit_max"] = sixteen_bit_max
+    if bits != 8:
+        settings["bits"] = bits
     return settings | {"load_size": load_size, "mean": list(model["mean"]), "std": list(model["std"])}
 
 
@@ -345,8 +348,7 @@ def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
         encoder = build_encoder(settings["encoder"], **{name: settings[name] for name in _OPTIONS if name in settings})
     except TypeError as error:
         raise ValueError(f"the settings in {path} build no encoder: {error}.") from error
-    held, white = settings.get("load_size"), settings.get("sixteen_bit_max", DEEPEST)
-    attach_transform(encoder, InputTransform(settings["image_size"], settings["mean"], settings["std"], held, white))
+    attach_transform(encoder, transform_of(settings))
     return encoder.eval().requires_grad_(False)
 
 
@@ -458,7 +460,7 @@ def save_starting_encoder(module: LightningModule, path: Path) -> None:
 
 def _settings_of_module(module: LightningModule) -> dict[str, Any]:
     transform = module.encoder.transform
-    settings = _encoder_settings(module.hparams, transform.load_size, transform.sixteen_bit_max)
+    settings = _encoder_settings(module.hparams, transform.load_size, transform.sixteen_bit_max, transform.bits)
     settings |= {"feature_dim": module.encoder.feature_dim, "simclr_version": __version__}
     return settings | {"epochs": module.current_epoch, "global_step": module.global_step}
 

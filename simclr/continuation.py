@@ -32,7 +32,7 @@ class Rule(Enum):
 # Every setting of the command line has its place here.
 RULES: dict[str, dict[Rule, str]] = {
     "model": {
-        Rule.FIXED: """encoder image_size start_size grow_epochs stem width shortcut zero_init norm
+        Rule.FIXED: """encoder image_size start_size grow_epochs stem width shortcut zero_init norm channels
             weights weights_prefix
             head hidden_dim projection_dim head_layers head_batch_norm
             loss temperature margin semi_hard views micro_batch_size
@@ -44,7 +44,7 @@ RULES: dict[str, dict[Rule, str]] = {
         Rule.ROUNDING: "channels_last compile_encoder compile_views",
     },
     "data": {
-        Rule.FIXED: "source load_size batch_size image_size seed shapes_train sixteen_bit_max held_out",
+        Rule.FIXED: "source load_size batch_size image_size seed shapes_train sixteen_bit_max channels bits held_out",
         Rule.IMAGES: "train_dir data_dir leave_out",
         Rule.FREE: """test_dir shapes_test holdout workers memory_limit_gb cache_dir download on_error
             read_timeout_s max_pixels allow_changed_images""",
@@ -189,8 +189,8 @@ def model_changes(hparams: Mapping[str, Any], was: Mapping[str, Any]) -> Changes
     """The settings of a method that differ from a checkpoint's."""
     names = [name for rule in (Rule.FIXED, Rule.ROUNDING) for name in names_under(rule, "model")]
     names += [name for name in hparams if name not in names]
-    # A run from before there were these settings began at random.
-    return _differences("model", names, {"weights": None, "weights_prefix": None, **was}, hparams)
+    # A run from before there were these settings began at random, and on RGB.
+    return _differences("model", names, {"weights": None, "weights_prefix": None, "channels": 3, **was}, hparams)
 
 
 def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
@@ -206,8 +206,10 @@ def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:
 def data_changes(data: LightningDataModule, was: Mapping[str, Any]) -> Changes:
     """The settings of `ImageData` that decide the images of a step, those left to it as it resolves them."""
     names = names_under(Rule.FIXED, "data")
-    # A run from before there was the setting held nothing out.
-    return _differences("data", names, {"held_out": 0, **_resolved(was)}, _resolved(data.hparams))
+    # A run from before there were the settings held nothing out, and 8-bit RGB.
+    return _differences(
+        "data", names, {"held_out": 0, "channels": 3, "bits": 8, **_resolved(was)}, _resolved(data.hparams)
+    )
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,6 +217,8 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**settings, **{name: getattr(data, name) for name in ("source", "load_size") if name in settings}}
     if settings.get("source") != "shapes":
         settings.pop("shapes_train", None)
+    if settings.get("bits", 8) is None:  # left open, as what the run has
+        settings.pop("bits")
     return settings
 
 

@@ -16,7 +16,7 @@ from simclr.contrast import tiles
 from simclr.data import ImageData, TrainLoader
 from simclr.eval import nearest
 from simclr.eval.features import encode, frozen
-from simclr.inputs import fit_to_size, normalize, to_unit_range
+from simclr.inputs import fit_to_size, for_display, normalize, to_unit_range
 from simclr.loggers import Points, Shown, can_show, show
 from simclr.report.pictures import as_picture, draw_map, draw_spectrum, neighbour_picture
 from simclr.report.sample import Sample, choose_queries, tsne
@@ -182,7 +182,7 @@ def _plain(module: LightningModule, sample: Sample) -> Iterator[tuple[Tensor, Te
     """Likewise, as an evaluation prepares them."""
     encoder: Any = module.encoder
     for images, index in _parts(module, sample):
-        square = fit_to_size(to_unit_range(images), encoder.image_size)
+        square = fit_to_size(to_unit_range(images, len(encoder.mean)), encoder.image_size)
         yield normalize(square, encoder.mean, encoder.std), index
 
 
@@ -212,5 +212,5 @@ def _points(sample: Sample) -> Points:
     if sample.labels is not None:
         classes = sample.classes
         names = [classes[label] if classes else str(label) for label in sample.labels.tolist()]
-    thumbnails = F.interpolate(sample.pixels.float() / 255, (_THUMBNAIL, _THUMBNAIL), mode="area")
+    thumbnails = F.interpolate(for_display(sample.pixels).float() / 255, (_THUMBNAIL, _THUMBNAIL), mode="area")
     return Points(sample.features, names, thumbnails)

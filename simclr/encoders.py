@@ -1,6 +1,7 @@
 """Encoders f by name: images -> representations h. The only place that chooses a stem, a ResNet's first layers."""
 
 import inspect
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -29,8 +30,9 @@ def build_encoder(
     shortcut: Shortcut = "B",
     zero_init: bool = True,
     norm: Norm = "batch",
+    channels: int = 3,
 ) -> nn.Module:
-    """An encoder with random weights, images (N, 3, H, W) -> h (N, F). Nothing is ever downloaded.
+    """An encoder with random weights, images (N, C, H, W) -> h (N, F). Nothing is ever downloaded.
 
     Args:
         name: "resnet18" ... "resnet152" (state_dict keys of torchvision, minus `fc`), "resnet8" ... "resnet110" (the
@@ -46,6 +48,7 @@ def build_encoder(
         zero_init: start every residual branch at zero, as google-research/simclr does.
         norm: "batch", or "none" for convolutions with a bias and no BN. Like the three before it and stem, but for the
             "small" of an EfficientNet (two halvings of the image fewer), it is for the ResNets named above.
+        channels: C, of the images: the first convolution has so many inputs.
     Returns:
         The module, on the default device, in training mode; its attribute `feature_dim` is F.
     Raises:
@@ -56,20 +59,23 @@ def build_encoder(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1 pixel.")
+    if channels < 1:
+        raise ValueError(f"channels={channels} must be at least 1.")
     resnet_options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
     if name in RESNETS:
         if stem == "auto":
             resnet_options["stem"] = choose_stem(RESNETS[name], image_size)
         elif image_size is not None:
             warn_of_unsuitable_stem(stem, image_size)
-        return ResNet(RESNETS[name], **resnet_options)
+        return ResNet(RESNETS[name], **resnet_options, image_channels=channels)
 
     build = build_torchvision if name in torchvision_names() else build_timm if timm_knows(name) else None
     if build is None:
         raise ValueError(unknown_encoder(name, encoder_names()))
     small = name in EFFICIENTNETS and stem == "small"
     refuse_resnet_options(name, resnet_options | ({"stem": "auto"} if small else {}))
-    encoder = build(name, None) if image_size is None else build_for_size(build, name, image_size)
+    build = partial(build, channels=channels)
+    encoder = build(name, None) if image_size is None else build_for_size(build, name, image_size, channels)
     return guard_projections(take_strides_out(encoder) if small else encoder)  # CPUs: see there
 
 

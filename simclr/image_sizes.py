@@ -20,20 +20,22 @@ def warn_of_unsuitable_stem(stem: str, image_size: int) -> None:
     warnings.warn(f"stem={stem!r} at image_size={image_size} {effect}.", UserWarning, stacklevel=3)
 
 
-def build_for_size(build: Callable[[str, int | None], nn.Module], name: str, image_size: int) -> nn.Module:
-    """A model of torchvision or timm, seen to take images of this size.
+def build_for_size(
+    build: Callable[[str, int | None], nn.Module], name: str, image_size: int, channels: int = 3
+) -> nn.Module:
+    """A model of torchvision or timm, seen to take images of this size and so many channels.
 
     Raises:
         ValueError: if it does not take them, with the size that it needs.
     """
     try:
         encoder = build(name, image_size)
-        reason = why_not(encoder, image_size)
+        reason = why_not(encoder, image_size, channels)
     except _REFUSALS as error:
         reason = first_line_of(error)
     if reason is None:
         return encoder
-    least = least_size(build, name, image_size)
+    least = least_size(build, name, image_size, channels)
     needs = f"It needs at least {least}: choose that size" if least else "Choose another size"
     raise ValueError(f"encoder {name} cannot take images of {image_size} px: {reason}. {needs}, or another encoder.")
 
@@ -41,9 +43,9 @@ def build_for_size(build: Callable[[str, int | None], nn.Module], name: str, ima
 _REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def why_not(encoder: nn.Module, image_size: int) -> str | None:
+def why_not(encoder: nn.Module, image_size: int, channels: int = 3) -> str | None:
     """What a model says to images of a size that it cannot take; None if it takes them. By their shape if possible."""
-    images = torch.empty(2, 3, image_size, image_size, device="meta")
+    images = torch.empty(2, channels, image_size, image_size, device="meta")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             on_meta(encoder).train()(images)
@@ -70,13 +72,15 @@ def on_meta(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, empty)  # which takes for copied what it is given
 
 
-def least_size(build: Callable[[str, int | None], nn.Module], name: str, image_size: int) -> int | None:
+def least_size(
+    build: Callable[[str, int | None], nn.Module], name: str, image_size: int, channels: int = 3
+) -> int | None:
     """The smallest side above image_size that a model takes, by shapes alone; None if none is found."""
 
     def takes(side: int) -> bool:
         try:
             with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-                build(name, side)(torch.empty(2, 3, side, side))
+                build(name, side)(torch.empty(2, channels, side, side))
         except Exception:  # whatever a model says to a size that it cannot take
             return False
         return True

@@ -58,7 +58,7 @@ def estimate(
     at_a_time = at_a_time or images
     views_of_each = model.views.count
     rows = views_of_each * at_a_time
-    views = rows * 3 * hparams.image_size**2 * 4
+    views = rows * hparams.get("channels", 3) * hparams.image_size**2 * 4
     width = 2 if precision.startswith(("16", "bf16")) else 8 if precision.startswith("64") else 4
     kept, largest = _activations(model, rows, width)
     z_dim: Any = getattr(model.networks[-1], "out_dim", model.encoder.feature_dim)
@@ -84,7 +84,7 @@ def _activations(model: Method, rows: int, number_bytes: int) -> tuple[int, int]
         return tensor
 
     side = model.hparams.image_size
-    x = torch.empty(rows, 3, side, side, device="meta")
+    x = torch.empty(rows, model.hparams.get("channels", 3), side, side, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
         z = network(x)
     sizes = [size for size, _ in kept.values()]

@@ -1,10 +1,12 @@
 """Encoders of other libraries: the models of torchvision and timm by name, without their classifiers."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 import torchvision.models
 from torch import nn
 
@@ -14,7 +16,7 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def build_torchvision(name: str, image_size: int | None) -> nn.Module:
+def build_torchvision(name: str, image_size: int | None, channels: int = 3) -> nn.Module:
     """A model of torchvision without its classifier; see `simclr.encoders.build_encoder`."""
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
@@ -29,7 +31,36 @@ def build_torchvision(name: str, image_size: int | None) -> nn.Module:
         options = {"input_size": (image_size, image_size)}
     encoder = torchvision.models.get_model(name, weights=None, **options)
     encoder.feature_dim = remove_classifier(encoder)
+    if channels != 3:
+        take_channels(encoder, channels)
     return encoder
+
+
+def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    """The convolution that sees the image, and its name: the first of all that takes three channels.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3 and layer.groups == 1:
+            return name, layer
+    raise ValueError("it has no first convolution of three channels that could be replaced")
+
+
+def take_channels(model: nn.Module, channels: int) -> None:
+    """Replace the first convolution of a network by one for images of other channels than three, in place.
+
+    Its random weights answer as strongly as those that they take the place of: they are as many more as each is less.
+    """
+    name, old = first_convolution(model)
+    shape: dict[str, Any] = {"stride": old.stride, "padding": old.padding, "dilation": old.dilation}
+    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, bias=old.bias is not None, **shape)  # type: ignore[arg-type]
+    with torch.no_grad():
+        new.weight.normal_().mul_(old.weight.std() * math.sqrt(3 / channels))
+        if new.bias is not None and old.bias is not None:
+            new.bias.copy_(old.bias)
+    model.set_submodule(name, new)
 
 
 def remove_classifier(model: nn.Module) -> int:
@@ -58,13 +89,15 @@ def timm_knows(name: str) -> bool:
     return timm.is_model(name)
 
 
-def build_timm(name: str, image_size: int | None) -> nn.Module:
+def build_timm(name: str, image_size: int | None, channels: int = 3) -> nn.Module:
     """A model of timm without its classifier; see `simclr.encoders.build_encoder`."""
     import timm
 
     options: dict[str, Any] = {}
     if image_size is not None and (published := timm.get_pretrained_cfg(name)) and published.fixed_input_size:
         options = {"img_size": image_size}
+    if channels != 3:
+        options["in_chans"] = channels
     encoder: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
     # Models with a layer between pooling and classifier (MobileNetV3) keep it: h has that layer's size.
     encoder.feature_dim = getattr(encoder, "head_hidden_size", None) or encoder.num_features

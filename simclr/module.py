@@ -27,8 +27,8 @@ from simclr.training.views import EpochViews
 class SimCLR(LightningModule):
     """Pretrains an encoder f by contrasting two views of each image through a projection head g.
 
-    A batch is `(images, index)`: images (n, 3, H, W), uint8 or float in [0, 1], and their numbers in the data set,
-    (n,); n is this rank's share of the global batch. Views are made on the training device, as a pure function of
+    A batch is `(images, index)`: images (n, C, H, W), uint8, uint16 or float in [0, 1], and their numbers in the data
+    set, (n,); n is this rank's share of the global batch. Views are made on the training device, as a pure function of
     (seed, epoch, index, view). What training leaves behind is `encoder`; the head is thrown away.
 
     `training_step` is the method; Lightning takes the gradient of what it returns and steps the optimiser. The objects
@@ -37,7 +37,7 @@ class SimCLR(LightningModule):
 
     # Settings that decide which weights there are.
     architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
-    architecture += ("head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm")
+    architecture += ("channels", "head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, and its gradient where that is made in micro-batches."""
@@ -52,7 +52,7 @@ class SimCLR(LightningModule):
 
     @profiled("augmentation")
     def make_views(self, images: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-        """The views of each image in this epoch, (n, 3, S, S) each: a second call gives the same."""
+        """The views of each image in this epoch, (n, C, S, S) each: a second call gives the same."""
         return self.views.make(images, index, self.current_epoch)
 
     @profiled("encoder")
@@ -66,7 +66,7 @@ class SimCLR(LightningModule):
         return loss_of(self.hparams, z.chunk(self.views.count), self.trainer.global_step, log=self.step_log)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""
+        """The representation h of normalised images: (n, C, H, W) -> (n, feature_dim)."""
         return self.encoder(images)
 
     def __init__(
@@ -101,6 +101,7 @@ class SimCLR(LightningModule):
         momentum: float = 0.9,
         warmup_epochs: float | None = None,
         batch_size: int | None = None,
+        channels: int = 3,
         channels_last: bool = True,
         compile_encoder: bool | CompileMode | None = None,
         seed: int = 0,
@@ -151,6 +152,7 @@ class SimCLR(LightningModule):
                 at most a tenth of the run.
             batch_size: the global batch, which lr_scaling goes by. If not given: the data module's. On the command line
                 it comes from data.batch_size.
+            channels: of an image: 3, RGB; 1, gray; or another number. On the command line it comes from data.channels.
             channels_last: memory layout of images and convolutions: faster on most devices, the same numbers up to
                 rounding.
             compile_encoder: run encoder and head by torch.compile: a minute at the start, then faster steps on most
@@ -169,11 +171,11 @@ class SimCLR(LightningModule):
         refuse_bad_settings(settings)
         if encoder == "auto":
             encoder, stem = default_encoder(stem, image_size)
-        self.augment = SimCLRAugmentation(image_size, **augmentation)
+        self.augment = SimCLRAugmentation(image_size, channels=channels, **augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)  # with what was left open, for checkpoints
         options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
-        self.encoder = build_encoder(encoder, image_size=image_size, **options)
-        if start_size is not None and (reason := why_not(self.encoder, start_size)):
+        self.encoder = build_encoder(encoder, image_size=image_size, channels=channels, **options)
+        if start_size is not None and (reason := why_not(self.encoder, start_size, channels)):
             raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")
         # What measures the encoder while it learns feeds it as `load_encoder`'s users do.
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))

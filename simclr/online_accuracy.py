@@ -192,7 +192,8 @@ class OnlineProbe(OnlineAccuracy):
         if self.train_dir is None:
             return super().loader(data)
         if self._other is None:
-            own = ("image_size", "load_size", "workers", "memory_limit_gb", "cache_dir")
+            own = ["image_size", "load_size", "workers", "memory_limit_gb", "cache_dir"]
+            own += ["channels", "bits", "sixteen_bit_max"]
             self._other = ImageData(
                 train_dir=stored(self.train_dir),
                 batch_size=2,

@@ -6,7 +6,7 @@ from simclr.resnet import ResNet
 
 
 class FeaturePyramid(nn.Module):
-    """Images (N, 3, H, W), normalised -> {"c2": (N, C2, H / 4, W / 4), ..., "c5": (N, C5, H / 32, W / 32)}.
+    """Images (N, C, H, W), normalised -> {"c2": (N, C2, H / 4, W / 4), ..., "c5": (N, C5, H / 32, W / 32)}.
 
     C2 to C5 are the outputs of a ResNet's four stages (Lin et al. 2017, Feature Pyramid Networks); the CIFAR networks
     have three, C2 to C4. Strides are those of the stem: a quarter of the above behind a small one.

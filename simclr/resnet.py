@@ -148,7 +148,7 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], in
 
 
 class ResNet(nn.Module):
-    """Residual network: images (N, 3, H, W) -> representations h (N, feature_dim), the mean over the last stage's map.
+    """Residual network: images (N, C, H, W) -> representations h (N, feature_dim), the mean over the last stage's map.
 
     Args:
         depth: number of weighted layers, the classifier included: 18, 34, 50, 101, 152 (ImageNet networks) or 8, 20,
@@ -162,6 +162,7 @@ class ResNet(nn.Module):
         zero_init: start every block's residual branch at zero, so that the block begins as its shortcut
             (Goyal et al. 2017, section 5.1): the scale of its last BN or, without BN, its last convolution.
         norm: "batch", or "none" for convolutions with a bias and no BN: then no image influences another's h.
+        image_channels: C, of the images.
     Raises:
         ValueError: if depth, stem, shortcut or norm is not one of the above, if a width leaves a fraction of a channel,
             or if zero_init meets shortcut "none".
@@ -172,7 +173,17 @@ class ResNet(nn.Module):
     layer3: nn.Module
     layer4: nn.Module
 
-    def __init__(self, depth: int, *, width: float, stem: str, shortcut: Shortcut, zero_init: bool, norm: Norm):
+    def __init__(
+        self,
+        depth: int,
+        *,
+        width: float,
+        stem: str,
+        shortcut: Shortcut,
+        zero_init: bool,
+        norm: Norm,
+        image_channels: int = 3,
+    ):
         super().__init__()
         for option, value, allowed in (
             ("depth", depth, sorted(DEPTHS)),
@@ -197,7 +208,7 @@ class ResNet(nn.Module):
         channels = int(channels)
         kernel_size, stride, pool = STEMS[stem]
 
-        self.conv1 = make_conv(3, channels, kernel_size, stride, norm)
+        self.conv1 = make_conv(image_channels, channels, kernel_size, stride, norm)
         self.bn1 = make_norm(norm, channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pool else nn.Identity()

@@ -4,7 +4,7 @@ Nothing is downloaded but for a source that names a library's weights, and no co
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class StartingWeights:
         dropped: names in the source that the encoder does not take: classifiers, and what stands beside a prefix.
         inside: where in the source the weights stand, for people: a name in a nested file, a prefix; may be empty.
         fed: `mean` and `std` of the images that the weights were trained on, where that is known.
+        adapted: for people: which weights of RGB were made those of other channels, and how; empty if none was.
     """
 
     source: str
@@ -52,6 +53,7 @@ class StartingWeights:
     dropped: list[str]
     inside: str = ""
     fed: Mapping[str, Any] = field(default_factory=dict)
+    adapted: str = ""
 
     @property
     def sha256(self) -> str:
@@ -61,18 +63,21 @@ class StartingWeights:
     @property
     def record(self) -> dict[str, Any]:
         """For a checkpoint, in plain types."""
-        return {"source": self.source, "sha256": self.sha256, "dropped": list(self.dropped)}
+        found = {"source": self.source, "sha256": self.sha256, "dropped": list(self.dropped)}
+        return found | ({"adapted": self.adapted} if self.adapted else {})
 
     @property
     def text(self) -> str:
         """For people: the source, how many weights it gave, and what was dropped."""
         inside = f" ({self.inside})" if self.inside else ""
         dropped = f"; dropped: {_grouped(self.dropped)}" if self.dropped else ""
-        return f"{self.source}{inside}, {len(self.weights)} tensors{dropped}"
+        adapted = f"; {self.adapted}" if self.adapted else ""
+        return f"{self.source}{inside}, {len(self.weights)} tensors{dropped}{adapted}"
 
     def fed_otherwise(self, settings: Mapping[str, Any]) -> str | None:
         """For people: that a run of these settings shows the encoder images normalised in another way; None if not."""
-        pairs = [(f"model.{name}", self.fed.get(name), settings.get(name)) for name in ("mean", "std")]
+        fed = {name: _of_channels(self.fed[name], len(settings[name])) for name in self.fed if settings.get(name)}
+        pairs = [(f"model.{name}", fed.get(name), settings.get(name)) for name in ("mean", "std")]
         known = [(name, list(was), list(now)) for name, was, now in pairs if was is not None and now is not None]
         if all(torch.allclose(torch.tensor(was), torch.tensor(now), atol=1e-3) for _, was, now in known):
             return None
@@ -127,10 +132,50 @@ def read_starting_weights(
     dropped += [f"{prefix or ''}{name}" for name in classifiers]
     weights = {name: value for name, value in content.items() if name not in classifiers}
     weights |= {name: value for name, value in expected.items() if name not in weights and name.endswith(_COUNTER)}
+    _refuse_other_channels(source, found.settings, settings)
+    adapted = _adapt(weights, expected, settings)
     _refuse_unfit(source, weights, expected, settings, found, prefix)
     own = {name: weights[name].detach().to("cpu", value.dtype).clone() for name, value in expected.items()}
     fed = {name: found.settings[name] for name in ("mean", "std") if found.settings.get(name) is not None}
-    return StartingWeights(source, own, dropped, inside, fed)
+    return StartingWeights(source, own, dropped, inside, fed, adapted)
+
+
+def _of_channels(values: Sequence[float], channels: int) -> list[float]:
+    """What is known of RGB for other channels, the mean for each; what is of as many channels as it is."""
+    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
+
+
+def _refuse_other_channels(source: str, theirs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse a run or an export whose images have other channels, but for RGB, whose weights can be adapted."""
+    taken = theirs.get("channels", 3 if "encoder" in theirs else None)
+    wanted = settings.get("channels", 3)
+    if taken not in (None, 3, wanted):
+        many = "1 channel" if taken == 1 else f"{taken} channels"
+        raise ValueError(
+            f"model.weights={source} is of images of {many}, where data.channels={wanted}. Give --data.channels "
+            f"{taken}, or weights of RGB, which can be adapted."
+        )
+
+
+def _adapt(weights: dict[str, Any], expected: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """Make a first convolution's weights of RGB those of other channels, in place; what was done, for people.
+
+    Each channel gets the mean of the three, times three over the number of channels: where all channels are alike, the
+    network answers as it did to gray. For one channel that is the sum, as in timm.
+    """
+    channels = settings.get("channels", 3)
+    if channels == 3:
+        return ""
+    for name, value in expected.items():
+        theirs = weights.get(name)
+        if value.ndim != 4 or value.shape[1] != channels or not isinstance(theirs, Tensor) or theirs.ndim != 4:
+            continue
+        if theirs.shape != (value.shape[0], 3, *value.shape[2:]) or not theirs.is_floating_point():
+            continue
+        weights[name] = (theirs.mean(1, keepdim=True) * (3 / channels)).expand(-1, channels, -1, -1).contiguous()
+        how = "the sum over" if channels == 1 else f"for each of {channels} channels 3/{channels} of the mean over"
+        return f"{name} adapted: {how} red, green and blue"
+    return ""
 
 
 def _first(name: str) -> str:

@@ -124,7 +124,7 @@ def test_a_changed_added_or_renamed_image_is_noticed_and_a_moved_folder_is_not(p
 def test_another_size_or_decoder_is_another_file(photos, tmp_path, monkeypatch):
     image_data(photos, tmp_path / "cache")
     assert image_data(photos, tmp_path / "cache", load_size=5).train.side == 5
-    monkeypatch.setattr(cache_module, "decoder", lambda: "another version")
+    monkeypatch.setattr(cache_module, "decoder", lambda rules: "another version")
     image_data(photos, tmp_path / "cache")
     assert len(kept(tmp_path / "cache")) == 3
 

@@ -143,7 +143,7 @@ def test_every_way_an_image_can_come_gives_the_same_and_a_list_may_mix_them(tmp_
         (torch.zeros(5, 8, 8), r"a tensor is \(5, 8, 8\): needed .*, RGB\.$"),
         (torch.zeros(0, 3, 8, 8), r"a tensor is \(0, 3, 8, 8\)"),
         (np.zeros((3, 8, 8), np.uint8), r"an array is \(3, 8, 8\): needed \(H, W, 3\) or \(N, H, W, 3\), RGB\."),
-        (np.zeros((8, 8, 3), dtype=np.uint16), r"images are torch\.uint16: needed uint8"),
+        (np.zeros((8, 8, 3), dtype=np.int16), r"images are torch\.int16: needed uint8"),
         (Image.new("F", (8, 8)), "floating-point pixels, which have no known range"),
         (7, r"an image is a int: needed a PIL image, a path, a tensor"),
         ([], "an empty list: needed one image or more"),

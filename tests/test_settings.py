@@ -144,7 +144,11 @@ def trained(max_steps: int = 2, augmentation: dict[str, Any] | None = None, **se
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", stand_in)
         model = tiny_model(**{**STEPPED, **settings}, **augmentation or {})
-        fit(Path("fit"), model, tiny_data(**shared), [watch], max_steps=max_steps)
+        data = tiny_data(**shared)
+        if "channels" in settings:  # of the images' red
+            data.setup()
+            data.channels, data.train.pixels = settings["channels"], data.train.pixels[:, : settings["channels"]]
+        fit(Path("fit"), model, data, [watch], max_steps=max_steps)
     watch.compiled = compiled
     return watch
 
@@ -268,6 +272,7 @@ SIMCLR = {
     "momentum": row(0.9, nesterov),
     "warmup_epochs": row(1, step_is(0.1 / STEPS)),
     "batch_size": row(32, step_is(0.1 * 32 / 256), lr_scaling="linear"),
+    "channels": row(1, lambda a, b: {x.shape[1] for x in b.inputs} == {1}),
     "channels_last": row(False, channels_first, channels_last=True),
     "compile_encoder": row("max-autotune-no-cudagraphs", lambda a, b: b.compiled == 2 * ["max-autotune-no-cudagraphs"]),
     "seed": row(1, views_are(16, seed=1)),
@@ -299,11 +304,13 @@ def _compiled_views_are_painted() -> Iterator[None]:
 
 
 def seen_by(augment: SimCLRAugmentation) -> tuple[Tensor, Tensor]:
-    return augment(ramps(), torch.arange(32))
+    return augment(ramps()[:, : augment.channels], torch.arange(32))
 
 
 def views(**settings: Any) -> tuple[Tensor, Tensor]:
-    return seen_by(SimCLRAugmentation(**{"image_size": 16, **PLAIN, **settings}))
+    whole = {"image_size": 16, **PLAIN, **settings}
+    channels = whole.get("channels", 3)
+    return seen_by(SimCLRAugmentation(**{**whole, **{name: whole[name][:channels] for name in ("mean", "std")}}))
 
 
 def both(of: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], bool]:
@@ -365,6 +372,7 @@ AUGMENTATION = {
     "noise_std": row(0.02, noise_is(0.02), noise_prob=1.0, noise_std=0.05),
     "sobel_prob": row(1.0, both(sobel)),
     "augment_second_view": row(False, lambda a, b: torch.equal(a[0], b[0]) and same(b[1], views()[1]), jitter_prob=1.0),
+    "channels": row(2, both(lambda view: view[:, :2])),
     "mean": row((0.1, 0.2, 0.3), both(lambda view: view - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))),
     "std": row((0.1, 0.2, 0.4), both(lambda view: view / torch.tensor([0.1, 0.2, 0.4]).view(3, 1, 1))),
     "compile_views": row(True, lambda a, b: all((view == COMPILED).all() for view in b), compile_views=False),
@@ -498,6 +506,8 @@ IMAGE_DATA = {
     "sixteen_bit_max": row(
         4095, lambda a, b: (b.pixels == 1000 // 16).any() and a.pixels.amax() == 3, train_dir="deep"
     ),
+    "channels": row(1, lambda a, b: b.pixels.unique().tolist() == [*range(1000, 1008)], train_dir="deep"),
+    "bits": row(8, lambda a, b: b.pixels.unique().tolist() == [3], train_dir="deep", channels=1),
     "allow_changed_images": row(True, lambda a, b: b.goes_on, train_dir="photos"),
 }
 

@@ -26,7 +26,8 @@ class Toy(LightningModule):
         self.save_hyperparameters()
         self.augment = SimCLRAugmentation(image_size, **augmentation)
         complete(self.hparams, self.augment)
-        self.encoder = build_encoder(encoder, image_size=image_size, stem=stem, width=width)
+        self.encoder = build_encoder(encoder, image_size=image_size, stem=stem, width=width,
+                                     channels=self.augment.channels)
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         self.head = nn.Sequential(nn.Linear(self.encoder.feature_dim, projection_dim), nn.BatchNorm1d(projection_dim))
         self.networks = self.encoder, self.head

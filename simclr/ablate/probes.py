@@ -145,6 +145,7 @@ def tell_what_was_done(
     augment = SimCLRAugmentation(
         encoder.image_size,
         **{**switched_off, "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), **options},
+        channels=len(encoder.mean),
         mean=encoder.mean,
         std=encoder.std,
     )

@@ -25,6 +25,7 @@ from simclr.data.module import images_of_run
 from simclr.data.splits import stratified_split
 from simclr.encoders import build_encoder
 from simclr.files import written_whole
+from simclr.inputs import to_unit_range
 from simclr.resnet import ResNet
 from simclr.seeding import epoch_order, uniforms
 
@@ -92,14 +93,14 @@ def train_classifier(
     train, test = data.eval_loader("train", limit=settings.train), data.eval_loader("test", limit=settings.test)
     pixels, labels = _all(train)
     tested, wanted = _all(test)
-    network = nn.Sequential(body, nn.Linear(_width(body, size), int(labels.max()) + 1)).to(device)
+    network = nn.Sequential(body, nn.Linear(_width(body, size, len(mean)), int(labels.max()) + 1)).to(device)
     if settings.labels < 1:
         kept = stratified_split(labels, settings.labels, seed=settings.seed)[1].sort().values
         pixels, labels = pixels[kept], labels[kept]
     augment = None
     if settings.augment == "simclr":
         options: dict[str, Any] = {"strength": settings.strength, "blur_prob": settings.blur_prob}
-        augment = SimCLRAugmentation(size, **options, mean=mean, std=std)
+        augment = SimCLRAugmentation(size, **options, channels=len(mean), mean=mean, std=std)
     prepare = _Prepare(mean, std, augment, settings.seed, device)
     curve = _fit(network, pixels, labels, settings, prepare, folder / "supervised.pt")
     outcome = Outcome()
@@ -135,10 +136,10 @@ def _begin(settings: Settings, images: Path | None, start: Path | None) -> tuple
     return body, settings.image_size, _MEAN, _STD, data
 
 
-def _width(body: nn.Module, size: int) -> int:
+def _width(body: nn.Module, size: int, channels: int) -> int:
     modes = [(module, module.training) for module in body.modules()]
     with torch.no_grad():
-        width = body.eval()(torch.zeros(1, 3, size, size)).shape[1]
+        width = body.eval()(torch.zeros(1, channels, size, size)).shape[1]
     for module, mode in modes:
         module.training = mode
     return width
@@ -153,11 +154,11 @@ class _Prepare:
     """Bytes to what a network takes."""
 
     def __init__(self, mean: Any, std: Any, augment: SimCLRAugmentation | None, seed: int, device: str):
-        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+        self.mean, self.std = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
         self.augment, self.seed, self.device = augment, seed, device
 
     def plain(self, pixels: Tensor) -> Tensor:
-        return ((pixels.float() / 255 - self.mean) / self.std).to(self.device)
+        return ((to_unit_range(pixels, channels=None) - self.mean) / self.std).to(self.device)
 
     def training(self, pixels: Tensor, index: Tensor, epoch: int) -> Tensor:
         if self.augment is not None:
@@ -172,7 +173,7 @@ class _Prepare:
         columns = left + torch.arange(side).view(1, 1, 1, -1)
         flipped = (u[:, 2] < 0.5).view(-1, 1, 1, 1)
         columns = torch.where(flipped, columns.flip(-1), columns)
-        place = torch.arange(len(x)).view(-1, 1, 1, 1), torch.arange(3).view(1, -1, 1, 1)
+        place = torch.arange(len(x)).view(-1, 1, 1, 1), torch.arange(x.shape[1]).view(1, -1, 1, 1)
         return padded[place[0], place[1], rows, columns].to(self.device)
 
 

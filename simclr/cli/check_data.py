@@ -4,10 +4,12 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +21,7 @@ from simclr.cli.parsing import Parser
 from simclr.container import cores
 from simclr.data.alike import nearly_equal
 from simclr.data.decode import DEEPEST, RULES, ReadingRules
-from simclr.data.depth import low_range_text
+from simclr.data.depth import bits_of, low_range_text
 from simclr.data.scan import Scanned, scan
 from simclr.data.sources import Folder, list_folder, match_classes, may_be_skipped, refuse_shared
 from simclr.eval.duplicates import copies
@@ -35,9 +37,10 @@ def check_data(argv: list[str] | None = None) -> None:
     quiet()
     config = guarded(lambda: check_data_parser().parse_args(sys.argv[1:] if argv is None else argv))
     folders = guarded(lambda: _folders(config))
+    rules = guarded(lambda: rules_of(config, folders.values()))
     try:
         scanned = {
-            part: scan_folder(folder, config.load_size, config.workers or cores(), _rules(config))
+            part: scan_folder(folder, config.load_size, config.workers or cores(), rules)
             for part, folder in folders.items()
         }
     except KeyboardInterrupt:
@@ -45,7 +48,7 @@ def check_data(argv: list[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
     except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 1.", FAILED)
-    record = record_of(folders, scanned, _rules(config), config.workers or cores())
+    record = record_of(folders, scanned, rules, config.workers or cores())
     guarded(lambda: _write(config, record, folders))
     Console(width=max(100, Console().width)).print(draw(record))
     if any(part["unreadable"] for part in record["folders"].values()):
@@ -75,7 +78,27 @@ def check_data_parser() -> Parser:
     parser.add_argument(
         "--sixteen_bit_max", type=int, default=RULES.sixteen_bit_max, help="As training's data.sixteen_bit_max."
     )
+    add_channels(parser)
     return parser
+
+
+def add_channels(parser: Parser) -> None:
+    """What images are: the options of training that say so."""
+    parser.add_argument("--channels", type=int, default=RULES.channels, help="As training's data.channels.")
+    parser.add_argument("--bits", type=Literal[8, 16] | None, default=None, help="As training's data.bits.")
+
+
+def rules_of(config: Any, folders: Iterable[Folder]) -> ReadingRules:
+    """How training would read the images of some folders, by the options of `add_channels` and others of its names.
+
+    Raises:
+        ValueError: for channels that are not 1 or more.
+    """
+    if config.channels < 1:
+        raise ValueError(f"channels={config.channels} is not a positive number.")
+    bits = config.bits or (8 if config.channels == 3 else max(map(bits_of, folders)))
+    given = {name: config[name] for name in ("max_pixels", "sixteen_bit_max") if name in config}
+    return ReadingRules(**given, channels=config.channels, bits=bits)
 
 
 def _folders(config: Any) -> dict[str, Folder]:
@@ -101,10 +124,6 @@ def _folders(config: Any) -> dict[str, Folder]:
         refuse_shared(found["train"], found["test"])
         match_classes(found["train"], found["test"])
     return found
-
-
-def _rules(config: Any) -> ReadingRules:
-    return ReadingRules(config.max_pixels, config.sixteen_bit_max)
 
 
 def scan_folder(folder: Folder, side: int, processes: int, rules: ReadingRules) -> list[Scanned]:
@@ -133,7 +152,7 @@ def record_of(
         threads: how many decode those again that look alike.
     """
     parts = {part: _record(folder, scanned[part]) for part, folder in folders.items()}
-    record: dict[str, Any] = {"folders": parts}
+    record: dict[str, Any] = {"folders": parts, "read_as": {"channels": rules.channels, "bits": rules.bits}}
     _add_near(record, folders, scanned, rules, threads)
     if "test" in folders:
         train, test = ([i for i, found in enumerate(scanned[part]) if not found.error] for part in ("train", "test"))
@@ -193,12 +212,29 @@ def _record(folder: Folder, scanned: list[Scanned]) -> dict[str, Any]:
         "sizes": {"different": len(known), "smallest": known[0], "largest": known[-1]} if known else None,
         "formats": dict(Counter(scanned[i].kind for i in good).most_common()),
         "modes": dict(Counter(scanned[i].mode for i in good).most_common()),
+        "channels": _numbers(found.channels for found in scanned),
+        "bit_depths": _numbers(found.bits for found in scanned),
+        **_statistics([scanned[i] for i in good]),
         "turned": sum(scanned[i].turned for i in good),
         "animated": sum(scanned[i].frames > 1 for i in good),
         "sixteen_bit_peak": max((peak for i in good if (peak := scanned[i].peak) is not None), default=None),
         "not_taken": folder.left_out_text,
         "notes": folder.notes,
     }
+
+
+def _numbers(values: Iterable[int]) -> dict[str, int]:
+    """How many images have each number, the most frequent first; those without one are left out."""
+    return {str(value): count for value, count in Counter(values).most_common() if value}
+
+
+def _statistics(scanned: list[Scanned]) -> dict[str, list[float] | None]:
+    """Mean and standard deviation of each channel over all images, for values in [0, 1]; None without images."""
+    if not scanned:
+        return {"mean": None, "std": None}
+    mean = np.mean([found.mean for found in scanned], axis=0)
+    spread = np.sqrt(np.maximum(np.mean([found.square for found in scanned], axis=0) - mean**2, 0))
+    return {"mean": [round(value, 4) for value in mean.tolist()], "std": [round(value, 4) for value in spread.tolist()]}
 
 
 def _write(config: Any, record: dict[str, Any], folders: dict[str, Folder]) -> None:
@@ -245,7 +281,8 @@ def draw(record: dict[str, Any]) -> Group:
     if near := record.get("test_images_nearly_in_train"):
         alike = [f"{test} looks like {train}" for test, train in near]
         table.add_row("test nearly in train", "", Text(_listed(len(near), alike)))
-    notes = [Text(note) for part in parts.values() for note in [*part["notes"], *_notes(part)]]
+    read_as = record["read_as"]
+    notes = [Text(note) for part in parts.values() for note in [*part["notes"], *_notes(part, read_as)]]
     if left := record["alike_not_looked_at"]:
         notes.append(Text(f"{left:,} more pairs look alike by their hashes; their pixels were not compared."))
     if bad := sum(len(part["unreadable"]) for part in parts.values()):
@@ -267,6 +304,15 @@ def _listed(count: int, lines: list[str]) -> str:
 
 def _counts(found: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in found.items()) or "none"
+
+
+def _by_number(found: dict[str, int]) -> str:
+    """One number, or how many images have each."""
+    return next(iter(found)) if len(found) == 1 else ", ".join(f"{n:,} of {key}" for key, n in found.items()) or "none"
+
+
+def _values(values: list[float] | None) -> str:
+    return "none" if values is None else ", ".join(f"{value:.4g}" for value in values)
 
 
 def _classes(part: dict[str, Any]) -> str:
@@ -292,6 +338,10 @@ _ROWS = {
     "sizes": _sizes,
     "formats": lambda part: _counts(part["formats"]),
     "colour modes": lambda part: _counts(part["modes"]),
+    "channels": lambda part: _by_number(part["channels"]),
+    "bit depths": lambda part: _by_number(part["bit_depths"]),
+    "mean": lambda part: _values(part["mean"]),
+    "std": lambda part: _values(part["std"]),
     "unreadable": lambda part: _listed(
         len(part["unreadable"]), [f"{bad['file']} ({bad['reason']})" for bad in part["unreadable"]]
     ),
@@ -304,16 +354,22 @@ _ROWS = {
 }
 
 
-def _notes(part: dict[str, Any]) -> list[str]:
+def _notes(part: dict[str, Any], read_as: dict[str, int]) -> list[str]:
     """What decoding makes of images that are not 8-bit RGB, upright and still."""
-    modes = part["modes"]
+    modes, rgb = part["modes"], read_as["channels"] == 3
+    deep = sum(n for mode, n in modes.items() if mode.endswith("bit"))
     kinds = {
-        "have 16 bits a channel, brought to 8": sum(n for mode, n in modes.items() if mode.endswith("bit")),
-        "have an alpha channel, which is dropped": sum(modes.get(mode, 0) for mode in ("RGBA", "LA", "PA")),
-        "are gray: all three channels are the same": sum(modes.get(mode, 0) for mode in ("L", "1")),
+        "have 16 bits a channel, brought to 8": deep if read_as["bits"] == 8 else 0,
+        "have an alpha channel, which is dropped": sum(modes.get(mode, 0) for mode in ("RGBA", "LA", "PA")) * rgb,
+        "are gray: all three channels are the same (or one: --channels 1)": sum(
+            modes.get(mode, 0) for mode in ("L", "1")
+        )
+        * rgb,
         "are CMYK, turned into RGB": modes.get("CMYK", 0),
         "are turned upright by their EXIF orientation": part["turned"],
-        "are animations, of which the first frame is taken": part["animated"],
+        "have several frames or pages, of which the first is taken": part["animated"]
+        if read_as["channels"] <= 3
+        else 0,
     }
     found = [f"{count:,} of {part['images']:,} in {part['root']} {what}." for what, count in kinds.items() if count]
     if (peak := part["sixteen_bit_peak"]) is not None and (low := low_range_text(peak, "The 16-bit ones")):

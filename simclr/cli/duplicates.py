@@ -10,13 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from simclr.cli.check_data import record_of, scan_folder, write_list
+from simclr.cli.check_data import add_channels, record_of, rules_of, scan_folder, write_list
 from simclr.cli.embed import placed, progress_bar, workers_for
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.cli.search import writable
 from simclr.container import cores
-from simclr.data.decode import RULES
 from simclr.data.sources import Folder, list_folder
 from simclr.files import write_atomically
 from simclr.paths import expanded, shown, stored
@@ -38,10 +37,11 @@ def duplicates(argv: list[str] | None = None) -> None:
     config = guarded(lambda: duplicates_parser().parse_args(sys.argv[1:] if argv is None else argv))
     folder, embedded = guarded(lambda: _opened(config))
     try:
-        scanned = scan_folder(folder, config.load_size, config.workers or cores(), RULES)
+        rules = guarded(lambda: rules_of(config, [folder]))
+        scanned = scan_folder(folder, config.load_size, config.workers or cores(), rules)
         if config.encoder is not None:
             embedded = None
-        found = record_of({"train": folder}, {"train": scanned}, RULES, config.workers or cores())
+        found = record_of({"train": folder}, {"train": scanned}, rules, config.workers or cores())
         pairs = guarded(lambda: _by_features(config, folder, embedded))
     except KeyboardInterrupt:
         print("stopped: not all images were looked at", file=sys.stderr, flush=True)
@@ -78,6 +78,7 @@ def duplicates_parser() -> Parser:
     )
     parser.add_argument("--json", type=str | None, default=None, help="A file for all that was found, for programs.")
     parser.add_argument("--load_size", type=int, default=224, help="Side at which pixels are compared.")
+    add_channels(parser)
     parser.add_argument("--workers", type=int | None, default=None, help="Processes that decode; all cores if not set.")
     parser.add_argument("--device", type=str, default="auto", help="Where an encoder computes: auto, cpu, cuda ...")
     return parser

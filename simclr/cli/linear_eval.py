@@ -21,6 +21,9 @@ from simclr.eval.evaluation import linear_evaluation, remarks, write_result
 from simclr.eval.protocol import find_protocol, settings_in
 from simclr.evaluation_figures import show_evaluation
 
+# What images are is the encoder's; the seed orders training images only.
+_NOT_ASKED = ("image_size", "channels", "bits", "seed", "batch_size", "held_out")
+
 
 @in_a_line
 def linear_eval(argv: list[str] | None = None) -> None:
@@ -69,10 +72,7 @@ def evaluation_parser() -> Parser:
 
 def add_images(parser: Parser) -> None:
     """The settings of the images to evaluate on."""
-    # The size of an image is the encoder's; the seed orders training images only.
-    parser.add_class_arguments(
-        ImageData, "data", skip={"image_size", "seed", "batch_size", "held_out"}, fail_untyped=False
-    )
+    parser.add_class_arguments(ImageData, "data", skip=set(_NOT_ASKED), fail_untyped=False)
 
 
 def _add_protocols(parser: Parser) -> None:
@@ -105,7 +105,7 @@ def parse_evaluation(parser: Parser, args: list[str]) -> tuple[Namespace, ImageD
     asked = parser.parse_args(args)
     checkpoint = read_checkpoint(asked.checkpoint)
     known = {f"data.{name}" for name in inspect.signature(ImageData.__init__).parameters}
-    known -= {"data.self", "data.image_size", "data.seed", "data.batch_size", "data.held_out"}
+    known -= {"data.self", *(f"data.{name}" for name in _NOT_ASKED)}
     trained_on = folders_shown(checkpoint.data)
     if asked.data.train_dir is not None:
         trained_on["leave_out"] = None  # names images of the folder trained on
@@ -114,7 +114,9 @@ def parse_evaluation(parser: Parser, args: list[str]) -> tuple[Namespace, ImageD
     held_out = trained_on.get("held_out") or 0
     if any(getattr(config.data, name) != trained_on.get(name) for name in ("train_dir", "data_dir")):
         held_out = 0  # of another folder nothing was
-    settings = {**config.data.as_dict(), "image_size": checkpoint.model["image_size"], "held_out": held_out}
+    of_encoder = {"image_size": checkpoint.model["image_size"], "channels": checkpoint.model.get("channels", 3)}
+    of_encoder["bits"] = checkpoint.data.get("bits")
+    settings = {**config.data.as_dict(), **of_encoder, "held_out": held_out}
     data = ImageData(**settings, batch_size=2)
     with folders_of_run(data, checkpoint.data):
         data.validate()

@@ -84,7 +84,7 @@ def _search(config: Any) -> dict[str, Any]:
     named = [(found.path(row), found.names[row], cosine) for row, cosine in hits]
     path = expanded(config.png) if config.png else found.folder / "search.png"
     buffer = io.BytesIO()
-    contact_sheet(stored(config.image), named).save(buffer, "PNG")
+    contact_sheet(stored(config.image), named, source.rules).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
     record = {"query": stored(config.image), "folder": stored(found.folder), "sheet": str(path)}
     lines = [{"path": path, "name": name, "row": row, "cosine": cosine}

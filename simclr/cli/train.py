@@ -74,7 +74,7 @@ from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuat
 from simclr.run_length import RunLength, run_length
 from simclr.step_figures import StepFigures
 from simclr.training.internals import children_watched_by, patience_of, wait_for_ranks
-from simclr.training.method import DEFAULT_METHOD, find_method
+from simclr.training.method import DEFAULT_METHOD, find_method, takes
 from simclr.wandb_run import WandbMode, WandbOptions, WandbRun, start_wandb, wandb_mode
 
 _LONGEST_WAIT = 7 * 24 * 60  # minutes
@@ -92,7 +92,7 @@ class TrainCLI(LightningCLI):
     """
 
     def __init__(self, folder: RunFolder, ranks: Ranks | None, method: type[LightningModule], **kwargs: Any):
-        self.folder, self.ranks = folder, ranks
+        self.folder, self.ranks, self.method = folder, ranks, method
         self.began = time.monotonic()
         self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
         self.pace: Pace | None = None
@@ -197,6 +197,8 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.batch_size", "model.batch_size")
+        if takes(self.method, "channels"):  # else it is for RGB, and other images are refused as the run is set up
+            parser.link_arguments("data.channels", "model.channels")
         parser.link_arguments("model.image_size", "data.image_size")
 
     def before_instantiate_classes(self) -> None:
@@ -321,7 +323,7 @@ def summary(cli: TrainCLI) -> str:
     rows = {
         "run": str(cli.run_dir),
         "continued": _continued(cli),
-        "data": f"{data.train.name}: {len(data.train):,} images{classes}, views of {size}{held}",
+        "data": f"{data.train.name}: {len(data.train):,} images{_kind(data)}{classes}, views of {size}{held}",
         "left out": data.left_out,
         "weights": _weights(cli),
         "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
@@ -336,6 +338,14 @@ def summary(cli: TrainCLI) -> str:
         "watch": f"tensorboard --logdir {cli.run_dir.parent}" if _has_tensorboard(trainer) else "",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
+
+
+def _kind(data: ImageData) -> str:
+    """What images are that are not 8-bit RGB."""
+    if data.rules.plain:
+        return ""
+    many = {1: "gray", 3: "RGB"}.get(data.channels, f"{data.channels} channels")
+    return f" ({many}{', 16 bits' if data.bits == 16 else ''})"
 
 
 def _continued(cli: TrainCLI) -> str:

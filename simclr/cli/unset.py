@@ -141,6 +141,8 @@ def record(cli: "TrainCLI") -> None:
         cli.config.model[name] = cli.model.hparams[name]
     cli.config.data.batch_size = cli.datamodule.batch_size
     cli.config.data.held_out = cli.datamodule.held_out
+    if cli.datamodule.channels != 3:
+        cli.config.data.bits = cli.datamodule.bits
     cli.config.trainer.precision = cli.trainer.precision
     if cli.config.probe.train_dir:
         cli.config.probe.train_dir = stored(cli.config.probe.train_dir)  # from the root, as folders of images
@@ -151,7 +153,7 @@ def remarks(cli: "TrainCLI") -> list[str]:
     """What to know before the run starts: that it is too short to learn, or longer than one would wait."""
     data, trainer, pace, steps = cli.datamodule, cli.trainer, cli.pace, cli.length.steps
     batches = steps * cli.length.accumulate
-    found = [*data.notes, *(pace.notes if pace else ())]
+    found = [*data.notes, *_of_channels(cli), *(pace.notes if pace else ())]
     starting = cli.model.run.starting
     if starting is not None and (otherwise := starting.fed_otherwise(cli.model.hparams)):
         found.append(otherwise)
@@ -169,6 +171,17 @@ def remarks(cli: "TrainCLI") -> list[str]:
             "epochs (--minutes 60 sets them) or a GPU end sooner."
         )
     return found
+
+
+def _of_channels(cli: "TrainCLI") -> list[str]:
+    """What is not done to images without colours."""
+    if cli.datamodule.channels == 3:
+        return []
+    gray = "gray" if cli.datamodule.channels == 1 else f"{cli.datamodule.channels} channels"
+    return [
+        f"images of {gray} have no colours: the jitter changes brightness and contrast, not saturation and hue, and "
+        "model.gray_prob is 0."
+    ]
 
 
 def pace_line(cli: "TrainCLI") -> str:

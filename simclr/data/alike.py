@@ -31,7 +31,7 @@ def picture_hash(image: Tensor) -> int:
     """The hash of what an image shows, 0 to 2^64 - 1.
 
     Args:
-        image: (3, S, S) uint8.
+        image: (C, S, S), any type.
     """
     gray = adaptive_avg_pool2d(image.float().mean(0, keepdim=True), _SIDE)[0]
     low = (_COSINES @ gray @ _COSINES.T).flatten()
@@ -103,7 +103,8 @@ def nearly_equal(
         except UnreadableError:
             continue  # gone meanwhile
         where = {place: k for k, place in enumerate(places)}
+        levels = seen.float() if seen.dtype == torch.uint8 else seen.float() / 257  # of 255
         for i, j in part:
-            if (seen[where[i]].float() - seen[where[j]].float()).abs().mean() <= _NEAR_LEVELS:
+            if (levels[where[i]] - levels[where[j]]).abs().mean() <= _NEAR_LEVELS:
                 found[i] = min(j, found.get(i, j))
     return sorted(found.items()), len(wanted) - len(looked_at)

@@ -1,9 +1,12 @@
-"""Image files to uint8 RGB squares.
+"""Image files to squares: uint8 RGB, or the channels and bits that are asked for (`simclr.data.rules`).
 
 JPEGs go through simplejpeg (libjpeg-turbo, `simclr.data.jpeg`), PNGs through kornia_rs, those of unusual kinds through
 torchvision's decoder. Everything else (WebP, BMP, GIF, TIFF, AVIF, HEIC ...) and what those decoders refuse goes
 through Pillow. All honour the EXIF orientation; alpha is dropped. Photographs eight times as large as is asked for, and
 larger, are read by libjpeg's scaled decoding (`_reduced`).
+
+Asked for other channels than RGB, or for 16 bits, a file gives its own channels, and TIFFs with many bands or pages go
+through tifffile (`simclr.data.tiff`).
 """
 
 import contextlib
@@ -13,8 +16,8 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,38 +29,20 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.transforms.v2 import functional as F
 
-from simclr.data import jpeg, kinds, png
+from simclr.data import jpeg, kinds, png, tiff
+from simclr.data.channels import as_held, fitted, refuse_other_channels
 from simclr.data.kinds import Refused
+from simclr.data.rules import DEEPEST, RULES, ReadingRules
 from simclr.data.watch import in_threads
 from simclr.torch_internals import has_image_decoders, shared_storage
 
 # The operator itself: torchvision 0.29 deprecates its Python wrapper (a warning per call), not what stands behind it.
 # A torchvision without it leaves Pillow, which is slower and gives the same images.
 _DECODE = torch.ops.image.decode_image if has_image_decoders() else None
-_RGB = torchvision.io.ImageReadMode.RGB.value
+_RGB, _OWN = torchvision.io.ImageReadMode.RGB.value, torchvision.io.ImageReadMode.UNCHANGED.value
 
 _VERSION = 2  # of this file: to be raised with every change that gives other pixels
 _PILLOW = threading.Lock()
-DEEPEST = 2**16 - 1  # the largest sample of 16 bits
-
-
-@dataclass(frozen=True)
-class ReadingRules:
-    """How image files are read.
-
-    Attributes:
-        max_pixels: a picture of more is refused before it is decoded; None for no limit. The default is what Pillow
-            refuses too, twice the size of which it warns.
-        sixteen_bit_max: which value of 16-bit samples is white, 1 to 65 535: value v becomes v * 256 / (this + 1).
-        timeout_s: seconds that reading one file may take; None for no limit.
-    """
-
-    max_pixels: int | None = 178_956_970
-    sixteen_bit_max: int = DEEPEST
-    timeout_s: float | None = None
-
-
-RULES = ReadingRules()
 
 
 class Unread(str):
@@ -82,11 +67,16 @@ class UnreadableError(ValueError):
         self.lines = lines
 
 
-def decoder() -> str:
-    """What decides which pixels a file gives: this code, and the libraries that decode and resize."""
+def decoder(rules: ReadingRules = RULES) -> str:
+    """What decides which pixels a file gives: this code, and the libraries that decode and resize.
+
+    Args:
+        rules: how files are read; tifffile has no part in plain RGB.
+    """
     # Without the local part: 2.11.0+cu130 and 2.11.0+cpu decode and resize by the same code on the CPU.
     versions = (of.partition("+")[0] for of in (torch.__version__, torchvision.__version__, pillow_version))
-    more = ("simplejpeg", "kornia-rs", *(("pillow-heif",) if kinds.has_heif() else ()))
+    more = ["simplejpeg", "kornia-rs", *(["pillow-heif"] if kinds.has_heif() else [])]
+    more += ["tifffile"] if not rules.plain and kinds.has_tifffile() else []
     return f"{_VERSION} {' '.join(versions)} {_DECODE is not None} {' '.join(map(version, more))}"
 
 
@@ -94,12 +84,14 @@ def decode(content: bytes, rules: ReadingRules = RULES) -> Tensor:
     """Decode one image file's content: any size, any colour type, the first frame of an animation.
 
     Returns:
-        (3, H, W) uint8 RGB, upright by its EXIF orientation, in any strides. 16-bit channels keep their high byte, or
-        what `rules.sixteen_bit_max` makes of them.
+        (C, H, W), C = `rules.channels`, uint8, or uint16 with 65 535 for white where `rules.bits` are 16; upright by
+        its EXIF orientation, in any strides. In 8 bits 16-bit channels keep their high byte, or what
+        `rules.sixteen_bit_max` makes of them.
     Raises:
-        ValueError: if it cannot be read to its end, is known to be damaged, or is of a kind or size that is not read.
+        ValueError: if it cannot be read to its end, is known to be damaged, or is of a kind, size or number of channels
+            that is not read.
     """
-    return _eight_bits(_decoded_samples(content, rules), rules)
+    return as_held(_decoded_samples(content, rules), rules)
 
 
 def sixteen_bit_peak(content: bytes, rules: ReadingRules = RULES) -> int | None:
@@ -118,32 +110,47 @@ def sixteen_bit_peak(content: bytes, rules: ReadingRules = RULES) -> int | None:
 
 
 def _decoded_samples(content: bytes, rules: ReadingRules) -> Tensor:
-    """(3, H, W), upright: uint8, or int32 where a sample has 16 bits."""
+    """(C, H, W), upright: uint8, or int32 where a sample has 16 bits."""
+    if rules.plain:
+        return _read_as_they_are(content, rules)[0]
+    return fitted(*_read_as_they_are(content, rules), rules)
+
+
+def _read_as_they_are(content: bytes, rules: ReadingRules) -> tuple[Tensor, bool]:
+    """(C, H, W), upright: uint8, or int32 where a sample has 16 bits; and whether the last channel is alpha.
+
+    Plain rules give RGB whatever the file's channels are, others give those.
+    """
     if not content:
         raise ValueError("the file is empty")
+    own = not rules.plain
     if content.startswith(jpeg.SIGNATURE):
         header = jpeg.header_of(content)
         _refuse_too_many(header.width, header.height, rules)
-        array = jpeg.pixels_of(content, header)
+        array = jpeg.pixels_of(content, header, colours="GRAY" if own and header.channels == 1 else "RGB")
         if array is not None:
-            return jpeg.upright(torch.from_numpy(array).permute(2, 0, 1), header.orientation)
-        survives = True
+            return jpeg.upright(torch.from_numpy(array).permute(2, 0, 1), header.orientation), False
+        survives = not own
     elif content.startswith(png.SIGNATURE):
         of_png = png.check_checksums(content)
         _refuse_too_many(of_png.width, of_png.height, rules)
-        array = png.pixels_of(content, of_png)
+        array = png.pixels_of(content, of_png, alpha=own)
         if array is not None:
-            return torch.from_numpy(array).permute(2, 0, 1).expand(3, -1, -1)
+            image = torch.from_numpy(array).permute(2, 0, 1)
+            return (image, len(image) == 4) if own else (image.expand(3, -1, -1), False)
         survives = png.has_sound_pixels(content, of_png)
+        survives = survives and not (own and of_png.indexed)  # whose colours may all be gray
+    elif own and kinds.is_tiff(content) and _needs_tifffile(content):
+        return tiff.samples_of(content, lambda layout: _refuse_layout(layout, rules))
     else:
         survives = False
     if _DECODE is not None and survives:
         try:
-            image = _DECODE(torch.frombuffer(bytearray(content), dtype=torch.uint8), _RGB, True)
+            image = _DECODE(torch.frombuffer(bytearray(content), dtype=torch.uint8), _OWN if own else _RGB, True)
         except RuntimeError:
             pass  # Pillow reads some that libjpeg and libpng refuse, and names what is wrong with the rest
         else:
-            return image if image.dtype == torch.uint8 else image.to(torch.int32)
+            return image if image.dtype == torch.uint8 else image.to(torch.int32), own and len(image) in (2, 4)
     try:
         with opened(content) as picture:
             _refuse_too_many(*picture.size, rules)
@@ -151,12 +158,13 @@ def _decoded_samples(content: bytes, rules: ReadingRules) -> Tensor:
                 with _of_any_size():  # TIFFs are measured a second time as they are decoded
                     picture.load()
             if (
-                rules.sixteen_bit_max != DEEPEST
+                (rules.sixteen_bit_max != DEEPEST or rules.bits == 16)
                 and picture.mode in ("RGB", "RGBA", "LA")
                 and _is_deep(content, picture)
             ):
-                raise Refused("16-bit colours that Pillow gives 8 bits of, so that data.sixteen_bit_max cannot be used")
-            return _samples_of(picture)
+                cannot = "they cannot be kept" if rules.bits == 16 else "data.sixteen_bit_max cannot be used"
+                raise Refused(f"16-bit colours that Pillow gives 8 bits of, so that {cannot}")
+            return _own_samples_of(picture) if own else (_samples_of(picture), False)
     except Refused:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
@@ -168,6 +176,61 @@ def _decoded_samples(content: bytes, rules: ReadingRules) -> Tensor:
         if kind:
             raise Refused(kind) from error
         raise ValueError("not an image in a known format") from error
+
+
+def _needs_tifffile(content: bytes) -> bool:
+    """Whether a TIFF has more in it than Pillow gives: bands, pages, or 16 bits of colours."""
+    with _of_any_size():  # which silences Pillow
+        tags = kinds.tiff_tags(content)
+    if tags is None:  # damaged: Pillow says how
+        return False
+    try:
+        with opened(content) as picture, _of_any_size():  # which silences it too
+            bands, pages = len(picture.getbands()), getattr(picture, "n_frames", 1)
+    except Exception:  # of any directory that is damaged or of an unknown kind: tifffile says what is wrong
+        return True
+    return pages > 1 or tags.bands != bands or (bands > 1 and max(tags.bits) > 8)
+
+
+def _refuse_layout(layout: tiff.Layout, rules: ReadingRules) -> None:
+    _refuse_too_many(layout.width, layout.height, rules)
+    refuse_other_channels(layout.channels, layout.alpha, rules, layout.what)
+
+
+class Own(NamedTuple):
+    """What a file has, whatever is made of it: channels without alpha, bits of a sample."""
+
+    channels: int
+    bits: int
+
+
+def own_of(content: bytes) -> Own | None:
+    """The channels and the bits of an image by its header; None if they cannot be told."""
+    try:
+        if kinds.is_tiff(content) and _needs_tifffile(content):
+            if kinds.has_tifffile():
+                layout = tiff.layout_of(content)
+                return Own(layout.channels - layout.alpha, layout.bits)
+            with _of_any_size():
+                tags = kinds.tiff_tags(content)
+            return tags and Own(tags.bands, max(tags.bits))
+        with opened(content) as picture:
+            return own_of_picture(picture, content)
+    except Exception:  # of any kind of damage, of which decoding tells
+        return None
+
+
+def own_of_picture(picture: Image.Image, content: bytes) -> Own:
+    """The channels and the bits of an image that Pillow reads all of.
+
+    Args:
+        picture: as it was opened.
+        content: of its file.
+    """
+    deep = picture.mode.startswith("I") or _is_deep(content, picture)
+    bands = [band for band in picture.getbands() if band not in ("A", "a", "X")]
+    coloured = picture.mode in ("P", "PA") and not _is_gray(picture)
+    return Own(3 if coloured else len(bands), 16 if deep else 1 if picture.mode == "1" else 8)
 
 
 def opened(content: bytes) -> Image.Image:
@@ -214,64 +277,87 @@ def pixels_of(picture: Image.Image, rules: ReadingRules = RULES) -> Tensor:
     """The pixels of a Pillow image of any mode, as `decode` gives those of a file.
 
     Returns:
-        (3, H, W) uint8 RGB, upright by its EXIF orientation. 16-bit channels keep their high byte, or what
-        `rules.sixteen_bit_max` makes of them.
+        (C, H, W), upright by its EXIF orientation, as `decode` gives it.
     Raises:
-        ValueError: for pixels of no known range: floating-point numbers, and integers beyond 16 bits.
+        ValueError: for pixels of no known range: floating-point numbers, and integers beyond 16 bits; and for other
+            channels than those asked for.
     """
-    return _eight_bits(_samples_of(picture), rules)
+    if rules.plain:
+        return as_held(_samples_of(picture), rules)
+    return as_held(fitted(*_own_samples_of(picture), rules), rules)
 
 
 def _samples_of(picture: Image.Image) -> Tensor:
     """(3, H, W) of a Pillow image, upright: uint8, or int32 where a sample has 16 bits."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
-        raise Refused("floating-point pixels, which have no known range: convert it to 8 or 16 bits")
-    if picture.mode.startswith("I"):  # 16 bits: convert("RGB") would clip at 255
-        values = np.array(picture).astype(np.int64)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > DEEPEST:
-            raise Refused(f"integers from {low} to {high}, beyond 16 bits without a sign: convert it to 8 or 16 bits")
-        return torch.from_numpy(values.astype(np.int32)).expand(3, -1, -1)
+    if (deep := _deep_samples_of(picture)) is not None:
+        return deep.expand(3, -1, -1)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # as Pillow asks for
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def _eight_bits(samples: Tensor, rules: ReadingRules) -> Tensor:
-    """uint8 of what may have 16 bits, by multiplying with 256 / (sixteen_bit_max + 1): at 65 535 the high byte.
+def _own_samples_of(picture: Image.Image) -> tuple[Tensor, bool]:
+    """(C, H, W) of a Pillow image, upright, its own channels; and whether the last of them is alpha."""
+    picture = ImageOps.exif_transpose(picture)
+    if (deep := _deep_samples_of(picture)) is not None:
+        return deep, False
+    if picture.mode in ("P", "PA"):
+        gray = _is_gray(picture)
+        picture = picture.convert("RGBA" if "transparency" in picture.info or picture.mode == "PA" else "RGB")
+        picture = picture.getchannel(0) if gray else picture
+    known = {"1": "L", "La": "LA", "RGBa": "RGBA", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"}
+    picture = picture.convert(known[picture.mode]) if picture.mode in known else picture
+    values = np.array(picture)
+    samples = torch.from_numpy(values[None] if values.ndim == 2 else values.transpose(2, 0, 1)).contiguous()
+    return samples, picture.mode in ("LA", "RGBA")
 
-    Raises:
-        ValueError: for a sample above that maximum, which would have been cut off.
-    """
-    if samples.dtype == torch.uint8:
-        return samples
-    if (peak := int(samples.max())) > rules.sixteen_bit_max:
-        raise Refused(f"16-bit values up to {peak}, above data.sixteen_bit_max={rules.sixteen_bit_max}: raise it")
-    return (samples * 256 // (rules.sixteen_bit_max + 1)).to(torch.uint8).contiguous()
+
+def _is_gray(picture: Image.Image) -> bool:
+    """Whether all colours of a palette are gray."""
+    palette = picture.convert("P").getpalette("RGB") if picture.mode == "PA" else picture.getpalette("RGB")
+    return palette is not None and palette[::3] == palette[1::3] == palette[2::3]
+
+
+def _deep_samples_of(picture: Image.Image) -> Tensor | None:
+    """(1, H, W) int32 of an image whose samples are no bytes; None of others."""
+    if picture.mode == "F":
+        raise Refused("floating-point pixels, which have no known range: convert it to 8 or 16 bits")
+    if not picture.mode.startswith("I"):
+        return None
+    values = np.array(picture).astype(np.int64)  # 16 bits: convert("RGB") would clip at 255
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > DEEPEST:
+        raise Refused(f"integers from {low} to {high}, beyond 16 bits without a sign: convert it to 8 or 16 bits")
+    return torch.from_numpy(values.astype(np.int32))[None]
 
 
 def to_square(image: Tensor, side: int) -> Tensor:
     """The central square of an image, resized (antialiased bilinear); an image that is side x side is left bit for bit.
 
     Args:
-        image: (3, H, W) uint8.
+        image: (C, H, W) uint8 or uint16; floating point too.
     Returns:
-        (3, side, side) uint8.
+        (C, side, side) of the same type.
     """
     height, width = image.shape[-2:]
     if height == width == side:
         return image
     short = min(height, width)
     image = F.center_crop(image, [short, short])
-    return image if short == side else F.resize(image, [side, side], antialias=True)
+    if short == side:
+        return image
+    if image.dtype != torch.uint16:
+        return F.resize(image, [side, side], antialias=True)
+    resized = F.resize(image.float(), [side, side], antialias=True)  # which has no kernel for them
+    return resized.round().clamp(0, DEEPEST).to(torch.uint16)
 
 
 def decode_square(content: bytes, side: int, rules: ReadingRules = RULES) -> Tensor:
     """The central square of one image file's content, as `to_square` of `decode`, large JPEGs faster.
 
     Returns:
-        (3, side, side) uint8.
+        (C, side, side), as `decode` gives it.
     Raises:
         ValueError: as `decode`.
     """
@@ -289,20 +375,25 @@ def _reduced(content: bytes, side: int, rules: ReadingRules) -> Tensor | None:
     if len(content) < 4 * side**2:  # no photograph of 64 * side^2 pixels is: half a bit a pixel
         return None
     header = jpeg.header_of(content)
+    if not rules.plain and (rules.bits != 8 or header.channels != rules.channels):
+        return None
     _refuse_too_many(header.width, header.height, rules)
     width, height, short = header.width, header.height, min(header.width, header.height)
     scale = 8 if short >= 16 * side else 4
     if short < 2 * scale * side:
         return None
-    array = jpeg.pixels_of(content, header, scale)
+    gray = rules.channels == header.channels == 1
+    array = jpeg.pixels_of(content, header, scale, "GRAY" if gray else "RGB")
     try:
-        picture = Image.fromarray(array) if array is not None else _drafted(content, scale)
+        picture = (
+            Image.fromarray(array.squeeze(2) if gray else array) if array is not None else _drafted(content, scale)
+        )
         # In fractions of the reduced picture's pixels, so that the square is the same one to a hair; and before the
         # picture is turned upright, because what fills its last pixels up is at the right and at the bottom.
         left, top, reach = (width - short) / 2 / scale, (height - short) / 2 / scale, short / scale
         box = (left, top, left + reach, top + reach)
         square = picture.resize((side, side), Image.Resampling.BILINEAR, box)
-        return jpeg.upright(torch.from_numpy(np.array(square)).permute(2, 0, 1), header.orientation)
+        return jpeg.upright(torch.from_numpy(np.atleast_3d(np.array(square))).permute(2, 0, 1), header.orientation)
     except (OSError, SyntaxError, ValueError, EOFError):
         return None  # the decoder of whole pictures says what is wrong, or reads it after all
 
@@ -329,23 +420,23 @@ def read_images(
     Args:
         paths: N files.
         side: the side of the squares in pixels.
-        out: (N, 3, side, side) uint8 to write into; made here if not given, in a worker process of a DataLoader in
-            memory that it shares with the process it works for.
+        out: (N, C, side, side) of `rules.dtype` to write into; made here if not given, in a worker process of a
+            DataLoader in memory that it shares with the process it works for.
         threads: how many decode at once.
         rules: how they are read. In a worker process the process that it works for has to watch the time.
         begun: called with the place of each file before it is opened.
         read: called with the place of each file that was read, and with what it was as it was opened.
     Returns:
-        (N, 3, side, side) uint8.
+        (N, C, side, side), uint8 or uint16, as `decode` gives each.
     Raises:
         UnreadableError: naming the files that cannot be read, after all have been tried. None is skipped.
         ValueError: naming the files that reading takes longer of than the rules allow.
     """
     if out is None:
-        out = torch.empty(0, dtype=torch.uint8)
+        out = torch.empty(0, dtype=rules.dtype)
         if get_worker_info() is not None:  # else the batch would be copied there, as torch's default_collate knows too
-            out.set_(shared_storage(len(paths) * 3 * side**2))
-        out = out.resize_(len(paths), 3, side, side)
+            out.set_(shared_storage(len(paths) * rules.pixel_bytes * side**2))
+        out = out.resize_(len(paths), rules.channels, side, side)
     if found := _decoded(paths, side, out.__setitem__, threads, rules, begun, read):
         raise UnreadableError(found)
     return out

@@ -82,7 +82,7 @@ def digest_files(root: str, paths: Sequence[str]) -> str:
 
 
 def digest_pixels(pixels: torch.Tensor) -> str:
-    """The same for N images in memory, (N, 3, S, S) uint8: a hash of N and of a sample.
+    """The same for N images in memory, (N, C, S, S): a hash of N and of a sample.
 
     Args:
         pixels: on any device.
@@ -98,7 +98,7 @@ def pixel_digest(pixels: np.ndarray) -> bytes:
     It keeps no secrets: of the hashes at hand it is the one that processors have instructions for.
 
     Args:
-        pixels: uint8, contiguous, any shape.
+        pixels: contiguous, any shape and type.
     """
     return hashlib.sha256(pixels.data, usedforsecurity=False).digest()[:DIGEST_BYTES]
 

@@ -70,15 +70,19 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-def pixels_of(content: bytes, header: Header, scale: int = 1) -> np.ndarray | None:
-    """The pixels of a file as RGB, as they are stored.
+def pixels_of(
+    content: bytes, header: Header, scale: int = 1, colours: Literal["RGB", "GRAY"] = "RGB"
+) -> np.ndarray | None:
+    """The pixels of a file, as they are stored.
 
     Args:
         content: of a file that begins as a JPEG does.
         header: what `header_of` has found.
         scale: 1, 2, 4 or 8: by how much smaller, in libjpeg's own scaled decoding.
+        colours: of what is given: RGB, or GRAY for a picture of one channel.
     Returns:
-        (H, W, 3) uint8; None for kinds that are left to others: CMYK, odd subsampling, and what cannot be decoded.
+        (H, W, 3) or (H, W, 1) uint8; None for kinds that are left to others: CMYK, odd subsampling, and what cannot be
+        decoded.
     Raises:
         ValueError: with libjpeg's words for damaged compressed pixels.
     """
@@ -86,13 +90,13 @@ def pixels_of(content: bytes, header: Header, scale: int = 1) -> np.ndarray | No
         return None
     least = {"min_height": -(-header.height // scale), "min_width": -(-header.width // scale)} if scale > 1 else {}
     try:
-        return simplejpeg.decode_jpeg(content, "RGB", **least)
+        return simplejpeg.decode_jpeg(content, colours, **least)
     except ValueError as error:
         said = str(error).strip()
     if said.startswith(_DAMAGE) and not _is_padding(content, said):
         raise ValueError(f"damaged JPEG: {said.removeprefix('Corrupt JPEG data: ')}, says libjpeg")
     try:
-        return simplejpeg.decode_jpeg(content, "RGB", **least, strict=False)
+        return simplejpeg.decode_jpeg(content, colours, **least, strict=False)
     except ValueError:
         return None
 
@@ -105,7 +109,7 @@ def _is_padding(content: bytes, said: str) -> bool:
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:
-    """(3, H, W) as EXIF's orientation, 1 to 8, says that it is to be looked at."""
+    """(C, H, W) as EXIF's orientation, 1 to 8, says that it is to be looked at."""
     if orientation >= 5:
         image = image.mT
     flipped = {2: (-1,), 3: (-1, -2), 4: (-2,), 6: (-1,), 7: (-1, -2), 8: (-2,)}.get(orientation)

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import io
 import struct
+from typing import NamedTuple
 
 from PIL import Image, TiffImagePlugin, features
 
@@ -16,6 +17,8 @@ PICTURES = (
     HEIF | AVIF | frozenset((".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"))
 )
 GET_HEIF, GET_AVIF = "pip install 'simclr[heif]'", "pip install --upgrade pillow"
+GET_TIFF = "pip install 'simclr[tiff]'"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 _SAMPLES = {
     1: "unsigned integers",
     2: "signed integers",
@@ -48,6 +51,12 @@ def has_heif() -> bool:
 
 
 @functools.cache
+def has_tifffile() -> bool:
+    """Whether TIFFs of many bands and pages can be read: the extra `simclr[tiff]` is installed."""
+    return importlib.util.find_spec("tifffile") is not None
+
+
+@functools.cache
 def has_avif() -> bool:
     """Whether AVIF files can be read: Pillow was built with a decoder for them, as its wheels are since 11.3."""
     return "avif" in features.modules and bool(features.check("avif"))
@@ -56,6 +65,11 @@ def has_avif() -> bool:
 def extensions() -> frozenset[str]:
     """Ends of the names, in small letters, of the files that are read here."""
     return _ALWAYS | (HEIF if has_heif() else frozenset()) | (AVIF if has_avif() else frozenset())
+
+
+def is_tiff(content: bytes) -> bool:
+    """Whether a file is a TIFF by its first bytes, whatever its name."""
+    return content.startswith(_TIFF)
 
 
 def is_heif(content: bytes) -> bool:
@@ -79,7 +93,7 @@ def open_heif(content: bytes) -> Image.Image:
 
 def kind_of(content: bytes) -> str | None:
     """What a file is that no decoder here knows, and what to do with it; None if that cannot be told."""
-    if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+    if is_tiff(content):
         return _tiff(content)
     if content[4:8] == b"ftyp":
         if b"avif" in content[8:64]:
@@ -93,8 +107,17 @@ def kind_of(content: bytes) -> str | None:
     return None
 
 
-def _tiff(content: bytes) -> str | None:
-    """The samples of a TIFF, whose kinds are many more than those that Pillow reads."""
+class TiffTags(NamedTuple):
+    """What the first directory of a TIFF says of its samples: bits of each, bands, kinds, compression."""
+
+    bits: tuple[int, ...]
+    bands: int
+    form: tuple[int, ...]
+    compression: int
+
+
+def tiff_tags(content: bytes) -> TiffTags | None:
+    """The samples of a TIFF; None for a damaged one."""
     try:
         with io.BytesIO(content) as file:
             # Of a BigTIFF the offset of its first directory is in the second 8 bytes.
@@ -107,13 +130,22 @@ def _tiff(content: bytes) -> str | None:
         return None
     if not tags[_WIDTH]:
         return None
-    bits, bands = tags[_BITS] or (1,), tags[_BANDS] or 1
-    form = tags[_FORMAT] or (1,)
+    bits, form = tags[_BITS] or (1,), tags[_FORMAT] or (1,)
     bits, form = (value if isinstance(value, tuple) else (value,) for value in (bits, form))
-    each = f"{bits[0]}-bit" if len(set(bits)) == 1 else "-, ".join(map(str, bits)) + "-bit"
-    samples = _SAMPLES.get(form[0], "samples") if len(set(form)) == 1 else "mixed samples"
-    many = "1 band" if bands == 1 else f"{bands} bands"
+    return TiffTags(bits, tags[_BANDS] or 1, form, tags[_COMPRESSION] or 1)
+
+
+def _tiff(content: bytes) -> str | None:
+    """The samples of a TIFF for people, whose kinds are many more than those that Pillow reads."""
+    tags = tiff_tags(content)
+    if tags is None:
+        return None
+    each = f"{tags.bits[0]}-bit" if len(set(tags.bits)) == 1 else "-, ".join(map(str, tags.bits)) + "-bit"
+    samples = _SAMPLES.get(tags.form[0], "samples") if len(set(tags.form)) == 1 else "mixed samples"
+    many = "1 band" if tags.bands == 1 else f"{tags.bands} bands"
+    whole = set(tags.form) <= {1, 2} and max(tags.bits) <= 16
+    bands = f", or train on its bands: --data.channels {tags.bands}" if whole and tags.bands not in (1, 3) else ""
     return (
-        f"a TIFF with {many} of {each} {samples} (compression {tags[_COMPRESSION] or 1}), a kind that is not read: "
-        "convert it to 8-bit RGB or gray"
+        f"a TIFF with {many} of {each} {samples} (compression {tags.compression}), a kind that is not read: "
+        f"convert it to 8-bit RGB or gray{bands}"
     )

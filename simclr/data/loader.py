@@ -105,7 +105,7 @@ def uneven_batch(batch_size: int, world_size: int) -> str:
 
 
 class TrainLoader:
-    """The batches of an epoch, (images (n, 3, S, S) uint8, index (n,) int64), in the form that Lightning resumes.
+    """The batches of an epoch, (images (n, C, S, S), index (n,) int64), in the form that Lightning resumes.
 
     An epoch starts at the number of batches already trained on. Under a Trainer that is its own count, asked for when
     the first batch is needed, so that a run resumes right wherever it was stopped: in a checkpoint of any callback, in
@@ -146,7 +146,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Images and labels in a fixed order, (images (n, 3, S, S) uint8, labels (n,) int64); the last batch may be small.
+    """Images and labels in a fixed order, (images (n, C, S, S), labels (n,) int64); the last batch may be small.
 
     Args:
         source: the images; `source.labels` must not be None.
@@ -202,7 +202,7 @@ class Batches:
             )
 
     def __call__(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (n, 3, S, S) uint8, index (n,) int64 on the CPU) for each row (n,) of the parts, in order.
+        """Yield (images (n, C, S, S), index (n,) int64 on the CPU) for each row (n,) of the parts, in order.
 
         Args:
             parts: of the order: the image numbers of some batches, (batches, n) int64 each.
@@ -332,14 +332,16 @@ def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) ->
     """The batches of images on the CPU, gathered two ahead by a thread, while the device is busy.
 
     Args:
-        pixels: (N, 3, S, S).
+        pixels: (N, C, S, S).
         pairs: (n,) int64 twice, as the batch's index and as a place in `pixels`.
         pin: gather into page-locked memory, which torch keeps and gives again, and from which a GPU copies by itself.
     """
 
     def gather(index: Tensor, placed: Tensor) -> tuple[Tensor, Tensor]:
         out = torch.empty(len(placed), *pixels.shape[1:], dtype=pixels.dtype, pin_memory=pin)
-        return torch.index_select(pixels, 0, placed, out=out), index
+        as_bits = torch.int16 if pixels.dtype == torch.uint16 else pixels.dtype  # as in MemoryImages
+        torch.index_select(pixels.view(as_bits), 0, placed, out=out.view(as_bits))
+        return out, index
 
     coming: deque[Future[tuple[Tensor, Tensor]]] = deque()
     with ThreadPoolExecutor(1) as thread:

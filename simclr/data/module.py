@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simclr.container import cores
 from simclr.data.decode import DEEPEST, RULES, ReadingRules, to_square, unreadable
-from simclr.data.depth import low_range
+from simclr.data.depth import bits_of, low_range
 from simclr.data.fingerprint import compare_files, digest_files, digest_pixels, fingerprint_files
 from simclr.data.held_out import held_out_count, held_out_numbers
 from simclr.data.loader import EvalLoader, GlobalBatchSampler, TrainLoader, uneven_batch
@@ -45,6 +45,7 @@ FOLDERS = ("train_dir", "test_dir", "data_dir", "cache_dir", "leave_out")  # set
 _Sets = tuple[ImageSet, ImageSet | None, ImageSet | None]  # for training, for testing; with labels, if not the first
 _SUBSETS, _HOLDOUT = 20200619, 20201022  # seeds of choices that no run's seed may change: evaluation compares runs
 _STEPS_OF_AN_EPOCH = 30  # at least, by the default batch
+_MOST_CHANNELS = 1024  # more than instruments have; memory sets a limit of its own
 _MOST_WORKERS = 1024  # more than any machine has cores; each is a process
 # The sets torchvision reads: the folder it keeps below data_dir, the images' side, how many are for training.
 _NAMED = {
@@ -92,9 +93,10 @@ class ImageData(LightningDataModule):
             the available cores, shared by the processes here, up to 16.
         memory_limit_gb: images that take no more (in 1e9 bytes, per process) are decoded once and held in memory, on
             the GPU if there is one with room.
-        cache_dir: a folder that keeps the decoded images of image folders from run to run, N * 3 * load_size^2 bytes
-            each. They are decoded once and then mapped from its files, whatever `memory_limit_gb`; all processes of a
-            machine share the memory. Changed images are decoded again. Files in it may be deleted between runs.
+        cache_dir: a folder that keeps the decoded images of image folders from run to run, N * channels * load_size^2
+            bytes each, twice that in 16 bits. They are decoded once and then mapped from its files, whatever
+            `memory_limit_gb`; all processes of a machine share the memory. Changed images are decoded again. Files in
+            it may be deleted between runs.
         download: fetch a named set that is not in `data_dir`.
         seed: the seed of the order in which images are visited.
         shapes_train: how many of the built-in images to draw for training.
@@ -116,7 +118,11 @@ class ImageData(LightningDataModule):
             it is an error that names it; without limit if 0 or not given.
         max_pixels: a file with more pixels than this is refused before it is decoded; without limit if not given.
         sixteen_bit_max: which value of 16-bit images is white: value v is read as v * 256 / (sixteen_bit_max + 1) of
-            255. 12-bit data needs 4095 to be seen.
+            255, or where 16 bits are held as v / sixteen_bit_max. 12-bit data needs 4095 to be seen.
+        channels: of the images: 3, RGB, which every picture is brought to; 1, gray; or so many as the bands of a TIFF,
+            or its pages. Other than 3 need a folder, whose files must have so many (docs/channels.md).
+        bits: that a sample is held in, 8 or 16. If not given: 8 for RGB; else 16 where one of the folder's images has
+            more than 8, as far as the headers of 64 of them tell.
         allow_changed_images: continue a run although files of its image folder were added, removed or changed since:
             its order is that of the new set from then on.
     """
@@ -144,6 +150,8 @@ class ImageData(LightningDataModule):
         read_timeout_s: float | None = 300.0,
         max_pixels: int | None = RULES.max_pixels,
         sixteen_bit_max: int = DEEPEST,
+        channels: int = 3,
+        bits: Literal[8, 16] | None = None,
         allow_changed_images: bool = False,
     ):
         super().__init__()
@@ -168,7 +176,9 @@ class ImageData(LightningDataModule):
         self.on_error, self.allow_changed_images = on_error, allow_changed_images
         self.skipped: list[str] = []  # a line for each file that was left out
         self.leave_out, self.read_timeout_s = leave_out, read_timeout_s
-        self.max_pixels, self.sixteen_bit_max = max_pixels, sixteen_bit_max
+        self.max_pixels, self.sixteen_bit_max, self.channels = max_pixels, sixteen_bit_max, channels
+        self.bits: int | None = 8 if bits is None and channels == 3 else bits
+        self._bits_given = bits is not None
         self._named: dict[str, dict[int, str]] = {}  # by folder: what `leave_out` names there
         self._looked = False
         self._folders: dict[str, Folder] = {}
@@ -208,6 +218,7 @@ class ImageData(LightningDataModule):
         found, size = self._find_source()
         if size is not None and not found:
             self._settle_held_out(size)
+            self._settle_bits()
         return found, size
 
     def _find_source(self) -> tuple[list[str], int | None]:
@@ -253,6 +264,17 @@ class ImageData(LightningDataModule):
             found.append(f"data.max_pixels={self.max_pixels} is not a positive number. Use null for no limit.")
         if not 1 <= self.sixteen_bit_max <= DEEPEST:
             found.append(f"data.sixteen_bit_max={self.sixteen_bit_max} is not between 1 and {DEEPEST}.")
+        if not 1 <= self.channels <= _MOST_CHANNELS:
+            found.append(f"data.channels={self.channels} is not between 1 and {_MOST_CHANNELS:,}.")
+        elif self.channels != 3 and self.source != "folder":
+            found.append(
+                f"data.channels={self.channels} is for a folder of images (data.train_dir): those of "
+                f"data.source={self.source} are RGB."
+            )
+        if self.bits not in (None, 8, 16):
+            found.append(f"data.bits={self.bits} is neither 8 nor 16.")
+        elif self.bits == 16 and self.source not in ("folder", "imagenet"):
+            found.append(f"data.bits=16 is not used with data.source={self.source}, whose images have 8. Leave it out.")
         if self.leave_out and self.source not in ("folder", "imagenet"):
             found.append(f"data.leave_out is not used with data.source={self.source}, which has no files of yours.")
         elif self.leave_out and not Path(self.leave_out).is_file():
@@ -296,6 +318,12 @@ class ImageData(LightningDataModule):
             self.held_out = 0
         self.held_out = self.hparams.held_out = held_out_count(self.held_out, images)
 
+    def _settle_bits(self) -> None:
+        """Look for 16-bit images where that was left open and 16 bits would be kept."""
+        if self.bits is None:
+            found = [bits_of(self._folder(*folder)) for folder in self._folder_paths()]
+            self.bits = self.hparams.bits = max(found, default=8)
+
     @property
     def _held_out(self) -> int:
         """How many images are held out, once it is known how many there are."""
@@ -314,7 +342,7 @@ class ImageData(LightningDataModule):
         return []
 
     def adopt(self, settings: Mapping[str, Any]) -> None:
-        """Hold out, where that was left open, what a run holds out that is to be continued.
+        """Hold out and keep, where that was left open, what a run that is to be continued does: images, and bits.
 
         Args:
             settings: `Checkpoint.data`; one without the setting trained on all images.
@@ -322,6 +350,8 @@ class ImageData(LightningDataModule):
         if not self._held_out_given:
             self.held_out = self.hparams.held_out = settings.get("held_out") or 0
             self._held_out_numbers = None
+        if not self._bits_given and settings.get("bits") is not None:
+            self.bits = self.hparams.bits = settings["bits"]
 
     def _where(self) -> str:
         shown = {"folder": self.given["train_dir"], "shapes": "the built-in shapes"}
@@ -405,7 +435,8 @@ class ImageData(LightningDataModule):
     @property
     def rules(self) -> ReadingRules:
         """How image files are read, by these settings."""
-        return ReadingRules(self.max_pixels, self.sixteen_bit_max, self.read_timeout_s or None)
+        timeout_s = self.read_timeout_s or None
+        return ReadingRules(self.max_pixels, self.sixteen_bit_max, timeout_s, self.channels, self.bits or 8)
 
     def _read_folders(self) -> _Sets:
         self._look_at_all()
@@ -610,7 +641,7 @@ class ImageData(LightningDataModule):
         return self.train, self.batch_size
 
     def train_dataloader(self) -> TrainLoader:
-        """This rank's batches, (images (n, 3, S, S) uint8, index (n,) int64) with n = batch_size / world size.
+        """This rank's batches, (images (n, C, S, S), index (n,) int64) with n = batch_size / world size.
 
         Step k of epoch e trains on the global batch epoch_order(seed, e, training_images)[k * B : (k + 1) * B], counted
         without the images held out; under the Trainer's overfit_batches every epoch has the order of epoch 0, and so
@@ -643,7 +674,7 @@ class ImageData(LightningDataModule):
     def eval_loader(
         self, split: Literal["train", "test"], batch_size: int = 512, limit: int | None = None
     ) -> EvalLoader:
-        """Labelled images for evaluation, (images (n, 3, S, S) uint8, labels (n,) int64), always in the same order.
+        """Labelled images for evaluation, (images (n, C, S, S), labels (n,) int64), always in the same order.
 
         Where there is no labelled test set, `holdout` of each class's images serve as test and the others as train, and
         `evaluation_note` says so.

@@ -35,6 +35,11 @@ class Header(NamedTuple):
     interlaced: bool
     more: bool = False
 
+    @property
+    def indexed(self) -> bool:
+        """Whether pixels are numbers of a palette's colours."""
+        return self.colour == 3
+
 
 def check_checksums(content: bytes) -> Header:
     """Walk the chunks and compare the checksums of those that make the picture: what accidents damage is found here.
@@ -73,7 +78,7 @@ def _header(kind: bytes, data: bytes) -> Header:
     return Header(width, height, depth, colour, bool(interlaced))
 
 
-def pixels_of(content: bytes, header: Header) -> np.ndarray | None:
+def pixels_of(content: bytes, header: Header, *, alpha: bool = False) -> np.ndarray | None:
     """The pixels of a file of 8 bits in gray, RGB or RGBA.
 
     What the checksums of the chunks do not cover, compressed pixels that were written wrong, is an error where it
@@ -82,14 +87,16 @@ def pixels_of(content: bytes, header: Header) -> np.ndarray | None:
     Args:
         content: of a file that has passed `check_checksums`.
         header: what that has found.
+        alpha: keep it.
     Returns:
-        (H, W, 1 or 3) uint8, without alpha; None for kinds that are left to others, and for what cannot be decoded.
+        (H, W, 1, 3 or, with alpha, 4) uint8; None for kinds that are left to others, and for what cannot be decoded.
     """
     mode = _USUAL.get(header.colour)
     if mode is None or header.depth != 8 or header.more:
         return None
     try:
-        return decode_image_png_u8(content, (header.height, header.width), mode)[..., :3]
+        pixels = decode_image_png_u8(content, (header.height, header.width), mode)
+        return pixels if alpha else pixels[..., :3]
     except Exception:  # the class itself, for whatever is wrong: Pillow reads it or has the words
         return None
 

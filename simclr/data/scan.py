@@ -5,17 +5,21 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from simclr.data import png
 from simclr.data.ahead import in_processes
 from simclr.data.alike import picture_hash
-from simclr.data.decode import RULES, ReadingRules, decode_square, opened, sixteen_bit_peak
+from simclr.data.decode import RULES, ReadingRules, decode_square, opened, own_of, own_of_picture, sixteen_bit_peak
 from simclr.data.fingerprint import pixel_digest
+from simclr.data.kinds import is_tiff
+from simclr.data.rules import DEEPEST
 
 _RUN = 32  # files of a task: one task a file would cost as much as decoding a small one
 _ALONE = 5.0  # seconds in which this process decodes alone: others would still be importing torch
 _ORIENTATION = 0x0112  # EXIF
+_SEEN = 64  # pixels of a side, for the mean of the channels
 
 
 class Scanned(NamedTuple):
@@ -31,6 +35,8 @@ class Scanned(NamedTuple):
         frames: of an animation; 1 for others.
         picture: `picture_hash` of what training sees.
         peak: the largest sample, where samples have 16 bits.
+        channels, bits: of the file, alpha not counted, also of one that cannot be read; 0 where they are not known.
+        mean, square: of each channel that training sees, the mean of some 64 x 64 pixels and of their squares, 0 to 1.
     """
 
     error: str | None
@@ -44,20 +50,29 @@ class Scanned(NamedTuple):
     frames: int = 1
     picture: int = 0
     peak: int | None = None
+    channels: int = 0
+    bits: int = 0
+    mean: tuple[float, ...] = ()
+    square: tuple[float, ...] = ()
 
 
 def scan_file(path: str, side: int, rules: ReadingRules = RULES) -> Scanned:
     """Decode one file as `read_images` does, and look at its header."""
+    content = b""
     try:
         with open(path, "rb") as file:
             content = file.read()
         image = decode_square(content, side, rules)
     except (OSError, ValueError) as error:
-        return Scanned(str(error))
-    pixels = image.permute(1, 2, 0).contiguous()  # (side, side, 3): as decoded, so that nothing is copied
+        own = own_of(content) if content else None
+        return Scanned(str(error), **(own._asdict() if own else {}))
+    pixels = image.permute(1, 2, 0).contiguous()  # (side, side, C): as decoded, so that nothing is copied
     some = pixels[::32, ::32]  # tells all but a few images, and those are looked at whole
     blank = bool((some == pixels[0, 0]).all()) and bool((pixels == pixels[0, 0]).all())
     found = Scanned(None, pixel_digest(pixels.numpy()), blank, picture=picture_hash(image))
+    step = max(1, side // _SEEN)
+    seen = pixels[::step, ::step].numpy().reshape(-1, len(image)) / np.float32(255 if rules.bits == 8 else DEEPEST)
+    found = found._replace(mean=tuple(seen.mean(0).tolist()), square=tuple((seen**2).mean(0).tolist()))
     found = _with_header(found, content)
     return found._replace(peak=sixteen_bit_peak(content, rules)) if found.mode.endswith("16 bit") else found
 
@@ -67,6 +82,8 @@ def _with_header(found: Scanned, content: bytes) -> Scanned:
         with opened(content) as picture:
             # Pillow shows colours of 16 bits a sample as RGB: IHDR has the truth, at byte 24.
             deep = picture.mode.startswith("I") or (content.startswith(png.SIGNATURE) and content[24] == 16)
+            own = own_of(content) if is_tiff(content) else own_of_picture(picture, content)
+            found = found._replace(**(own._asdict() if own else {}))
             return found._replace(
                 kind=picture.format or "unknown",
                 mode=f"{picture.mode.partition(';')[0]} 16 bit" if deep else picture.mode,
@@ -75,8 +92,9 @@ def _with_header(found: Scanned, content: bytes) -> Scanned:
                 turned=picture.getexif().get(_ORIENTATION, 1) != 1,
                 frames=getattr(picture, "n_frames", 1),
             )
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
-        return found  # torchvision has read it all the same
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, Image.DecompressionBombError):
+        own = own_of(content)
+        return found._replace(**(own._asdict() if own else {}))  # torchvision or tifffile has read it all the same
 
 
 def scan(paths: Sequence[str], side: int, processes: int, rules: ReadingRules = RULES) -> Iterator[Scanned]:

@@ -26,7 +26,7 @@ _SPLITS = frozenset(("train", "training", "test", "val", "valid", "validation", 
 
 
 class ImageSet(Protocol):
-    """A numbered set of square uint8 images of one size.
+    """A numbered set of square images of one size, channels and type: uint8, or uint16 with 65 535 for white.
 
     Attributes:
         name: what to call it in messages.
@@ -47,7 +47,7 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, index: Tensor | Sequence[int], threads: int = 1) -> Tensor:
-        """The images of these numbers: (n,) integer -> (n, 3, side, side) uint8. `threads` read files, if there are."""
+        """The images of these numbers: (n,) integer -> (n, C, side, side). `threads` read files, if there are."""
         ...
 
 
@@ -56,7 +56,7 @@ class MemoryImages:
 
     Args:
         name, labels, classes: as in ImageSet.
-        pixels: (N, 3, S, S) uint8.
+        pixels: (N, C, S, S) uint8 or uint16.
         paths: the N files that they were read from, if any.
 
     Attributes:
@@ -82,8 +82,10 @@ class MemoryImages:
         return len(self.pixels)
 
     def images(self, index: Tensor | Sequence[int], threads: int = 1) -> Tensor:
-        index = torch.as_tensor(index, dtype=torch.int64)
-        return self.pixels.index_select(0, index.to(self.pixels.device))
+        index = torch.as_tensor(index, dtype=torch.int64).to(self.pixels.device)
+        if self.pixels.dtype == torch.uint16:  # whose bits every device selects, as those of another type
+            return self.pixels.view(torch.int16).index_select(0, index).view(torch.uint16)
+        return self.pixels.index_select(0, index)
 
     def hold_pixels_on(self, device: torch.device, share: float = 0.25) -> None:
         """Move the pixels to a CUDA device if they take at most this share of its free memory; else see `pin`."""
@@ -141,7 +143,7 @@ class FileImages:
     @property
     def nbytes(self) -> int:
         """Bytes that the decoded images take."""
-        return len(self) * 3 * self.side**2
+        return len(self) * self.rules.pixel_bytes * self.side**2
 
     def images(
         self, index: Tensor | Sequence[int], threads: int = 1, begun: Callable[[int], None] | None = None

@@ -61,8 +61,8 @@ def encode(encoder: nn.Module, images: Tensor) -> Tensor:
     """Features of one batch, in full precision, as every protocol takes them; the caller holds the encoder `frozen`.
 
     Args:
-        encoder: (n, 3, S, S) -> (n, F).
-        images: (n, 3, S, S) float, normalised, on the encoder's device.
+        encoder: (n, C, S, S) -> (n, F).
+        images: (n, C, S, S) float, normalised, on the encoder's device.
     Returns:
         (n, F) float32 on the same device.
     Raises:
@@ -91,9 +91,9 @@ def extract_features(
     Float32 throughout, never autocast.
 
     Args:
-        encoder: (n, 3, S, S) -> (n, F); its training mode is put back afterwards, submodule by submodule.
-        loader: iterable of (images, labels, ...): images (n, 3, H, W) uint8, or float in [0, 1], not normalised;
-            labels (n,) integer >= 0.
+        encoder: (n, C, S, S) -> (n, F); its training mode is put back afterwards, submodule by submodule.
+        loader: iterable of (images, labels, ...): images (n, C, H, W) uint8, uint16 or float in [0, 1], not normalised,
+            of the encoder's `.channels`, which are 3 where it does not say; labels (n,) integer >= 0.
         device: where to compute; by default where the encoder is. The encoder goes back to where it was.
         image_size: side in pixels; by default `encoder.image_size`, and without that images stay as they come.
     Returns:
@@ -104,6 +104,7 @@ def extract_features(
     """
     image_size = image_size or getattr(encoder, "image_size", None)
     mean, std = getattr(encoder, "mean", None), getattr(encoder, "std", None)
+    channels = getattr(encoder, "channels", 3 if mean is None else len(mean))
     home = next((t.device for t in (*encoder.parameters(), *encoder.buffers())), torch.device("cpu"))
     device = torch.device(device) if device is not None else home
     parts: list[Tensor] = []
@@ -112,7 +113,7 @@ def extract_features(
         try:
             encoder.to(device)
             for images, batch_labels in labelled_batches(loader):
-                images = to_unit_range(images.to(device, non_blocking=True))
+                images = to_unit_range(images.to(device, non_blocking=True), channels)
                 if image_size is not None:
                     images = fit_to_size(images, image_size)
                 if mean is not None and std is not None:
@@ -136,14 +137,14 @@ def raw_pixels(loader: Iterable, *, max_size: int = 32) -> tuple[Tensor, Tensor]
         loader: as for `extract_features`; all images must come out at one size.
         max_size: the largest side kept, in pixels.
     Returns:
-        features (N, 3 * H * W) float32 in [0, 1] and labels (N,) int64, both on the CPU.
+        features (N, C * H * W) float32 in [0, 1] and labels (N,) int64, both on the CPU.
     Raises:
         ValueError: if the loader is empty, labels are missing, or image sizes differ.
     """
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for images, batch_labels in labelled_batches(loader):
-        images = to_unit_range(images)
+        images = to_unit_range(images, channels=None)
         if max(images.shape[-2:]) > max_size:
             images = fit_to_size(images, max_size)
         if features and features[0].shape[1:] != images.shape[1:]:

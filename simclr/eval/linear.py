@@ -160,8 +160,8 @@ def linear_evaluation_sgd(
     quick way. The order and the crops are pure functions of (seed, epoch, image index).
 
     Args:
-        encoder: frozen, (n, 3, S, S) -> (n, F), with `.image_size` and perhaps `.mean`, `.std`.
-        train_set: len(), `.labels` (N,), `.images(index)` -> (n, 3, S, S) uint8.
+        encoder: frozen, (n, C, S, S) -> (n, F), with `.image_size` and perhaps `.mean`, `.std`.
+        train_set: len(), `.labels` (N,), `.images(index)` -> (n, C, S, S).
         test_features, test_labels: from `extract_features` on the test set, without augmentation.
         crop_scale: smallest and largest crop, as a fraction of the image's area.
         epochs, batch_size, base_lr, momentum, weight_decay: as for `train_linear_sgd`.
@@ -233,6 +233,7 @@ def crop_and_flip(encoder: nn.Module, crop_scale: tuple[float, float] = (0.08, 1
         jitter_prob=0.0,
         gray_prob=0.0,
         blur_prob=0.0,
+        channels=len(normalization["mean"]),
         **normalization,
     )
 

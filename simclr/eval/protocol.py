@@ -36,7 +36,7 @@ class TrainSet(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, index: Tensor) -> Tensor:
-        """(n,) int64 -> (n, 3, S, S) uint8."""
+        """(n,) int64 -> (n, C, S, S)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,9 +49,10 @@ class RawPixels(nn.Module):
     def __init__(self, image_size: int):
         super().__init__()
         self.image_size = min(_PIXELS, image_size)
+        self.channels = None  # any
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, S, S) -> (n, 3 S S)."""
+        """(n, C, S, S) -> (n, C S S)."""
         return images.flatten(1)
 
 
@@ -216,7 +217,8 @@ def identity(
 def preprocessing(read: Checkpoint) -> dict[str, Any]:
     """What is done to an image before the encoder sees it, as JSON has it."""
     model = read.model
-    return {"image_size": model["image_size"], "mean": list(model["mean"]), "std": list(model["std"])}
+    found = {"image_size": model["image_size"], "mean": list(model["mean"]), "std": list(model["std"])}
+    return found | ({"bits": read.data["bits"]} if read.data.get("bits", 8) not in (None, 8) else {})
 
 
 def _short(value: Any) -> str:

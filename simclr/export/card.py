@@ -90,6 +90,8 @@ def _preprocessing(given: dict[str, Any]) -> list[str]:
     numbers = (", ".join(f"{number:.4g}" for number in given[name]) for name in ("mean", "std"))
     mean, std = numbers
     inside = "Inside the file: " if given["preprocessing"] == "inside" else "Before the file: "
+    if given.get("bits", 8) == 16:
+        text += f", held in 16 bits (of 16-bit images {given['sixteen_bit_max']} is white)"
     return [f"{inside}{text}; values in [0, 1], minus mean ({mean}), divided by std ({std}).", ""]
 
 

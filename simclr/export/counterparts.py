@@ -8,7 +8,7 @@ import torchvision.models
 from torch import nn
 
 from simclr.encoders import RESNETS
-from simclr.model_zoo import build_timm, build_torchvision, timm_knows, torchvision_names
+from simclr.model_zoo import build_timm, build_torchvision, first_convolution, timm_knows, torchvision_names
 
 _SMALL = {"small": 1, "small_stride2": 2}  # stem -> the stride of its convolution
 
@@ -32,7 +32,7 @@ def torchvision_counterpart(settings: dict[str, Any]) -> Counterpart:
     Raises:
         ValueError: if it has none, with what to do.
     """
-    name, size = settings["encoder"], settings["image_size"]
+    name, size, channels = settings["encoder"], settings["image_size"], len(settings["mean"])
     if name in RESNETS:
         _refuse_other_resnets(settings, "torchvision")
         lines = ["import torch, torchvision", f"network = torchvision.models.{name}()"]
@@ -43,7 +43,8 @@ def torchvision_counterpart(settings: dict[str, Any]) -> Counterpart:
     options |= {"input_size": (size, size)} if name == "maxvit_t" else {}
     options |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     given = "".join(f", {key}={value!r}" for key, value in options.items())
-    whole, network = torchvision.models.get_model(name, weights=None, **options), build_torchvision(name, size)
+    whole = torchvision.models.get_model(name, weights=None, **options)
+    network = build_torchvision(name, size, channels)
     taken_off = [
         path
         for path, module in network.named_modules()
@@ -51,6 +52,10 @@ def torchvision_counterpart(settings: dict[str, Any]) -> Counterpart:
     ]
     lines = ["import torch, torchvision", f"network = torchvision.models.get_model({name!r}, weights=None{given})"]
     lines += [f"network.set_submodule({path!r}, torch.nn.Identity())" for path in taken_off]
+    if channels != 3:
+        place, _ = first_convolution(whole)
+        first = network.get_submodule(place)
+        lines += [f"network.set_submodule({place!r}, torch.nn.{first})"]
     return Counterpart(network.eval(), lines)
 
 
@@ -61,36 +66,40 @@ def timm_counterpart(settings: dict[str, Any]) -> Counterpart:
         ValueError: if it has none, with what to do.
         ModuleNotFoundError: without timm.
     """
-    name, size = settings["encoder"], settings["image_size"]
+    name, size, channels = settings["encoder"], settings["image_size"], len(settings["mean"])
     try:
         import timm
     except ImportError as error:
         raise ModuleNotFoundError("format=timm needs timm: pip install 'simclr[timm]'.") from error
     if name in RESNETS:
         _refuse_other_resnets(settings, "timm")
-        lines = ["import timm, torch", f"network = timm.create_model({name!r}, num_classes=0)"]
-        return _resnet(timm.create_model(name, num_classes=0), None, settings, lines)
+        taking = f", in_chans={channels}" if channels != 3 else ""
+        lines = ["import timm, torch", f"network = timm.create_model({name!r}, num_classes=0{taking})"]
+        return _resnet(timm.create_model(name, num_classes=0, in_chans=channels), None, settings, lines)
     if name in torchvision_names() or not timm_knows(name):
         raise ValueError(f"{name} is torchvision's, whose weights have other names in timm. Use --format torchvision.")
     published = timm.get_pretrained_cfg(name)
     sized = f", img_size={size}" if published is not None and published.fixed_input_size else ""
+    sized += f", in_chans={channels}" if channels != 3 else ""
     lines = ["import timm", f"network = timm.create_model({name!r}, num_classes=0{sized})"]
-    return Counterpart(build_timm(name, size).eval(), lines)
+    return Counterpart(build_timm(name, size, channels).eval(), lines)
 
 
 def _resnet(network: Any, classifier: str | None, settings: dict[str, Any], lines: list[str]) -> Counterpart:
     """A ResNet of another library with the stem of these settings and without its classifier."""
+    channels = len(settings["mean"])
     if classifier:
         network.set_submodule(classifier, nn.Identity())
         lines = [*lines, f"network.{classifier} = torch.nn.Identity()"]
     if (stem := settings["stem"]) in _SMALL:
-        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=_SMALL[stem], padding=1, bias=False)
+        network.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=_SMALL[stem], padding=1, bias=False)
         network.maxpool = nn.Identity()
-        lines = [
-            *lines,
-            f"network.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride={_SMALL[stem]}, padding=1, bias=False)",
-            "network.maxpool = torch.nn.Identity()",
-        ]
+        shape = f"{channels}, 64, kernel_size=3, stride={_SMALL[stem]}, padding=1, bias=False"
+        lines = [*lines, f"network.conv1 = torch.nn.Conv2d({shape})", "network.maxpool = torch.nn.Identity()"]
+    elif channels != network.conv1.in_channels:
+        network.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        shape = f"{channels}, 64, kernel_size=7, stride=2, padding=3, bias=False"
+        lines = [*lines, f"network.conv1 = torch.nn.Conv2d({shape})"]
     return Counterpart(network.eval(), lines)
 
 
@@ -109,5 +118,6 @@ def _refuse_other_resnets(settings: dict[str, Any], library: str) -> None:
 def same_features(network: nn.Module, encoder: nn.Module, image_size: int) -> float:
     """The largest difference between what two networks make of the same noise."""
     with torch.no_grad():
-        images = torch.randn(4, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        channels: Any = encoder.channels
+        images = torch.randn(4, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
         return float((network(images).flatten(1) - encoder(images)).abs().max())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from simclr import __version__
 from simclr.checkpoint import NetworkName, as_encoder_file, as_state_dict_file, load_encoder, read_encoder
+from simclr.data.decode import DEEPEST
 from simclr.export.card import CARD, VERSION, card_text
 from simclr.export.counterparts import Counterpart, same_features, timm_counterpart, torchvision_counterpart
 from simclr.export.graph import WithPreprocessing
@@ -93,6 +94,12 @@ def export_encoder(
         raise ValueError(f"out={out} is there already. Name another folder.")
     path, weights, settings = read_encoder(source, network)
     encoder = load_encoder(path, network=network)
+    transform = cast(InputTransform, encoder.transform)
+    if preprocessing == "inside" and transform.bits != 8:
+        raise ValueError(
+            "preprocessing=inside takes bytes, and this encoder's images have 16 bits. Leave it out: "
+            "load_encoder(...).transform prepares images of 16 bits."
+        )
     settings = {**settings, "feature_dim": encoder.feature_dim, "simclr_version": __version__}
     library: Counterpart | None = None
     if format in ("torchvision", "timm"):
@@ -171,20 +178,20 @@ def _checked(format: str, difference: float, file: Path, inside: bool = False) -
 
 def _example(settings: dict[str, Any], inside: bool) -> tuple[Tensor, dict[int, Any]]:
     """Images to trace a graph with, and which of their dimensions are free."""
-    any_size = torch.export.Dim.DYNAMIC
+    any_size, channels = torch.export.Dim.DYNAMIC, len(settings["mean"])
     if inside:
-        return torch.zeros(2, 3, 211, 157, dtype=torch.uint8), {0: any_size, 2: any_size, 3: any_size}
-    return torch.zeros(2, 3, settings["image_size"], settings["image_size"]), {0: any_size}
+        return torch.zeros(2, channels, 211, 157, dtype=torch.uint8), {0: any_size, 2: any_size, 3: any_size}
+    return torch.zeros(2, channels, settings["image_size"], settings["image_size"]), {0: any_size}
 
 
 def _trials(settings: dict[str, Any], inside: bool) -> Iterator[Tensor]:
     noise = torch.Generator().manual_seed(0)
-    size, held = settings["image_size"], settings["load_size"]
+    size, held, channels = settings["image_size"], settings["load_size"], len(settings["mean"])
     if not inside:
-        yield from (torch.randn(n, 3, size, size, generator=noise) for n in (1, 3))
+        yield from (torch.randn(n, channels, size, size, generator=noise) for n in (1, 3))
         return
     for n, height, width in ((1, held, held), (3, 2 * held + 1, 3 * held), (2, held + 5, held // 2 + 1)):
-        coarse = torch.rand(n, 3, 9, 9, generator=noise)  # as smooth as photographs, not noise by the pixel
+        coarse = torch.rand(n, channels, 9, 9, generator=noise)  # as smooth as photographs, not noise by the pixel
         image = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
         yield (image * 255).round().to(torch.uint8)
 
@@ -260,15 +267,19 @@ def _head(
 ) -> dict[str, Any]:
     size, inside = settings["image_size"], preprocessing == "inside"
     fed = {name: settings[name] for name in ("image_size", "load_size", "mean", "std")}
-    shape = "(N, 3, H, W), any H and W" if inside else f"(N, 3, {size}, {size})"
-    values = "uint8, RGB" if inside else "float32, RGB, normalised"
+    channels = len(settings["mean"])
+    shape = f"(N, {channels}, H, W), any H and W" if inside else f"(N, {channels}, {size}, {size})"
+    colours = {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
+    values = f"uint8, {colours}" if inside else f"float32, {colours}, normalised"
+    if settings.get("bits", 8) == 16:
+        fed |= {"bits": 16, "sixteen_bit_max": settings.get("sixteen_bit_max", DEEPEST)}
     return {
         "simclr_export": VERSION,
         "format": format,
         "file": file.name,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "encoder": settings,
-        "input": {"shape": shape, "values": values, "preprocessing": preprocessing, **fed},
+        "input": {"shape": shape, "channels": channels, "values": values, "preprocessing": preprocessing, **fed},
         "output": {"shape": f"(N, {encoder.feature_dim}) float32", "feature_dim": encoder.feature_dim},
         "data": about.get("data", {}),
         "recipe": about.get("recipe", {}),

@@ -11,13 +11,13 @@ from simclr.inputs import InputTransform
 
 
 class WithPreprocessing(nn.Module):
-    """images (N, 3, H, W) uint8, any H and W -> h (N, feature_dim), as `encoder(encoder.transform(images))`.
+    """images (N, C, H, W) uint8, any H and W -> h (N, feature_dim), as `encoder(encoder.transform(images))`.
 
     The crops and resizes of `InputTransform` as matrix products, whose matrices follow from H and W: a graph of it
     takes every size, and needs no operation for antialiased resizing, which few runtimes have.
 
     Args:
-        encoder: normalised images (N, 3, S, S) -> (N, feature_dim).
+        encoder: normalised images (N, C, S, S) -> (N, feature_dim).
         transform: what it must be fed.
     """
 
@@ -29,10 +29,10 @@ class WithPreprocessing(nn.Module):
         self.encoder, self.image_size = encoder, transform.image_size
         self.load_size = cast(int, transform.load_size)
         for name, values in (("mean", transform.mean), ("std", transform.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, feature_dim)."""
+        """(N, C, H, W) uint8 -> (N, feature_dim)."""
         # Numbers of the graph, not of Python: which side is the smaller is not known while it is traced.
         sides = [torch.scalar_tensor(size) for size in images.shape[-2:]]
         square = torch.minimum(*sides)
@@ -41,7 +41,7 @@ class WithPreprocessing(nn.Module):
             for size, side in zip(images.shape[-2:], sides, strict=True)
         )
         # Bytes in between, rows first, as the resizing of bytes does.
-        held = _as_bytes(down @ _as_bytes(images.float() @ across.T)) / 255  # (N, 3, load_size, load_size)
+        held = _as_bytes(down @ _as_bytes(images.float() @ across.T)) / 255  # (N, C, load_size, load_size)
         return self.encoder((self._crop(held) - self.mean) / self.std)
 
     def _crop(self, held: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from simclr.export.card import CARD, read_card
-from simclr.inputs import InputTransform, attach_transform
+from simclr.inputs import InputTransform, attach_transform, transform_of
 
 GRAPHS = (".onnx", ".pt2")
 _PLAIN_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -31,12 +31,16 @@ def runs_by_itself(path: Path) -> bool:
 
 
 class BytesTransform(InputTransform):
-    """What an exported encoder takes that has its preprocessing inside: (N, 3, load_size, load_size) uint8."""
+    """What an exported encoder takes that has its preprocessing inside: (N, C, load_size, load_size) uint8."""
 
     def __call__(self, images: Any) -> Tensor:
         """As `InputTransform`, but for the crop and the normalisation."""
         items = images if isinstance(images, list | tuple) else [images]
         return torch.cat([(self._hold(item) * 255).round().to(torch.uint8) for item in items])
+
+    def of_held(self, images: Tensor) -> Tensor:
+        """Images as they are held are what it takes."""
+        return images
 
 
 class Graph(nn.Module):
@@ -54,7 +58,7 @@ class Graph(nn.Module):
         self.run = run
         self.feature_dim: int = settings["feature_dim"]
         kind = BytesTransform if settings["preprocessing"] == "inside" else InputTransform
-        attach_transform(self, kind(*(settings[name] for name in ("image_size", "mean", "std", "load_size"))))
+        attach_transform(self, transform_of(settings, kind))
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

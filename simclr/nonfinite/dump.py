@@ -17,7 +17,7 @@ from simclr import __version__
 from simclr.checkpoint import write_checkpoint
 from simclr.continuation import trainer_settings
 from simclr.data import TrainLoader
-from simclr.data.decode import read_images
+from simclr.data.decode import RULES, ReadingRules, read_images
 from simclr.intact import load
 from simclr.paths import expanded
 from simclr.training.method import record_of
@@ -46,7 +46,7 @@ class Batch:
     Attributes:
         number: its place in the epoch, from 0.
         index: (n,) int64, the images' numbers in the data set, rank after rank.
-        pixels: (n, 3, H, W) as they went into the views, uint8 mostly; None where they would be too many.
+        pixels: (n, C, H, W) as they went into the views, uint8 mostly; None where they would be too many.
         names: n files; empty where images are not from files.
         share: images of one rank.
         side: of the images, in pixels.
@@ -65,9 +65,11 @@ class Batch:
         """An image of the batch, for people: its file, else its number in the data set."""
         return self.names[place] if self.names else f"image {int(self.index[place])}"
 
-    def images(self) -> Tensor:
+    def images(self, rules: ReadingRules = RULES) -> Tensor:
         """The pixels, read anew from their files if they are not here.
 
+        Args:
+            rules: how files are read; see `Dump.rules`.
         Raises:
             ValueError: if neither pixels nor files are there, or one cannot be read.
         """
@@ -75,7 +77,7 @@ class Batch:
             return self.pixels
         if not self.names:
             raise ValueError("the dump has no pixels, because they were too many, and names no files.")
-        return read_images(self.names, self.side, threads=1)
+        return read_images(self.names, self.side, threads=1, rules=rules)
 
 
 @dataclass
@@ -111,6 +113,13 @@ class Dump:
     found: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     path: Path | None = None
+
+    @property
+    def rules(self) -> ReadingRules:
+        """How the run read its files."""
+        given = {"channels": self.data.get("channels"), "bits": self.data.get("bits")}
+        given |= {"sixteen_bit_max": self.data.get("sixteen_bit_max")}
+        return ReadingRules(max_pixels=None, **{name: value for name, value in given.items() if value is not None})
 
 
 def write_dump(path: Path, dump: Dump) -> None:
@@ -213,7 +222,8 @@ def add_pixels(trainer: Trainer, batches: list[Batch]) -> None:
     loader = trainer.train_dataloader
     if not isinstance(loader, TrainLoader):
         return
-    if sum(len(batch.index) * 3 * batch.side**2 for batch in batches) > MOST_BYTES:
+    rules = getattr(trainer.datamodule, "rules", RULES)
+    if sum(len(batch.index) * rules.pixel_bytes * batch.side**2 for batch in batches) > MOST_BYTES:
         return
     for batch in batches:
         try:

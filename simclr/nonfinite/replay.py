@@ -159,7 +159,7 @@ def compute(dump: Dump, precision: str, device: str = "cpu", kind: type | None =
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's and ours about settings of a run, which this is none of
         module = _build(dump, kind or find_method(dump.method), precision)
-        batches = [(batch.images(), batch.index) for batch in dump.batches]
+        batches = [(batch.images(dump.rules), batch.index) for batch in dump.batches]
         kind_of, _, number = device.partition(":")
         place: dict[str, Any] = {"accelerator": "gpu", "devices": [int(number or 0)]}
         place = {"accelerator": "cpu", "devices": 1} if kind_of == "cpu" else place
@@ -229,7 +229,7 @@ def replay_step(
     kind = _method_of(dump, method)
     say = say or (lambda text: None)
     own = str(dump.trainer.get("precision", "32-true"))
-    dump = replace(dump, batches=[replace(batch, pixels=batch.images()) for batch in dump.batches])
+    dump = replace(dump, batches=[replace(batch, pixels=batch.images(dump.rules)) for batch in dump.batches])
     weights = [name for name, value in dump.weights.items() if value.is_floating_point() and not _is_finite(value)]
     pixels = [batch.name(i) for batch in dump.batches for i in _bad_rows(batch.pixels)]
     computed = []

@@ -84,7 +84,7 @@ def gain_of_bf16(model: Method, views: int, rounds: int = 3) -> float:
     """
     device, side = next(model.parameters()).device, model.views.size(0)
     network = nn.Sequential(*(copy.deepcopy(part) for part in model.networks)).train()
-    x = torch.randn(views, 3, side, side, device=device)
+    x = torch.randn(views, model.hparams.get("channels", 3), side, side, device=device)
     if model.hparams.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
 

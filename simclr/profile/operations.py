@@ -18,7 +18,7 @@ def count_operations(model: Method, views: int) -> tuple[int, int] | None:
     counter = FlopCounterMode(display=False)
     try:
         with torch.enable_grad(), counter:
-            z = network(torch.empty(views, 3, side, side, device="meta"))
+            z = network(torch.empty(views, model.hparams.get("channels", 3), side, side, device="meta"))
             forward = counter.get_total_flops()
             z.sum().backward()
     except (NotImplementedError, RuntimeError):  # a network that cannot run on shapes alone

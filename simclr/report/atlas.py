@@ -66,7 +66,7 @@ def sprite(pixels: Tensor) -> tuple[bytes, int, int, int]:
     """Thumbnails side by side in one JPEG, as large as a page has room for.
 
     Args:
-        pixels: (n, 3, S, S) uint8.
+        pixels: (n, C, S, S) uint8 or uint16.
     Returns:
         The file, the side of a thumbnail, the side of the cell it begins, and how many cells a row has.
     """

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from simclr.files import write_atomically
+from simclr.inputs import for_display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +39,8 @@ def neighbour_picture(
     """A picture with a row for each query: the query, then its neighbours, the wrong ones in a coloured frame.
 
     Args:
-        queries: (n, 3, S, S) uint8, on any device, as the others.
-        neighbours: (n, k, 3, S, S) uint8.
+        queries: (n, C, S, S) uint8 or uint16, on any device, as the others.
+        neighbours: (n, k, C, S, S).
         wrong: (n, k) bool, or None.
         cell: side of an image in the picture, in pixels; small images grow to a whole multiple of theirs.
         title: above the neighbours.
@@ -241,8 +242,8 @@ def as_picture(figure: "Figure") -> Image.Image:
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """(3, H, W) uint8, on any device, as a picture."""
-    return Image.fromarray(pixels.cpu().permute(1, 2, 0).contiguous().numpy())
+    """(C, H, W) uint8 or uint16, on any device, as a picture; see `simclr.inputs.for_display`."""
+    return Image.fromarray(for_display(pixels.cpu()).permute(1, 2, 0).contiguous().numpy())
 
 
 def confusion_picture(matrix: list[list[int]], sizes: list[int]) -> Image.Image:

@@ -23,7 +23,7 @@ class Sample:
     Attributes:
         name: of the set.
         index: (n,) int64, the images' numbers in the set.
-        pixels: (n, 3, S, S) uint8.
+        pixels: (n, C, S, S) uint8 or uint16.
         features: (n, F) float32.
         labels: (n,) int64 into `classes`, or None.
         classes: names, or None.
@@ -97,7 +97,7 @@ def _sample(encoder: nn.Module, source: ImageSet, pool: Tensor, limit: int, devi
 
 
 def pixels_of(source: ImageSet, index: Tensor) -> Tensor:
-    """Images of a set by their numbers, (n,) int64: (n, 3, S, S) uint8 on the CPU.
+    """Images of a set by their numbers, (n,) int64: (n, C, S, S) on the CPU.
 
     Raises:
         ValueError: naming a file that cannot be read.

@@ -12,6 +12,7 @@ from torch import nn
 from simclr.callbacks import OnlineKNN
 from simclr.checkpoint import Checkpoint
 from simclr.data import ImageData
+from simclr.data.rules import DEEPEST
 from simclr.online_quality import OnlineQuality
 from simclr.training.method import find_method
 
@@ -128,11 +129,21 @@ def _in_words(checkpoint: Checkpoint, encoder: nn.Module, config: Content) -> di
         + "".join(f", {name} {model[f'{name}_prob']:g}" for name in used),
         "data": " ".join(f"{k}={v}" for k, v in data.items() if k in _DATA_SHOWN and v not in (None, "auto"))
         or data.get("source", "not recorded"),
+        "images": _images(model, data),
         "seed": str(model.get("seed")),
         "machine": f"precision {trainer.get('precision') or '32-true'}, devices {trainer.get('devices')}"
         if trainer
         else "",
     }
+
+
+def _images(model: Content, data: Content) -> str:
+    """What images are that are not 8-bit RGB; empty for those."""
+    channels, bits = model.get("channels", 3), data.get("bits") or 8
+    if channels == 3 and bits == 8:
+        return ""
+    white = f", {data.get('sixteen_bit_max', DEEPEST)} white" if bits == 16 else ""
+    return f"{'1 channel' if channels == 1 else f'{channels} channels'}, {bits} bits{white}"
 
 
 def _number(value: float | None) -> str:

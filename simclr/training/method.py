@@ -4,11 +4,13 @@ A method is a LightningModule with an `encoder`. It is chosen by `--method NAME`
 typed signature is its configuration. It is made of the parts of this folder; `simclr.module.SimCLR` shows how.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
 
+from simclr.augment import SimCLRAugmentation
 from simclr.checks import find_named
 from simclr.training.objective import Objective
 
@@ -28,7 +30,7 @@ class Method(Protocol):
         architecture: the settings of its signature that decide which weights it has: with others its checkpoints cannot
             be loaded.
         hparams: the settings, as Lightning keeps them.
-        encoder: what training leaves behind: images (n, 3, S, S) -> h (n, `encoder.feature_dim`).
+        encoder: what training leaves behind: images (n, C, S, S) -> h (n, `encoder.feature_dim`).
         networks: what a view goes through, one after the other, the encoder first.
         views: makes the views of an epoch.
         run: settles what was left out, and knows how long the run is and where it stands.
@@ -64,6 +66,13 @@ def find_method(name: str) -> type:
     if lacking:
         raise ValueError(f"method={name} is no method of pretraining: it lacks {', '.join(lacking)}.")
     return found
+
+
+def takes(method: type, setting: str) -> bool:
+    """Whether a class of a method has this setting, of its own or as one of the augmentation's."""
+    known = inspect.signature(method).parameters
+    rest = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    return setting in known or (rest and setting in inspect.signature(SimCLRAugmentation).parameters)
 
 
 def name_of(method: Method) -> str:

@@ -19,7 +19,7 @@ class Network:
     """A function of a batch of images, fed with several views at once.
 
     Args:
-        function: (m, 3, S, S) -> (m, D); what it runs is in the memory format and the dtype that training has chosen.
+        function: (m, C, S, S) -> (m, D); what it runs is in the memory format and the dtype that training has chosen.
         settings: of the method; `channels_last` and `compile_encoder` are looked up at each call.
     """
 
@@ -31,7 +31,7 @@ class Network:
         """All views in one forward pass, so that they share BatchNorm's statistics.
 
         Args:
-            views: (n, 3, S, S) each.
+            views: (n, C, S, S) each.
             dtype: of the weights; views are float32, under Lightning's bf16-true, 16-true and 64-true they are not.
         Returns:
             (views * n, D), view after view.

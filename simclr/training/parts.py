@@ -17,7 +17,7 @@ def step_in_parts(module: LightningModule, images: Tensor, index: Tensor, batch_
     Args:
         module: a method that has `make_views`, `project`, to (views * m, D), and `loss`, of all projections, view after
             view.
-        images: (n, 3, H, W).
+        images: (n, C, H, W).
         index: (n,).
         batch_idx: of the epoch.
     Returns:

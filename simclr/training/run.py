@@ -36,6 +36,7 @@ from simclr.training.network import replays_graphs
 
 # Settings that a run has once it begins.
 _SETTLED = ("base_lr", "lr_scaling", "weight_decay", "warmup_epochs", "batch_size", "compile_encoder")
+_ABSENT = {"channels": 3}  # what a method has that does not say
 _RATES = {"model.base_lr", "model.lr_scaling", "model.weight_decay", "model.momentum"}
 _SMALL_GROUP = 64  # views; batch statistics of fewer are noisy
 
@@ -95,11 +96,11 @@ class PretrainingRun:
     def setup(self, module: LightningModule) -> None:
         """In `setup`: settle what was left out, and refuse a data module of another batch or image size."""
         trainer = module.trainer
-        given = {name: getattr(trainer.datamodule, name, None) for name in ("batch_size", "image_size")}
+        given = {name: getattr(trainer.datamodule, name, None) for name in ("batch_size", "image_size", "channels")}
         differ = [
-            f"{type(module).__name__} has {name}={self.settings[name]}, the data module {value}"
+            f"{type(module).__name__} has {name}={self.settings.get(name, _ABSENT.get(name))}, the data module {value}"
             for name, value in given.items()
-            if isinstance(value, int) and self.settings.get(name) not in (None, value)
+            if isinstance(value, int) and self.settings.get(name, _ABSENT.get(name)) not in (None, value)
         ]
         if differ:
             raise ValueError(f"{'; '.join(differ)}. Give both the same.")
@@ -107,7 +108,7 @@ class PretrainingRun:
         whole = epochs is not None and epochs > 0 and trainer.max_steps < 0
         batch = given["batch_size"]
         self.settle(batch if isinstance(batch, int) else None, epochs if whole else None)
-        given = {name: getattr(trainer.datamodule, name, None) for name in ("load_size", "sixteen_bit_max")}
+        given = {name: getattr(trainer.datamodule, name, None) for name in ("load_size", "sixteen_bit_max", "bits")}
         of_data = {"load_size": None} | {name: value for name, value in given.items() if value is not None}
         attach_transform(module.encoder, replace(module.encoder.transform, **of_data))
         self.check(trainer)

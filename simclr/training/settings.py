@@ -71,5 +71,6 @@ def complete(hparams: MutableMapping[str, Any], augment: SimCLRAugmentation, **c
     names = inspect.signature(SimCLRAugmentation).parameters.values()
     hparams.update({p.name: hparams.get(p.name, p.default) for p in names})
     hparams.update(strength=augment.strength, crop_scale=augment.crop_scale, blur_prob=augment.blur_prob)
+    hparams.update(gray_prob=augment.gray_prob, mean=augment.mean, std=augment.std)
     hparams.update(chosen)
     hparams.update({name: list(value) for name, value in hparams.items() if isinstance(value, tuple)})

@@ -32,11 +32,11 @@ class EpochViews:
         """All views of a batch.
 
         Args:
-            images: (n, 3, H, W), uint8 or float in [0, 1], on the device that makes the views.
+            images: (n, C, H, W), uint8, uint16 or float in [0, 1], on the device that makes the views.
             index: (n,) integer on the CPU, the images' numbers in the data set.
             epoch: from 0.
         Returns:
-            For each view (n, 3, S, S) float32, normalised.
+            For each view (n, C, S, S) float32, normalised.
         """
         augment, seed = self.augment_of(epoch), self.settings["seed"]
         return tuple(augment.view(images, index, epoch, seed, view) for view in range(self.count))

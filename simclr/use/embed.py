@@ -51,11 +51,11 @@ def default_batch_size(image_size: int) -> int:
 def squares_of(
     paths: list[str], side: int, rules: ReadingRules, threads: int = 1
 ) -> tuple[np.ndarray, dict[int, tuple[str, bool]]]:
-    """The images of some files that can be read, (n, 3, side, side) uint8, and a line for each other by its place.
+    """The images of some files that can be read, (n, C, side, side), and a line for each other by its place.
 
     With each line stands whether the file may be sound.
     """
-    out = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
+    out = torch.empty(len(paths), rules.channels, side, side, dtype=rules.dtype)
     try:
         return read_images(paths, side, out, threads, rules).numpy(), {}
     except UnreadableError as error:
@@ -161,7 +161,7 @@ def _embed(
     on_error: OnError,
     advance: Callable[[int, int], None],
 ) -> Embedded:
-    what = {"encoder": source.identity, "images": _digest(listed), "decoder": decoder()}
+    what = {"encoder": source.identity, "images": _digest(listed), "decoder": decoder(source.rules)}
     if (folder / ABOUT).is_file():
         found = read_embedded(folder)
         _refuse_other({**found.about, "encoder": _identity(found.about)}, what, folder, source)

@@ -7,9 +7,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from simclr.data.decode import RULES, decode_square
+from simclr.data.decode import RULES, ReadingRules, decode_square
 from simclr.eval.features import check_finite
 from simclr.eval.knn import nearest
+from simclr.inputs import for_display
 from simclr.use.embedded import Embedded, in_a_line
 
 _NUMBERS = 2**25  # of a folder's features that are in memory at a time
@@ -45,12 +46,13 @@ def nearest_rows(embedded: Embedded, query: Tensor, k: int) -> list[tuple[int, f
     return [(row, -cosine) for cosine, row in found]
 
 
-def contact_sheet(query: str, hits: Sequence[tuple[str, str, float]]) -> Image.Image:
+def contact_sheet(query: str, hits: Sequence[tuple[str, str, float]], rules: ReadingRules = RULES) -> Image.Image:
     """A picture of the query and what was found, the squares that an encoder sees, with cosines and names.
 
     Args:
         query: its file.
         hits: a file, its name for people and its cosine each. A file that is gone is drawn as an empty frame.
+        rules: how files are read.
     """
     cells = [(query, "query", query.rpartition("/")[2]), *((path, f"{cos:.3f}", name) for path, name, cos in hits)]
     columns = min(_COLUMNS, len(cells))
@@ -59,7 +61,7 @@ def contact_sheet(query: str, hits: Sequence[tuple[str, str, float]]) -> Image.I
     draw, large, small = ImageDraw.Draw(sheet), ImageFont.load_default(size=15), ImageFont.load_default(size=12)
     for place, (path, title, name) in enumerate(cells):
         x, y = _PAD + place % columns * step, _PAD + place // columns * height
-        picture = _square(path)
+        picture = _square(path, rules)
         if picture is None:
             draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), outline=_MUTED)
             draw.text((x + _CELL / 2, y + _CELL / 2), "not there", _MUTED, small, anchor="mm")
@@ -72,13 +74,13 @@ def contact_sheet(query: str, hits: Sequence[tuple[str, str, float]]) -> Image.I
     return sheet
 
 
-def _square(path: str) -> Image.Image | None:
+def _square(path: str, rules: ReadingRules) -> Image.Image | None:
     try:
         with open(path, "rb") as file:
-            pixels = decode_square(file.read(), _CELL, RULES)
+            pixels = for_display(decode_square(file.read(), _CELL, rules))
     except (OSError, ValueError):
         return None
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _fitting(name: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

@@ -60,7 +60,7 @@ class Source:
     @property
     def rules(self) -> ReadingRules:
         """How it has files read."""
-        return ReadingRules(sixteen_bit_max=self.transform.sixteen_bit_max)
+        return self.transform.rules
 
     @property
     def side(self) -> int:
@@ -80,12 +80,12 @@ class Source:
             raise ValueError(f"device={device}: {self.name} is a graph, which computes on the CPU. Use --device cpu.")
 
     def features(self, squares: Tensor) -> Tensor:
-        """Representations of images that were read as squares: (n, 3, side, side) uint8 -> (n, F) float32, on the CPU.
+        """Representations of images that were read as squares: (n, C, side, side) -> (n, F) float32, on the CPU.
 
         The bits of `encoder(encoder.transform(paths))`, up to what the memory format of a batch changes.
         """
         with torch.no_grad():
-            images = self.transform(squares)
+            images = self.transform.of_held(squares)
             if isinstance(self.encoder, Graph):
                 return self.encoder(images).float()
             device = next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
@@ -182,6 +182,7 @@ def _source(
         sha256 = encoder_sha256(encoder)
     preprocessing = {name: getattr(transform, name) for name in ("image_size", "load_size", "sixteen_bit_max")}
     preprocessing |= {"mean": list(transform.mean), "std": list(transform.std)}
+    preprocessing |= {"bits": transform.bits} if transform.bits != 8 else {}
     preprocessing["inside"] = isinstance(transform, BytesTransform)
     about = {"source": name, **given, "sha256": sha256, "feature_dim": encoder.feature_dim}
     return Source(encoder, {**about, "preprocessing": preprocessing}, dropped or [])

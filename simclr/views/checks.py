@@ -47,10 +47,19 @@ def refuse_bad_arguments(augmentation: Any) -> None:
             f"solarize_threshold={augmentation.solarize_threshold} is not a pixel's value. Use 0 to 1.",
         ),
         (augmentation.noise_std >= 0, f"noise_std={augmentation.noise_std} is negative. Use 0 or more."),
-        (len(augmentation.mean) == 3, f"mean={augmentation.mean} does not have one number for each of 3 channels."),
+        (augmentation.channels >= 1, f"channels={augmentation.channels} is not 1 or more."),
         (
-            len(augmentation.std) == 3 and min(augmentation.std) > 0,
-            f"std={augmentation.std} does not have one positive number for each of 3 channels.",
+            augmentation.channels in (1, 3) or not any(augmentation.probs["solarize"]),
+            f"solarize_prob={augmentation.probs['solarize']} inverts bright values of gray and RGB; of "
+            f"{augmentation.channels} channels it is not known what they mean. Leave it out.",
+        ),
+        (
+            len(augmentation.mean) == max(0, augmentation.channels),
+            f"mean={augmentation.mean} does not have one number for each of {_channels(augmentation)}.",
+        ),
+        (
+            len(augmentation.std) == max(0, augmentation.channels) and min(augmentation.std, default=1) > 0,
+            f"std={augmentation.std} does not have one positive number for each of {_channels(augmentation)}.",
         ),
     ):
         if not fine:
@@ -59,18 +68,22 @@ def refuse_bad_arguments(augmentation: Any) -> None:
         raise ValueError("SimCLRAugmentation: " + " ".join(problems))
 
 
+def _channels(augmentation: Any) -> str:
+    return "1 channel" if augmentation.channels == 1 else f"{augmentation.channels} channels"
+
+
 def _is_range(ends: tuple[float, ...], largest: float = math.inf) -> bool:
     return len(ends) == 2 and 0 < ends[0] <= ends[1] <= largest and ends[1] < math.inf
 
 
-def refuse_bad_batch(images: Tensor, index: Tensor) -> None:
+def refuse_bad_batch(images: Tensor, index: Tensor, channels: int) -> None:
     """Raise a ValueError for images or numbers of another shape or type than `SimCLRAugmentation.view` takes."""
     # Values are not looked at: on a GPU that would wait for the images.
     problems = []
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        problems.append(f"images of shape {tuple(images.shape)} are not (N, 3, H, W).")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        problems.append(f"images are {images.dtype}. Pass uint8, or floating point in [0, 1].")
+    if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape[2:]:
+        problems.append(f"images of shape {tuple(images.shape)} are not (N, {channels}, H, W).")
+    if images.dtype not in (torch.uint8, torch.uint16) and not images.is_floating_point():
+        problems.append(f"images are {images.dtype}. Pass uint8, uint16, or floating point in [0, 1].")
     if index.shape != images.shape[:1]:
         problems.append(f"index of shape {tuple(index.shape)} does not number {len(images)} images. Pass one each.")
     if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():

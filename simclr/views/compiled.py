@@ -11,6 +11,8 @@ of an image and hue is expensive, so the chain has one contrast and two hues:
 
 What an order puts before the contrast runs in the left half, the rest in the right one; what it puts before the hue
 runs on that side of a hue; the first of b and s takes the first place of a pair, the other the second.
+
+Images of other channels than RGB have b and c alone. The table says so: their saturations are 1 and their hues 0.
 """
 
 import math
@@ -110,19 +112,19 @@ def compiled_views(
     """The views of the Kornia pipeline up to rounding; None where compiling fails, which a warning says once.
 
     Args:
-        images: (N, 3, H, W), uint8, or floating point in [0, 1], N > 0.
+        images: (N, C, H, W), uint8, or floating point in [0, 1], N > 0.
         table: of `SimCLRAugmentation.draw`.
         steps: the operations of the pipeline.
         size: side of the views, in pixels.
         part: how many images are made at a time; on a CPU rounded to a power of two.
         mean, std: of each channel.
     Returns:
-        (N, 3, size, size) float32, normalised.
+        (N, C, size, size) float32, normalised.
     """
     blurs = any(isinstance(step, GaussianBlur) for step in steps)
     count = 0 if images.device.type == "cpu" else len(images)  # a CPU's parts have one size
     # What a compilation is made for: a failure says nothing about others.
-    made_for = images.device.type, images.dtype, count, *images.shape[2:], size, blurs
+    made_for = images.device.type, images.dtype, count, *images.shape[1:], size, blurs
     if made_for in _uncompiled:
         return None
     try:
@@ -169,9 +171,9 @@ def _compiled_views(
     # The blur leaves constants as they are and may follow the normalisation, which then is no pass of its own.
     at_once = later in ([], [last_blur])
     norm = placed_like(torch.tensor([list(mean), [1 / s for s in std]]), images)
-    no_norm = placed_like(torch.tensor([[0.0] * 3, [1.0] * 3]), images)
+    no_norm = placed_like(torch.tensor([[0.0] * len(mean), [1.0] * len(mean)]), images)
 
-    views = images.new_empty(whole, 3, size, size, dtype=torch.float32)
+    views = images.new_empty(whole, len(mean), size, size, dtype=torch.float32)
     for start in range(0, whole, part):
         rows = slice(start, start + part)
         drawn, x = {name: values[rows] for name, values in table.items()}, views[rows]
@@ -183,7 +185,7 @@ def _compiled_views(
             else:
                 x = step.apply_transform(x, drawn, step.flags)
         if not at_once:
-            torch.mul(x.sub_(norm[0].view(3, 1, 1)), norm[1].view(3, 1, 1), out=views[rows])
+            torch.mul(x.sub_(norm[0].view(-1, 1, 1)), norm[1].view(-1, 1, 1), out=views[rows])
     return views if whole == count else views[:count].clone()  # without the memory of the rest
 
 
@@ -196,10 +198,10 @@ def crop_and_color(images: Tensor, draws: Tensor, norm: Tensor, out: Tensor) -> 
     """Crop, resize, flip, color jitter, gray and normalisation of every image, compiled.
 
     Args:
-        images: (N, 3, H, W), uint8, or floating point in [0, 1].
+        images: (N, C, H, W), uint8, or floating point in [0, 1].
         draws: (N, 27) from `pack`, on the images' device.
-        norm: (2, 3): of each channel the mean, and 1 / standard deviation.
-        out: (N, 3, size, size) float32, takes the views.
+        norm: (2, C): of each channel the mean, and 1 / standard deviation.
+        out: (N, C, size, size) float32, takes the views.
     """
     # In a function of their own: a CPU would work the taps out for every row anew.
     taps = compile_once(_taps_of_both)(draws, *images.shape[2:], out.shape[3])
@@ -219,7 +221,7 @@ def blur(x: Tensor, draws: Tensor, weights: Tensor, count: int) -> None:
     """Gaussian blur, in place, of the `count` images that are to be blurred.
 
     Args:
-        x: (N, 3, H, H).
+        x: (N, C, H, H).
         draws: (N, 27) from `pack`.
         weights: (N, r + 1) from `blur_weights`.
         count: of images to blur, at most N.
@@ -235,7 +237,7 @@ def blur(x: Tensor, draws: Tensor, weights: Tensor, count: int) -> None:
 
 
 def _convolve(padded: Tensor, weights: Tensor, chosen: Tensor, out: Tensor) -> None:
-    """Both passes of symmetric kernels: (n, 3, H + 2r, W + 2r) into the chosen n of (N, 3, H, W)."""
+    """Both passes of symmetric kernels: (n, C, H + 2r, W + 2r) into the chosen n of (N, C, H, W)."""
     radius = weights.shape[1] - 1
     weight = weights[chosen].T[..., None, None, None]
     height, width = padded.shape[2] - 2 * radius, padded.shape[3] - 2 * radius
@@ -268,13 +270,15 @@ def _crop_and_color(
     mean = _luma(planes).mean(2, keepdim=True).mean(1, keepdim=True)
     planes = [_clamp(x * contrast + (1 - contrast) * mean) for x in planes]
     planes = _half(planes, own[:, 1], luma[:, 1], turn[:, 1])
-    gray, luma = _column(draws, "gray")[:, 0] > 0, _luma(planes)
-    planes = [(torch.where(gray, luma, x) - shift) * scale for x, shift, scale in zip(planes, *norm, strict=True)]
+    if len(planes) == 3:
+        gray, luma = _column(draws, "gray")[:, 0] > 0, _luma(planes)
+        planes = [torch.where(gray, luma, x) for x in planes]
+    planes = [(x - shift) * scale for x, shift, scale in zip(planes, *norm, strict=True)]
     out.copy_(torch.stack(planes, dim=1))
 
 
 def _crop(images: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor) -> list[Tensor]:
-    """The crops' red, green and blue, (N, size, size) each: `resized_crop` (bilinear, antialias) and `hflip`."""
+    """The crops' channels, (N, size, size) each: `resized_crop` (bilinear, antialias) and `hflip`."""
     size, width = rows.shape[2], images.shape[3]
     scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
     planes = []
@@ -315,7 +319,9 @@ def _taps(start: Tensor, length: Tensor, source: int, size: int, flip: Tensor) -
 
 
 def _luma(planes: list[Tensor]) -> Tensor:
-    """ITU-R 601, rounded as in torchvision."""
+    """ITU-R 601, rounded as in torchvision; without colours the mean."""
+    if len(planes) != 3:
+        return sum(planes[1:], planes[0]) / len(planes)
     red, green, blue = planes
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 
@@ -326,7 +332,13 @@ def _clamp(x: Tensor) -> Tensor:
 
 
 def _half(planes: list[Tensor], own: Tensor, luma: Tensor, turn: Tensor) -> list[Tensor]:
-    """Two of brightness and saturation, the hue, two of brightness and saturation: own and luma are (N, 4)."""
+    """Two of brightness and saturation, the hue, two of brightness and saturation: own and luma are (N, 4).
+
+    Without colours the brightness, which has one of the four places.
+    """
+    if len(planes) != 3:
+        factor = own[:, 0] * own[:, 1] * own[:, 2] * own[:, 3]
+        return [_clamp(x * factor) for x in planes]
     for place in (0, 1):
         planes = _blend(planes, own[:, place], luma[:, place])
     planes = [torch.where(turn == 0, x, turned) for x, turned in zip(planes, _hue(planes, turn), strict=True)]

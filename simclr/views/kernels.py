@@ -1,8 +1,9 @@
 """The arithmetic of the augmentation, in torchvision's float semantics.
 
-Images x are (n, 3, H, W) float32 in [0, 1], with one factor an image. `simclr.views.compiled` has the same effects
-written once more: there a product and a sum become one instruction and a chain of effects one pass, which rounds
-otherwise; here every effect is a few calls of whole tensors, in place where it can be.
+Images x are (n, C, H, W) float32 in [0, 1], with one factor an image; what has to do with colours needs C = 3.
+`simclr.views.compiled` has the same effects written once more: there a product and a sum become one instruction and a
+chain of effects one pass, which rounds otherwise; here every effect is a few calls of whole tensors, in place where it
+can be.
 """
 
 import torch
@@ -25,19 +26,19 @@ def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     """Crop, resize and mirror each image: torchvision's `resized_crop` (bilinear, antialias) and `hflip`.
 
     Args:
-        images: (N, 3, H, W), uint8 or floating point, on any device.
+        images: (N, C, H, W), uint8 or floating point, on any device.
         box: (N, 4) integer on the CPU: top, left, height, width.
         flip: (N,) bool on the CPU: mirror left and right.
         size: side of the square result, in pixels.
     Returns:
-        (N, 3, size, size) float32, in the images' range.
+        (N, C, size, size) float32, in the images' range.
     """
     # Antialiasing widens the filter only where a box shrinks; all others are plain bilinear sampling, which is faster.
     shrinks = (box[:, 2:] > size).any(1)
     box, flip = placed_like(box, images), placed_like(flip, images)
     if not shrinks.any():
         return sample_bilinear(images, box, flip, size)
-    views = images.new_empty(len(images), 3, size, size, dtype=torch.float32)
+    views = images.new_empty(*images.shape[:2], size, size, dtype=torch.float32)
     for resample, chosen in ((sample_bilinear, ~shrinks), (resize_by_matrices, shrinks)):
         rows = placed_like(chosen.nonzero().flatten(), images)
         views[rows] = resample(images[rows], box[rows], flip[rows], size)
@@ -100,9 +101,10 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean luma of the image: torchvision's `adjust_contrast`."""
+    """Blend with the mean luma of the image, torchvision's `adjust_contrast`; without colours with the mean of all."""
+    light = to_gray(x) if x.shape[1] == 3 else x.mean(1, keepdim=True)  # (n, 1, H, W)
     # Row by row: the sum over one large image alone would be split over threads, and rounded by their number.
-    mean = to_gray(x).mean(3, keepdim=True).mean(2, keepdim=True)  # (n, 1, 1, 1)
+    mean = light.mean(3, keepdim=True).mean(2, keepdim=True)  # (n, 1, 1, 1)
     return (x * factor).add_((1 - factor) * mean).clamp_(0, 1)
 
 

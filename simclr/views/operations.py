@@ -83,7 +83,7 @@ class OnChosenImages(_Described, IntensityAugmentationBase2D):
         return input
 
     def change(self, *args: Any, **kwargs: Any) -> Tensor:
-        """x (n, 3, H, W) and the chosen images' entries of the other columns -> (n, 3, H, W); each has its own."""
+        """x (n, C, H, W) and the chosen images' entries of the other columns -> (n, C, H, W); each has its own."""
         raise NotImplementedError
 
 
@@ -100,13 +100,14 @@ class Rotate(OnChosenImages):
 
 
 class ColorJitter(OnChosenImages):
-    """Brightness, contrast, saturation and hue, in an order drawn for each image."""
+    """Brightness, contrast, saturation and hue, in an order drawn for each image; the last two of colours alone."""
 
     columns = ("jitter", "order", "brightness", "contrast", "saturation", "hue")
 
     def apply_transform(self, input, params, flags, transform=None):
         chosen, order, *factors = (params[name] for name in self.columns)
-        adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+        adjustments: list[Callable[..., Tensor]] = [adjust_brightness, adjust_contrast]
+        adjustments += [adjust_saturation, adjust_hue] if input.shape[1] == 3 else []
         for step in range(4):
             for which, adjust in enumerate(adjustments):
                 rows = (chosen & (order[:, step] == which)).nonzero().flatten()
@@ -173,4 +174,4 @@ class Cutout(OnChosenImages):
         top, left, bottom, right = placed_like(hole, x).T[..., None]  # (n, 1) each
         y, x_ = torch.arange(x.shape[2], device=x.device), torch.arange(x.shape[3], device=x.device)
         inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x_ >= left) & (x_ < right))[:, None, None, :]
-        return torch.where(inside, placed_like(torch.tensor(self.flags["fill"]), x).view(3, 1, 1), x)
+        return torch.where(inside, placed_like(torch.tensor(self.flags["fill"]), x).view(-1, 1, 1), x)
