@@ -16,9 +16,21 @@ PAGES = {
 REFERENCE = {
     "method": (
         "The method",
-        ["module.SimCLR", "byol", "augment.SimCLRAugmentation", "losses", "heads.ProjectionHead", "encoders", "optim"],
+        [
+            "module.SimCLR",
+            "byol",
+            "supervised",
+            "augment.SimCLRAugmentation",
+            "losses",
+            "heads.ProjectionHead",
+            "encoders",
+            "optim",
+        ],
     ),
-    "data": ("Images", ["data.ImageData", "data.module.default_batch_size", "data.decode", "data.splits", "inputs"]),
+    "data": (
+        "Images",
+        ["data.ImageData", "data.labelled", "data.module.default_batch_size", "data.decode", "data.splits", "inputs"],
+    ),
     "eval": (
         "Evaluation",
         [
@@ -36,6 +48,8 @@ REFERENCE = {
             "eval.finetune",
             "eval.feature_cache",
             "eval.suite",
+            "eval.transfer",
+            "eval.supervised",
             "eval.tables",
             "eval.verify",
         ],

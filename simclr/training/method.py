@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from simclr.training.views import EpochViews
 
 DEFAULT_METHOD = "simclr"
-METHODS = {"simclr": "simclr.module.SimCLR", "byol": "simclr.byol.BYOL"}  # those that have a name of their own
+# Those that have a name of their own.
+METHODS = {"simclr": "simclr.module.SimCLR", "byol": "simclr.byol.BYOL", "supervised": "simclr.supervised.Supervised"}
 
 
 class Method(Protocol):
@@ -64,6 +65,21 @@ def find_method(name: str) -> type:
     if lacking:
         raise ValueError(f"method={name} is no method of pretraining: it lacks {', '.join(lacking)}.")
     return found
+
+
+def meet_images(method: Any, data: object) -> None:
+    """Let a method that depends on the images know them, before its weights are counted or compared.
+
+    A method that does has `meet`; the others depend on their settings alone.
+
+    Args:
+        method: as built.
+        data: the data module of its run; it need not be set up.
+    Raises:
+        ValueError: if the images do not serve.
+    """
+    if meet := getattr(method, "meet", None):
+        meet(data)
 
 
 def name_of(method: Method) -> str:
