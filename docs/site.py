@@ -46,6 +46,8 @@ REFERENCE = {
             "eval.heads",
             "eval.few_labels",
             "eval.finetune",
+            "eval.distill",
+            "eval.training",
             "eval.feature_cache",
             "eval.suite",
             "eval.transfer",

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,12 +33,14 @@ from simclr.eval.protocol import OF_EVAL, FrozenFeatures, Outcome, find_protocol
 from simclr.eval.supervised import METHOD as SUPERVISED
 from simclr.eval.supervised import SupervisedNetwork, read_supervised, refuse_seen_images
 from simclr.paths import expanded, shown, stored
+from simclr.training.method import METHODS, find_method
 
 SCHEMA = "simclr.eval/1"
 EVAL = "eval.json"  # in the run folder
 STARTING = "starting_encoder.safetensors"  # in the folder of a run that began with weights of its own
 LABELLED = "eval_labels"  # in the run folder: lists of the images whose labels were used
 YARDSTICKS = ("random_encoder", "raw_pixels", "starting_weights", SUPERVISED)
+_WITH_A_FRESH_HEAD = ("random_encoder", "starting_weights")  # as the run began
 _PIXELS = 32  # the largest side of which pixels are features
 
 
@@ -65,7 +68,9 @@ class _Images:
     test: HashedImages
     cache: FeatureCache
 
-    def features(self, encoder: nn.Module, cache: FeatureCache | None = None) -> FrozenFeatures:
+    def features(
+        self, encoder: nn.Module, cache: FeatureCache | None = None, head: nn.Module | None = None
+    ) -> FrozenFeatures:
         cache = cache or self.cache
         return FrozenFeatures(
             encoder,
@@ -74,6 +79,7 @@ class _Images:
             LoadedImages(self.train.loader),
             self.cache.device,
             self.test.loader,
+            head,
         )
 
 
@@ -131,7 +137,8 @@ def evaluate(
         FeatureCache(None if cache_dir is None else expanded(cache_dir), device, say),
     )
     say(f"features of {len(train.index):,} training and {len(test.index):,} test images")
-    frozen = images.features(encoder)
+    deep = any(given.get("from_layer") for given in chosen.values())
+    frozen = images.features(encoder, head=_trained_head(read) if deep else None)
     about_data = data_record(data, train, test)
     about_data |= {
         "on": on,
@@ -159,12 +166,14 @@ def evaluate(
                 labelled[results[-1]["labelled"]] = lines
     if encoder_sha256(encoder) != sha256:
         raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
+    fresh = _fresh_head(read) if deep else None
     encoders = {y: _yardstick_encoder(y, read, network) for y in yardsticks}
     measured = [y for y in yardsticks if encoders[y] is not None]
     with_labels: dict[str, Any] | None = None
     for yardstick in measured:
         say(f"yardstick: {yardstick.replace('_', ' ')}")
-        other = _measure_yardstick(yardstick, encoders[yardstick], images, chosen, results, labels, say)
+        head = fresh if yardstick in _WITH_A_FRESH_HEAD else None
+        other = _measure_yardstick(yardstick, encoders[yardstick], head, images, chosen, results, labels, say)
         if yardstick == SUPERVISED and network is not None:
             with_labels = _of_supervised(network, read, other, test, about_data, own)
     record = {
@@ -308,13 +317,16 @@ def _settings(protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]
         raise ValueError(f"protocols name {listed(twice)} more than once.")
     chosen = {name: settings_of(name, settings.get(name, {}), OF_EVAL) for name in protocols}
     chosen = json.loads(json.dumps(chosen))
-    counts = ("epochs", "batch_size", "max_iterations", "draws")
+    counts = ("epochs", "batch_size", "max_iterations", "draws", "teacher_epochs")
     refuse(
         [
             f"{name}.{problem}"
             for name, given in chosen.items()
             for problem in out_of_range(
-                given, counts=counts, positive=("base_lr", "temperature"), not_negative=("weight_decay",)
+                given,
+                counts=counts,
+                positive=("base_lr", "temperature", "teacher_base_lr"),
+                not_negative=("weight_decay", "from_layer"),
             )
         ]
     )
@@ -375,6 +387,7 @@ def _of_supervised(
 def _measure_yardstick(
     yardstick: str,
     encoder: nn.Module | None,
+    head: nn.Module | None,
     images: _Images,
     chosen: Mapping[str, Mapping[str, Any]],
     results: list[dict[str, Any]],
@@ -388,7 +401,8 @@ def _measure_yardstick(
     """
     assert encoder is not None  # it is measured
     # Pixels are read faster than features are.
-    frozen = images.features(encoder, FeatureCache(None, images.cache.device) if yardstick == "raw_pixels" else None)
+    cache = FeatureCache(None, images.cache.device) if yardstick == "raw_pixels" else None
+    frozen = images.features(encoder, cache, head)
     for name, given in chosen.items():
         try:
             outcomes = _run(name, frozen, given)
@@ -422,6 +436,30 @@ def _yardstick_encoder(yardstick: str, read: Checkpoint, network: SupervisedNetw
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(read.model["seed"])  # the weights the run began with
         return new_encoder(read)
+
+
+def _trained_head(read: Checkpoint) -> nn.Module:
+    """The projection head of a run, whose layers a protocol trains from.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    head = _fresh_head(read)
+    head.load_state_dict({k.removeprefix("head."): v for k, v in read.state_dict.items() if k.startswith("head.")})
+    return head.eval()
+
+
+def _fresh_head(read: Checkpoint) -> nn.Module:
+    """A head as a run of this kind begins with."""
+    names = [name for name in read.state_dict if name.startswith("head.layers.")]
+    if not names or read.method not in METHODS:
+        raise ValueError(
+            f"from_layer: a run of method={read.method} has no projection head to train from. Leave it out."
+        )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        torch.manual_seed(read.model["seed"])
+        model: Any = find_method(read.method)(**read.model)
+    return model.head
 
 
 def _list_of(name: str, lines: list[str]) -> tuple[str, list[str]]:
