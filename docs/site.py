@@ -16,11 +16,28 @@ PAGES = {
 REFERENCE = {
     "method": (
         "The method",
-        ["module.SimCLR", "byol", "augment.SimCLRAugmentation", "losses", "heads.ProjectionHead", "encoders", "optim"],
+        [
+            "module.SimCLR",
+            "byol",
+            "supervised",
+            "augment.SimCLRAugmentation",
+            "losses",
+            "heads.ProjectionHead",
+            "encoders",
+            "optim",
+        ],
     ),
     "data": (
         "Images",
-        ["data.ImageData", "data.module.default_batch_size", "data.decode", "data.rules", "data.splits", "inputs"],
+        [
+            "data.ImageData",
+            "data.labelled",
+            "data.module.default_batch_size",
+            "data.decode",
+            "data.rules",
+            "data.splits",
+            "inputs",
+        ],
     ),
     "eval": (
         "Evaluation",
@@ -37,8 +54,12 @@ REFERENCE = {
             "eval.heads",
             "eval.few_labels",
             "eval.finetune",
+            "eval.distill",
+            "eval.training",
             "eval.feature_cache",
             "eval.suite",
+            "eval.transfer",
+            "eval.supervised",
             "eval.tables",
             "eval.verify",
         ],

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from simclr.losses import nt_xent
     from simclr.module import SimCLR
     from simclr.optim import LARS
+    from simclr.supervised import Supervised
 
 __version__ = "0.1.0"
 
-__all__ = ["BYOL", "LARS", "ProjectionHead", "SimCLR", "SimCLRAugmentation", "build_encoder", "load_encoder", "nt_xent"]
+__all__ = ["BYOL", "LARS", "ProjectionHead", "SimCLR", "SimCLRAugmentation", "Supervised"]
+__all__ += ["build_encoder", "load_encoder", "nt_xent"]
 
 _HOME = {
     "BYOL": "byol",
@@ -23,6 +25,7 @@ _HOME = {
     "ProjectionHead": "heads",
     "SimCLR": "module",
     "SimCLRAugmentation": "augment",
+    "Supervised": "supervised",
     "build_encoder": "encoders",
     "load_encoder": "checkpoint",
     "nt_xent": "losses",

@@ -40,7 +40,7 @@ RULES: dict[str, dict[Rule, str]] = {
             strength crop_scale crop_ratio flip_prob jitter_prob gray_prob blur_prob blur_sigma rotation_prob
             solarize_prob solarize_threshold cutout_prob cutout_size noise_prob noise_std sobel_prob
             augment_second_view mean std
-            predictor target_decay""",
+            predictor target_decay num_classes""",
         Rule.ROUNDING: "channels_last compile_encoder compile_views",
     },
     "data": {

@@ -14,7 +14,10 @@ from simclr.paths import expanded
 from simclr.report.pictures import MOST_NAMES, as_picture, confusion_picture, draw_confusion
 from simclr.wandb_run import WandbRun, rejoined
 
-NAMES = ("linear_top1", "linear_top5", "knn_top1", "random_encoder_top1", "starting_weights_top1", "raw_pixels_top1")
+NAMES = (
+    *("linear_top1", "linear_top5", "knn_top1", "random_encoder_top1", "starting_weights_top1", "raw_pixels_top1"),
+    "supervised_top1",
+)
 _PREFIX = "linear_eval/"
 _MATRIX = f"{_PREFIX}confusion_matrix"
 

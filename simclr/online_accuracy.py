@@ -33,6 +33,8 @@ class OnlineAccuracy(Measurer):
         images: the size of the sample, or fewer if there are fewer.
     """
 
+    own_images = True  # measured on images that are trained on
+
     def __init__(self, every_n_epochs: int, images: int):
         super().__init__(every_n_epochs)
         self.images = images
@@ -40,6 +42,8 @@ class OnlineAccuracy(Measurer):
     def why_not_on(self, data: object) -> str | None:
         if not isinstance(data, ImageData):
             return "the batches are not from simclr.data.ImageData, whose labelled images it is measured on"
+        if data.learns_from_labels and self.own_images:
+            return "the run learns the labels of the images that it would be measured on"
         try:
             labels = self.labels(data)
         except ValueError as error:  # none to hold out beside them
@@ -151,6 +155,7 @@ class OnlineProbe(OnlineAccuracy):
         super().__init__(every_n_epochs, images)
         self.regularization = regularization
         self.train_dir = train_dir
+        self.own_images = train_dir is None
         self._folder: Folder | None = None
         self._other: ImageData | None = None
 

@@ -241,8 +241,8 @@ ROWS = {
     "train --trainer.log_every_n_steps -1": "trainer.log_every_n_steps=-1 is negative. Use 1 or more.",
     "train --trainer.callbacks os.system": "trainer.callbacks=os.system is not a class that can be used here. Give "
     "its path, package.module.Class.",
-    "train --method no.such.Class": "method=no.such.Class is none of simclr, byol, nor the path of a class: No module "
-    "named 'no'.",
+    "train --method no.such.Class": "method=no.such.Class is none of simclr, byol, supervised, nor the path of a "
+    "class: No module named 'no'.",
     "check-data nowhere": "train_dir=nowhere does not exist. ...",
     "check-data empty": "train_dir=empty holds no images. Looked at every depth for ...",
     "check-data f.txt": "train_dir=f.txt is a file. Give the folder that holds the images.",

@@ -32,6 +32,7 @@ from simclr.online_accuracy import OnlineKNN, OnlineProbe
 from simclr.online_quality import OnlineQuality
 from simclr.optim import warmup_cosine
 from simclr.run_folder import RunFolder
+from simclr.supervised import Supervised
 from tiny import BATCH, STEPS, Record, fit, flags, tiny_data, tiny_model
 
 EPOCHS = 3
@@ -217,7 +218,7 @@ def test_every_setting_has_one_place_in_the_rules(monkeypatch):
     groups = {name: set(part) for name, part in found.items() if isinstance(part, dict)}
     groups[""] = set(found) - set(groups)
     signatures = {
-        "model": (SimCLR, BYOL, SimCLRAugmentation),
+        "model": (SimCLR, BYOL, Supervised, SimCLRAugmentation),
         "data": (ImageData,),
         "trainer": (Trainer,),
         "knn": (OnlineKNN,),

@@ -382,7 +382,7 @@ BAD = {
     "--protocols heads --heads.lrs [-1.0]": "needed learning rates > 0",
     "--protocols semi --semi.fractions [2.0]": "needed fractions in (0, 1]",
     "--protocols label_efficiency --label_efficiency.per_class [0]": "needed 1 label or more",
-    "--yardsticks random": "yardsticks: random is none of random_encoder, raw_pixels, starting_weights.",
+    "--yardsticks random": "yardsticks: random is none of random_encoder, raw_pixels, starting_weights, supervised.",
     "--csv other.csv": "csv=other.csv has other columns than an evaluation. Give another file.",
     "--csv .": "csv=. is a folder.",
     "--csv gone/all.csv": "there is no folder gone. Make it first.",

@@ -58,7 +58,7 @@ def parsers() -> dict[str, Parser]:
     built["ablate"] = ablate_parser()
 
     def stop(cli: TrainCLI) -> None:
-        built["train"] = built["profile"] = cli.parser
+        built["train"] = built["profile"] = built["supervised"] = cli.parser
         raise Parsed
 
     with pytest.MonkeyPatch.context() as patch:
@@ -166,8 +166,8 @@ TYPED = {
     "pretrain photos": "Did you mean train?",
     "pretrain": "Did you mean train?",
     "--linear-eval": "Did you mean linear-eval?",
-    "--epochs 10": "Begin with simclr train, linear-eval, eval, verify, report, profile, compare, ablate, export, "
-    "embed, search, duplicates, fit, predict, check-data, replay.",
+    "--epochs 10": "Begin with simclr train, supervised, linear-eval, eval, verify, report, profile, compare, "
+    "ablate, export, embed, search, duplicates, fit, predict, check-data, replay.",
     "photos": "Use simclr train photos.",
     "my.yaml": "Use simclr train --config my.yaml.",
     "help": "Use simclr --help",
@@ -343,7 +343,8 @@ def test_a_folder_by_itself_is_the_one_a_command_is_for(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "linear-eval", "report", "profile", "check-data", "replay", "eval", "verify", "ablate"]
+    "command",
+    ["train", "supervised", "linear-eval", "report", "profile", "check-data", "replay", "eval", "verify", "ablate"],
 )
 def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -357,6 +358,7 @@ def test_help_says_what_stands_by_itself_and_names_the_recipes(command, capsys):
         "eval": "RUN",
         "verify": "RUN",
         "ablate": "NAME",
+        "supervised": "RUN or FOLDER",
     }.get(command, "FOLDER")
     assert said.startswith(f"usage: simclr {command} [{place}] [options]\n")
     kind = "linear_eval" if command == "linear-eval" else "pretrain"

@@ -19,7 +19,7 @@ LAYERS = [
     ["run_length", "pyramid"],
     ["data"],
     ["inputs", "intact"],
-    ["module", "byol", "checkpoint", "starting_weights", "continuation", "training", "export"],
+    ["module", "byol", "supervised", "checkpoint", "starting_weights", "continuation", "training", "export"],
     ["memory"],
     ["eval"],
     ["online_quality", "use"],

@@ -91,7 +91,7 @@ def test_it_is_not_continued_with_other_settings_nor_as_another_method(runs, tmp
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("byol2", "method=byol2 is none of simclr, byol, nor the path of a class"),
+        ("byol2", "method=byol2 is none of simclr, byol, supervised, nor the path of a class"),
         ("toy.Nobody", "module 'toy' has no attribute 'Nobody'"),
         ("torch.nn.Linear", "is no method of pretraining: it lacks architecture, objective, training_step"),
     ],

@@ -946,7 +946,9 @@ TABLES = {
     "linear_evaluation_sgd": Table(
         linear_evaluation_sgd, evaluated_by_sgd, EVALUATION_SGD, ("encoder", "train_set", *FEATURES[2:])
     ),
-    "linear_evaluation": Table(linear_evaluation, recorded, EVALUATION, ("checkpoint", "data")),
+    "linear_evaluation": Table(  # of the supervised run: tests/test_supervised.py
+        linear_evaluation, recorded, EVALUATION, ("checkpoint", "data", "supervised")
+    ),
     "the protocol linear": Table(find_protocol("linear"), recorded_by_sgd, BY_SGD, ("frozen",)),
     "the protocol knn": Table(find_protocol("knn"), recorded_by_knn, BY_KNN, ("frozen",)),
     "the protocol logreg": Table(find_protocol("logreg"), fitted_by_lbfgs, BY_LBFGS, ("frozen",)),

@@ -1,13 +1,15 @@
 """The program that trains a classifier for a cell: `python -m simclr.ablate.supervised --out FILE`.
 
-From scratch, as He et al. 2015 train on CIFAR-10 (section 4.2: SGD, momentum .9, decay 1e-4, a tenth of the rate after
-half and three quarters of the steps, pad 4 and crop), or from the encoder of a run. It goes on after a kill from the
-last epoch, to the same bits: an epoch's order and its crops are functions of (seed, epoch, image).
+By the loop of `simclr.eval.training`: from scratch, as He et al. 2015 train on CIFAR-10 (section 4.2: SGD, momentum .9,
+decay 1e-4, a tenth of the rate after half and three quarters of the steps, pad 4 and crop), or from the encoder of a
+run. It goes on after a kill from the last epoch, to the same bits: an epoch's order and its crops are functions of
+(seed, epoch, image). The counterpart of a run, on its schedule, is that of `simclr supervised`.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from simclr.data import EvalLoader, ImageData
 from simclr.data.module import images_of_run
 from simclr.data.splits import stratified_split
 from simclr.encoders import build_encoder
+from simclr.eval.training import WithHead, head_layers, train_epochs
 from simclr.files import written_whole
 from simclr.inputs import to_unit_range
 from simclr.resnet import ResNet
@@ -93,7 +96,7 @@ def train_classifier(
     train, test = data.eval_loader("train", limit=settings.train), data.eval_loader("test", limit=settings.test)
     pixels, labels = _all(train)
     tested, wanted = _all(test)
-    network = nn.Sequential(body, nn.Linear(_width(body, size, len(mean)), int(labels.max()) + 1)).to(device)
+    network = nn.Sequential(body, nn.Linear(body.feature_dim, int(labels.max()) + 1)).to(device)
     if settings.labels < 1:
         kept = stratified_split(labels, settings.labels, seed=settings.seed)[1].sort().values
         pixels, labels = pixels[kept], labels[kept]
@@ -127,22 +130,13 @@ def _begin(settings: Settings, images: Path | None, start: Path | None) -> tuple
         model = network_of(checkpoint)
         body: Any = model.encoder
         if settings.from_layer:
-            body = nn.Sequential(model.encoder, model.head.layers[: settings.from_layer])
+            body = WithHead(model.encoder, head_layers(model.head, settings.from_layer), model.encoder.feature_dim)
         size = checkpoint.model["image_size"]
         return body, size, model.encoder.mean, model.encoder.std, images_of_run(checkpoint.data)
     options: dict[str, Any] = {"stem": settings.stem, "width": settings.width, "shortcut": settings.shortcut}
     body = build_encoder(settings.encoder, image_size=settings.image_size, **options, zero_init=settings.zero_init)
     data = ImageData(**folders, image_size=settings.image_size, batch_size=settings.batch_size, held_out=0)
     return body, settings.image_size, _MEAN, _STD, data
-
-
-def _width(body: nn.Module, size: int, channels: int) -> int:
-    modes = [(module, module.training) for module in body.modules()]
-    with torch.no_grad():
-        width = body.eval()(torch.zeros(1, channels, size, size)).shape[1]
-    for module, mode in modes:
-        module.training = mode
-    return width
 
 
 def _all(loader: EvalLoader) -> tuple[Tensor, Tensor]:
@@ -190,26 +184,27 @@ def _fit(
         network.load_state_dict(kept["network"])
         optimizer.load_state_dict(kept["optimizer"])
         step, curve = kept["step"], kept["curve"]
-    while step < settings.steps:
-        epoch, wrong, seen = step // per_epoch, 0.0, 0
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = epoch_order(settings.seed, epoch, len(labels))
-        network.train()
-        for batch in order[: per_epoch * size].view(per_epoch, size)[: settings.steps - step]:
-            for group in optimizer.param_groups:
-                group["lr"] = rate(step, settings)
-            logits = network(prepare.training(pixels[batch], batch, epoch))
-            target = labels[batch].to(logits.device)
-            loss = F.cross_entropy(logits, target)
-            if not loss.isfinite():
-                raise RuntimeError(f"the loss of step {step} is {loss.item()}")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            wrong, seen, step = wrong + float((logits.argmax(1) != target).sum()), seen + size, step + 1
-        curve.append([float(step), 100 * wrong / seen])
-        content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "curve": curve}
+        for batch in order[: per_epoch * size].view(per_epoch, size):
+            yield prepare.training(pixels[batch], batch, epoch), labels[batch].to(prepare.device)
+
+    training = train_epochs(
+        network,
+        optimizer,
+        batches,
+        partial(rate, settings=settings),
+        steps=settings.steps,
+        per_epoch=per_epoch,
+        step=step,
+        hint=f"lower lr={settings.lr}",
+    )
+    for done in training:
+        curve.append([float(done.step), 100 * done.wrong / done.seen])
+        content = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         with written_whole(path) as file:
-            torch.save(content, file)
+            torch.save({**content, "step": done.step, "curve": curve}, file)
     return curve
 
 

@@ -21,6 +21,11 @@ if not os.environ.get("SIMCLR_TRACEBACK"):
 # Command: its file and function, and what it does.
 COMMANDS = {
     "train": ("simclr.cli.train", "train", "Pretrain an encoder. See `python train.py --help`."),
+    "supervised": (
+        "simclr.cli.supervised",
+        "supervised",
+        "Train the same network with labels, to compare with. See `simclr supervised --help`.",
+    ),
     "linear-eval": (
         "simclr.cli.linear_eval",
         "linear_eval",

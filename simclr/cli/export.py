@@ -103,5 +103,5 @@ def _result(record: dict[str, Any]) -> dict[str, Any]:
     data = record["data"]
     protocol = f"{record['protocol']}, epoch {record['epoch']}, {data['test_images']} test images of {data['test']}"
     kept = ["ci95", "random_encoder_top1", "raw_pixels_top1", "knn_top1", "encoder_sha256", "date"]
-    kept += ["starting_weights_top1"] if "starting_weights_top1" in record else []
+    kept += [name for name in ("starting_weights_top1", "supervised_top1") if name in record]
     return {"protocol": protocol, "top1": record["linear_top1"], **{name: record.get(name) for name in kept}}

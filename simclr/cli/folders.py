@@ -10,7 +10,7 @@ from simclr.paths import expanded
 
 OPTION = {"train": "data.train_dir", "profile": "data.train_dir", "linear-eval": "checkpoint", "report": "run_dir"}
 OPTION |= {"compare": "runs", "check-data": "train_dir", "export": "encoder", "replay": "dump", "ablate": "name"}
-OPTION |= {"eval": "checkpoint", "verify": "run"}
+OPTION |= {"eval": "checkpoint", "verify": "run", "supervised": "data.train_dir"}
 PLACE = {"train": "FOLDER", "profile": "FOLDER", "linear-eval": "RUN", "report": "RUN"}  # what help calls it
 PLACE |= {
     "compare": "RUN RUN ...",
@@ -20,6 +20,7 @@ PLACE |= {
     "ablate": "NAME",
     "eval": "RUN",
     "verify": "RUN",
+    "supervised": "RUN or FOLDER",
 }
 OPTION |= {"embed": "images", "search": "image", "duplicates": "folder"}
 OPTION |= {"fit": "encoder", "predict": "images"}
@@ -67,7 +68,7 @@ def _refuse_other(args: list[str], i: int, command: str) -> None:
     path = expanded(word)
     if path.suffix in (".yaml", ".yml") and command != "ablate":
         raise ValueError(f"{word} is a file of settings. Use --config {word}.")
-    if command in ("train", "profile"):
+    if command in ("train", "profile", "supervised"):
         if path.suffix == ".ckpt" or (path / LAST).is_file():
             raise ValueError(
                 f"{word} is a run. To continue it: --ckpt_path {word}; to measure it: simclr linear-eval {word}."

@@ -278,6 +278,7 @@ HINTS = {
     for command, table in (
         ("train", _TRAIN),
         ("profile", _TRAIN),
+        ("supervised", _TRAIN),
         ("linear-eval", _MEASURE),
         ("eval", _EVAL),
         ("verify", _VERIFY),
@@ -350,6 +351,7 @@ EXAMPLES |= {
 EXAMPLES |= {"data.cache_dir": "cache", "trainer.precision": "32-true", "trainer.max_steps": "1000"}
 COMMANDS = {
     "train": "pretrain training learn run ssl_train",
+    "supervised": "labels with_labels train_supervised supervise classification cross_entropy",
     "linear-eval": "linear linear_probe lineareval",
     "eval": "evaluate evaluation probe knn logreg test validate benchmark score",
     "verify": "reproduce_results check_results prove recompute",

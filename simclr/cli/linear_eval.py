@@ -42,6 +42,7 @@ def linear_eval(argv: list[str] | None = None) -> None:
                 data,
                 protocol=config.protocol,
                 settings=settings,
+                supervised=config.supervised,
                 knn={name: config[f"knn_{name}"] for name in settings_in(find_protocol("knn"))},
                 device=device,
                 command=command,
@@ -65,9 +66,20 @@ def evaluation_parser() -> Parser:
         "--checkpoint", type=str, required=True, help="A run folder or a checkpoint file; RUN, by itself."
     )
     parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
+    add_supervised(parser)
     _add_protocols(parser)
     add_images(parser)
     return parser
+
+
+def add_supervised(parser: Parser) -> None:
+    """The counterpart of the run that was trained with labels."""
+    parser.add_argument(
+        "--supervised",
+        type=str | None,
+        default=None,
+        help="A run trained with labels (simclr supervised RUN): its number stands beside those of this one.",
+    )
 
 
 def add_images(parser: Parser) -> None:
@@ -96,6 +108,8 @@ def _add_protocols(parser: Parser) -> None:
 def parse_evaluation(parser: Parser, args: list[str]) -> tuple[Namespace, ImageData, Checkpoint]:
     """The settings of an evaluation, with the images that the run was trained on where none are named, looked for.
 
+    Images named in another way (`--on` of eval) are the caller's to find: see `image_settings`.
+
     Args:
         parser: with `checkpoint` and the settings of `add_images`.
         args: the command line.
@@ -118,9 +132,24 @@ def parse_evaluation(parser: Parser, args: list[str]) -> tuple[Namespace, ImageD
     of_encoder["bits"] = checkpoint.data.get("bits")
     settings = {**config.data.as_dict(), **of_encoder, "held_out": held_out}
     data = ImageData(**settings, batch_size=2)
+    places = ("source", "train_dir", "data_dir")
+    data.in_pretraining = all(getattr(config.data, name) == trained_on.get(name) for name in places)
+    if config.get("on") or config.get("suite"):
+        return config, data, checkpoint
     with folders_of_run(data, checkpoint.data):
         data.validate()
     return config, data, checkpoint
+
+
+def image_settings(config: Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
+    """How other images than those of a run are to be held: the settings of `ImageData` but for places.
+
+    Args:
+        config, checkpoint: as `parse_evaluation` gives them.
+    """
+    places = ("source", "train_dir", "test_dir", "data_dir", "shapes_train", "shapes_test", "leave_out")
+    kept = {name: value for name, value in config.data.as_dict().items() if name not in places}
+    return {**kept, "image_size": checkpoint.model["image_size"], "held_out": 0, "batch_size": 2}
 
 
 def print_result(record: dict[str, Any]) -> None:
@@ -137,10 +166,12 @@ def print_result(record: dict[str, Any]) -> None:
         ("yardstick: random encoder", "random_encoder_top1", ""),
         *(starting if "starting_weights_top1" in record else []),
         ("yardstick: raw pixels", "raw_pixels_top1", ""),
+        *([("supervised network", "supervised_top1", "")] if "supervised_top1" in record else []),
     ]
     for number, (name, key, remark) in enumerate(rows):
         if record[key] is None:
-            table.add_row(name, "-", "did not converge")
+            why = "knows other classes" if key == "supervised_top1" else "did not converge"
+            table.add_row(name, "-", why)
             continue
         ahead = f"{100 * (record['linear_top1'] - record[key]):+.1f} points" if number > 1 else remark
         if key == "linear_top1" and record["linear_top5"] is not None:

@@ -178,7 +178,7 @@ class Parser(LightningArgumentParser):
 
 
 def _epilog(command: str) -> str | None:
-    if command not in ("train", "profile", "linear-eval"):
+    if command not in ("train", "profile", "supervised", "linear-eval"):
         return None
     return f"Recipes for --config: {', '.join(recipes(recipes_of(command)))}."
 

@@ -3,6 +3,8 @@
 Lightning finds most of them in `fit`, when the run has a folder, and some never.
 """
 
+from collections.abc import Sequence
+
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
@@ -25,6 +27,13 @@ LOGGED = (
     *OF_STEPS,  # not what the machine decides, by which each rank would decide otherwise
 )
 
+
+# Those that a training with labels has in place of some.
+LOGGED_WITH_LABELS = tuple(
+    {"contrast_top1": "train_top1"}.get(name, name)
+    for name in LOGGED
+    if name not in ("positive_cosine", "negative_cosine", "knn_top1", "heldout_loss", "heldout_top1")
+)
 
 _MOST = 10**12  # epochs or steps: three decades of steps of a millisecond, so a slip of the hand
 
@@ -52,12 +61,13 @@ def check_devices(accelerator: object, devices: object, num_nodes: object = 1) -
             raise ValueError(f"trainer.{name}={given} is not 1 or more. Leave it out for the default.")
 
 
-def check_trainer(trainer: Trainer, val_check_interval: float | None = None) -> None:
+def check_trainer(trainer: Trainer, val_check_interval: float | None = None, logged: Sequence[str] = LOGGED) -> None:
     """Refuse what Lightning would refuse later, or carry out to no purpose.
 
     Args:
         trainer: as built from the options.
         val_check_interval: as given.
+        logged: what callbacks may watch.
     Raises:
         ValueError: with every problem and what to use.
     """
@@ -82,18 +92,18 @@ def check_trainer(trainer: Trainer, val_check_interval: float | None = None) -> 
             problems.append(f"trainer.{name}=0 trains nothing. Use 1 or more.")
         if (getattr(trainer, name) or 0) > _MOST:
             problems.append(f"trainer.{name}={getattr(trainer, name)} is more than a run can take: {_MOST:,} at most.")
-    problems += filter(None, map(_problem_of, trainer.callbacks))
+    problems += filter(None, (_problem_of(callback, logged) for callback in trainer.callbacks))
     if problems:
         raise ValueError("\n".join(problems))
 
 
-def _problem_of(callback: Callback) -> str | None:
+def _problem_of(callback: Callback, logged: Sequence[str]) -> str | None:
     name = type(callback).__name__
     if isinstance(callback, BatchSizeFinder):
         return f"trainer.callbacks={name}: another batch is another loss. Set --data.batch_size."
     if isinstance(callback, LearningRateFinder):
         return f"trainer.callbacks={name}: a contrastive loss does not tell a good rate early. Set --model.base_lr."
     monitor = getattr(callback, "monitor", None)
-    if isinstance(monitor, str) and monitor not in (*LOGGED, "gradient_cache_error", METRIC, "epoch", "step"):
-        return f"trainer.callbacks={name} watches {monitor}, which is not logged. Watch one of {', '.join(LOGGED)}."
+    if isinstance(monitor, str) and monitor not in (*logged, "gradient_cache_error", METRIC, "epoch", "step"):
+        return f"trainer.callbacks={name} watches {monitor}, which is not logged. Watch one of {', '.join(logged)}."
     return None

@@ -41,7 +41,7 @@ from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, q
 from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
 from simclr.cli.ranks import OtherRankFailed, Ranks, WithRanks
 from simclr.cli.recipes import with_config_files
-from simclr.cli.refusals import check_devices, check_trainer
+from simclr.cli.refusals import LOGGED, LOGGED_WITH_LABELS, check_devices, check_trainer
 from simclr.cli.resume_with import purposes, with_purposes
 from simclr.cli.saving import (
     InsideEpochs,
@@ -60,6 +60,7 @@ from simclr.data import ImageData
 from simclr.data.module import FOLDERS, LEFT_OUT, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
 from simclr.distributed import launched_rank
+from simclr.eval.supervised import METHOD as SUPERVISED
 from simclr.files import reason_of, remove_abandoned_sockets, write_atomically
 from simclr.loggers import EventFiles, build_loggers
 from simclr.memory import check_memory
@@ -74,10 +75,16 @@ from simclr.run_folder import CONFIG, RunFolder, latest_config, record_continuat
 from simclr.run_length import RunLength, run_length
 from simclr.step_figures import StepFigures
 from simclr.training.internals import children_watched_by, patience_of, wait_for_ranks
-from simclr.training.method import DEFAULT_METHOD, find_method, takes
+from simclr.training.method import DEFAULT_METHOD, find_method, meet_images, name_of, takes
 from simclr.wandb_run import WandbMode, WandbOptions, WandbRun, start_wandb, wandb_mode
 
 _LONGEST_WAIT = 7 * 24 * 60  # minutes
+_DOES = {
+    "train": "Pretrain an image encoder with SimCLR on the images in FOLDER (--data.train_dir).",
+    "supervised": "Train an image encoder and a classifier with the labels of class folders: with the settings of RUN, "
+    "as its counterpart, into RUN-supervised; or on FOLDER.",
+}
+_PROGRAM = {"train": ["python", "train.py"]}  # by which a command is told in a run's records
 _Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])  # as NumPy's
 
 
@@ -118,7 +125,8 @@ class TrainCLI(LightningCLI):
             "--method",
             type=str,
             default=DEFAULT_METHOD,
-            help="What is trained: simclr, or the path of a class of your own, package.module.Class.",
+            help="What is trained: simclr, byol, supervised (with labels), or the path of a class of your own, "
+            "package.module.Class.",
         )
         parser.add_argument(
             "--run_dir",
@@ -302,6 +310,7 @@ def summary(cli: TrainCLI) -> str:
     million = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     classes = f", {len(data.train.classes)} classes" if data.train.classes else ", no labels"
     held = f"; {data.held_out:,} of the images are held out, never trained on" if data.held_out else ""
+    held += f"; {data.kept_as_test:,} kept from training, the test of evaluation" if data.kept_as_test else ""
     lr = (
         f"{hparams.base_lr:g} x {hparams.lr_scaling} scaling"
         if hparams.lr_scaling != "none"
@@ -382,8 +391,14 @@ def keep_to_quota(processes: int = 1) -> None:
 
 
 @in_a_line
-def train(argv: list[str] | None = None) -> None:
-    """Pretrain an encoder. See `python train.py --help`."""
+def train(argv: list[str] | None = None, command: str = "train", typed: list[str] | None = None) -> None:
+    """Pretrain an encoder. See `python train.py --help`.
+
+    Args:
+        argv: the arguments; those of the process if not given.
+        command: of `simclr` that this is: train, or supervised.
+        typed: the arguments as they were given to the command, for the record; argv if not given.
+    """
     quiet()
     keep_freed_memory()
     keep_to_quota()
@@ -394,7 +409,7 @@ def train(argv: list[str] | None = None) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code
     try:
         with speaking_if(ranks.may_speak):
-            in_a_line(_train)(args, folder, ranks)
+            in_a_line(_train)(args, folder, ranks, command, args if typed is None else typed)
         ranks.wait_for_children()
     except KeyboardInterrupt:
         ranks.kill_children()
@@ -409,9 +424,9 @@ def train(argv: list[str] | None = None) -> None:
         folder.let_go()
 
 
-def _train(args: list[str], folder: RunFolder, ranks: Ranks) -> None:
+def _train(args: list[str], folder: RunFolder, ranks: Ranks, command: str, typed: list[str]) -> None:
     try:
-        cli = guarded(lambda: parse_and_build(args, folder, ranks=ranks))
+        cli = guarded(lambda: parse_and_build(args, folder, description=_DOES[command], command=command, ranks=ranks))
         guarded(lambda: check(cli))
         finished = cli.continuation if cli.continuation is not None and cli.continuation.finished else None
         if cli.trainer.fast_dev_run or finished is not None:
@@ -428,14 +443,14 @@ def _train(args: list[str], folder: RunFolder, ranks: Ranks) -> None:
     if folder.first:
         if not cli.trainer.fast_dev_run:
             try:
-                settings = guarded(lambda: _save_config(cli, args))
+                settings = guarded(lambda: _save_config(cli, [*_PROGRAM.get(command, ["simclr", command]), *typed]))
             except BaseException:
                 folder.discard()
                 raise
         print(summary(cli), flush=True)
         for line in remarks(cli):
             print(f"note: {line}", flush=True)
-    with _dashboards(cli, settings, args):
+    with _dashboards(cli, settings, ["simclr", command, *typed]):
         _fit_and_end(cli, folder, ranks)
 
 
@@ -448,7 +463,7 @@ def _dashboards(cli: TrainCLI, settings: dict[str, Any], args: list[str]) -> Ite
     if settings and cli.wandb_mode != "disabled":
         given = {field.name: cli.config[f"wandb_{field.name}"] for field in fields(WandbOptions)[:-1]}
         options = WandbOptions(**given, log_artifact=cli.config.log_artifact)
-        about = provenance(shlex.join(["simclr", "train", *args]))
+        about = provenance(shlex.join(args))
         step = cli.resumed.global_step if cli.resumed else 0
         cli.wandb = start_wandb(cli.run_dir, cli.wandb_mode, options, {**settings, **about}, step)
     if cli.wandb is None:
@@ -587,6 +602,8 @@ def _next_step(cli: TrainCLI) -> str:
         return "no checkpoint, as asked"
     if _stopped_early(cli):
         return _how_to_continue(cli)
+    if name_of(cli.model) == SUPERVISED:
+        return f"next: simclr eval RUN --supervised {cli.run_dir}, RUN a pretraining of the same images"
     measure = f"python linear_eval.py --checkpoint {cli.run_dir / LAST}"
     if cli.datamodule.has_labels:
         return f"next: {measure}"
@@ -628,7 +645,7 @@ def _save_config(cli: TrainCLI, args: list[str]) -> dict[str, Any]:
         write_atomically(cli.run_dir / STARTING_ENCODER, began.read_bytes())
     entry = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "train.py", *args]),
+        "command": shlex.join(args),
         "checkpoint": str(cli.resumed.path),
         "from_step": found.step,
         "total_steps": found.total,
@@ -645,7 +662,7 @@ def parse_and_build(
     args: list[str],
     folder: RunFolder,
     kind: type[TrainCLI] = TrainCLI,
-    description: str = "Pretrain an image encoder with SimCLR on the images in FOLDER (--data.train_dir).",
+    description: str = "",
     command: str = "train",
     ranks: Ranks | None = None,
 ) -> TrainCLI:
@@ -663,7 +680,7 @@ def parse_and_build(
             run=False,
             save_config_callback=None,
             parser_class=Parser,
-            parser_kwargs={"description": description, "command": command},
+            parser_kwargs={"description": description or _DOES["train"], "command": command},
             trainer_defaults={
                 "max_epochs": 100,
                 "use_distributed_sampler": False,  # our sampler hands out shares of one global batch
@@ -751,6 +768,7 @@ def check(cli: TrainCLI) -> None:
     if cli.resumed and cli.resumed.data:
         cli.datamodule.adopt(cli.resumed.data)
     with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):
+        meet_images(cli.model, cli.datamodule)
         cli.datamodule.validate(cli.trainer.world_size)
     trainer = cli.trainer
     if trainer.max_epochs == trainer.max_steps == -1:
@@ -759,7 +777,8 @@ def check(cli: TrainCLI) -> None:
     if cli.resumed:
         cli.continuation = check_resume(cli.resumed, cli.model, cli.datamodule, trainer, list(cli.on_purpose))
     cli.model.run.settle(cli.datamodule.batch_size)
-    check_trainer(trainer, cli.config.trainer.val_check_interval)
+    logged = LOGGED_WITH_LABELS if cli.datamodule.learns_from_labels else LOGGED
+    check_trainer(trainer, cli.config.trainer.val_check_interval, logged)
     cli.finite.check(trainer)
     cli.model.run.check(trainer)
     if cli.continuation is not None and cli.continuation.finished:

@@ -23,7 +23,8 @@ def verify(argv: list[str] | None = None) -> None:
     wrong = 0
     for name, record in records.items():
         try:
-            compared = guarded(partial(verify_record, name, record, config.run, folders=folders, device=device))
+            beside = {"folders": folders, "supervised": config.supervised, "device": device}
+            compared = guarded(partial(verify_record, name, record, config.run, **beside))
         except RuntimeError as error:
             fail(f"{name} cannot be computed again: {error}", FAILED)
         found = differing(compared)
@@ -69,5 +70,8 @@ def verify_parser() -> Parser:
         parser.add_argument(
             f"--{name}", type=str | None, default=None, help=f"In place of the recorded data.{name}, if it has moved."
         )
+    parser.add_argument(
+        "--supervised", type=str | None, default=None, help="The supervised run of the records, if it has moved."
+    )
     parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
     return parser

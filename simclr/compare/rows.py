@@ -228,6 +228,8 @@ def _of_evaluation(result: dict[str, Any]) -> dict[Column, Figure]:
     found = {Column(0, title, percent=True): Figure(result["linear_top1"], interval=(low, high))}
     if result.get("starting_weights_top1") is not None:
         found[Column(5, f"starting weights{test}", percent=True)] = Figure(result["starting_weights_top1"])
+    if result.get("supervised_top1") is not None:
+        found[Column(6, f"supervised{test}", percent=True)] = Figure(result["supervised_top1"])
     if result.get("knn_top1") is not None:
         images = data.get("test_images")
         interval = wilson_interval(round(result["knn_top1"] * images), images) if images else None

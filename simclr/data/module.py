@@ -182,6 +182,8 @@ class ImageData(LightningDataModule):
         self._named: dict[str, dict[int, str]] = {}  # by folder: what `leave_out` names there
         self._looked = False
         self._folders: dict[str, Folder] = {}
+        self._with_labels = False
+        self.in_pretraining = True  # whether a run was trained on these images, for notes
         self._fingerprint: dict[str, Tensor] = {}
 
     # Checking
@@ -192,6 +194,8 @@ class ImageData(LightningDataModule):
         if size is not None and self.held_out and not found:
             wrong = self._held_out_problems(size)
             found, size = found + wrong, None if wrong else size - self._held_out
+        if size is not None and self._with_labels and not found:
+            size -= len(self.untrained_numbers) - self._held_out
         if self.batch_size is None and size is not None:
             self.choose_batch_size(size, world_size)
         if self.batch_size is None:
@@ -341,6 +345,21 @@ class ImageData(LightningDataModule):
             ]
         return []
 
+    def refuse_unlabelled(self) -> None:
+        """Refuse image folders without labels, by the names of their files alone.
+
+        Raises:
+            ValueError: with what is needed.
+        """
+        folders = [self._folder(*folder) for folder in self._folder_paths()]
+        if folders and all(folder.labels is None for folder in folders):
+            raise ValueError(_unlabelled(folders[0].root))
+
+    @property
+    def metric(self) -> str:
+        """By which results on these images are compared: top1, or mean_per_class."""
+        return "top1"
+
     def adopt(self, settings: Mapping[str, Any]) -> None:
         """Hold out and keep, where that was left open, what a run that is to be continued does: images, and bits.
 
@@ -356,6 +375,78 @@ class ImageData(LightningDataModule):
     def _where(self) -> str:
         shown = {"folder": self.given["train_dir"], "shapes": "the built-in shapes"}
         return shown.get(self.source) or self.source
+
+    # Training with labels
+
+    def train_with_labels(self) -> list[str]:
+        """Have the images that evaluation takes as test kept from training, because it looks at labels.
+
+        They are those of `eval_loader("test")`: where no labelled test folder is given, `holdout` of each class.
+
+        Returns:
+            The names of the classes, in the order of their numbers. Reads no image.
+        Raises:
+            ValueError: if the training images have no labels or are of one class, or every problem of the settings.
+        """
+        if found := self._source_problems()[0]:
+            raise ValueError("\n".join(found))
+        classes = self._classes_of_training()
+        if classes is None:
+            why = (
+                "STL-10 is pretrained on its unlabeled images"
+                if self.source == "stl10"
+                else "give a folder with two or more class folders, all images in them"
+            )
+            raise ValueError(f"{self._where()} has no labels, which supervised training needs: {why}.")
+        if self.source in ("folder", "imagenet"):
+            sizes = self._folder(*self._folder_paths()[0]).labels
+            assert sizes is not None  # there are classes
+            if len(sizes.unique()) < 2:
+                raise ValueError(f"{self._where()} has images of one class: supervised training needs two or more.")
+        self._with_labels = True
+        return classes
+
+    def _classes_of_training(self) -> list[str] | None:
+        if self.source == "shapes":
+            return list(CLASSES)
+        if self.source in _NAMED:
+            return None if self.source == "stl10" else self._names_of_named()
+        return self._folder(*self._folder_paths()[0]).classes
+
+    def _names_of_named(self) -> list[str]:
+        self.setup()  # the names are in its files
+        assert self.train is not None
+        return list(self.train.classes or ())
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether a training with labels has asked for these images."""
+        return self._with_labels
+
+    @property
+    def kept_as_test(self) -> int:
+        """How many images of the training folder a training with labels leaves out, because evaluation tests on them.
+
+        Those held out anyway (`held_out`) count too.
+        """
+        return len(self._kept_as_test())
+
+    def _kept_as_test(self) -> Tensor:
+        """Their numbers, ascending."""
+        none = torch.empty(0, dtype=torch.int64)
+        paths = self._folder_paths()
+        if not self._with_labels or not paths or self.source in ("shapes", *_NAMED):
+            return none
+        train, *test = (self._folder(*folder) for folder in paths)
+        if train.labels is None or any(folder.labels is not None for folder in test):
+            return none
+        return stratified_split(train.labels, self.holdout, seed=_HOLDOUT)[1].sort().values
+
+    @property
+    def untrained_numbers(self) -> Tensor:
+        """The numbers in `train` of all images that are not trained on, ascending: held out, or kept as test."""
+        kept = self._kept_as_test()
+        return torch.cat((self.held_out_numbers, kept)).unique() if len(kept) else self.held_out_numbers
 
     # Reading
 
@@ -582,6 +673,8 @@ class ImageData(LightningDataModule):
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the images: the fingerprint, where `train_dataloader` has taken it."""
         held = {"held_out": torch.tensor(self.held_out)} if self._fingerprint and self.held_out else {}
+        if self._fingerprint and (kept := self.kept_as_test):
+            held["kept_as_test"] = torch.tensor(kept)
         return {**self._fingerprint, **held}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
@@ -590,6 +683,12 @@ class ImageData(LightningDataModule):
         self.adopt({"held_out": held})
         if state_dict and self.held_out != held:
             raise ValueError(f"data.held_out={self.held_out} but the checkpoint has {held}. Restore the setting.")
+        kept = int(state_dict.get("kept_as_test", 0))
+        if state_dict and self._with_labels and self.kept_as_test != kept:
+            raise ValueError(
+                f"{self.kept_as_test} images of {self._where()} are kept as test, the checkpoint kept {kept}: "
+                f"data.holdout={self.holdout} and data.test_dir decide on what is trained with labels. Restore them."
+            )
         self.check_images(state_dict)
 
     # Batches
@@ -603,7 +702,7 @@ class ImageData(LightningDataModule):
     def training_images(self) -> int:
         """How many of the images in `train` are trained on."""
         assert self.train is not None, "setup comes first"
-        return len(self.train) - len(self.held_out_numbers)
+        return len(self.train) - len(self.untrained_numbers)
 
     @property
     def held_out_numbers(self) -> Tensor:
@@ -659,7 +758,7 @@ class ImageData(LightningDataModule):
             rank,
             world_size,
             reshuffle=not same,
-            held_out=self.held_out_numbers,
+            held_out=self.untrained_numbers,
         )
         if trainer is None or not trainer.training:  # a loop of the caller's own, which no run has begun
             return TrainLoader(images, sampler, self._processes())
@@ -713,10 +812,7 @@ class ImageData(LightningDataModule):
         sets = (("train", self.labelled_train), ("test", self.test))
         labelled = [(split, s, s.labels) for split, s in sets if s is not None and s.labels is not None]
         if not labelled:
-            raise ValueError(
-                f"{self.labelled_train.name} has no labels: evaluation needs an image set with two or more class "
-                "folders, in data.train_dir or data.test_dir."
-            )
+            raise ValueError(_unlabelled(self.labelled_train.name))
         if len(labelled) == 2:
             return {split: (images, torch.arange(len(images)), None) for split, images, _ in labelled}
         [(split, pool, labels)] = labelled
@@ -731,8 +827,15 @@ class ImageData(LightningDataModule):
             "are the test"
         )
         but = f", but for {self.held_out} of the folder that it held out" if self.held_out else ""
-        note += f"; pretraining saw them, without labels{but}" if split == "train" else ""
+        note += f"; pretraining saw them, without labels{but}" if split == "train" and self.in_pretraining else ""
         return {"train": (pool, kept, note), "test": (pool, held, note)}
+
+
+def _unlabelled(name: str) -> str:
+    return (
+        f"{name} has no labels: evaluation needs an image set with two or more class folders, in data.train_dir or "
+        "data.test_dir."
+    )
 
 
 def default_batch_size(images: int, world_size: int = 1) -> int:

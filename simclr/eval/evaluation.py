@@ -34,6 +34,7 @@ from simclr.eval.logreg import NotConverged, linear_probe
 from simclr.eval.metrics import confusion_matrix, wilson_interval
 from simclr.eval.predictions import packed
 from simclr.eval.protocol import FrozenFeatures, find_protocol, settings_of
+from simclr.eval.supervised import read_supervised, refuse_seen_images, supervised_in_words, supervised_record
 from simclr.files import write_atomically
 from simclr.paths import expanded, stored
 
@@ -66,6 +67,7 @@ def linear_evaluation(
     protocol: str = "lbfgs",
     settings: Mapping[str, Any] | None = None,
     knn: Mapping[str, Any] | None = None,
+    supervised: str | Path | None = None,
     device: torch.device | str = "cpu",
     command: str = "",
     say: Callable[[str], None] = lambda text: None,
@@ -84,6 +86,8 @@ def linear_evaluation(
             paper's, on cropped and flipped images, last epoch; or another of `simclr.eval.protocol`.
         settings: of the protocol, by the names of its signature.
         knn: settings of kNN, likewise.
+        supervised: a run of the supervised method, the counterpart of this one: what its own classifier reaches on the
+            same test images is `supervised_top1`.
         device: where to compute.
         command: recorded with the result.
         say: is told what goes on, a line at a time.
@@ -104,11 +108,14 @@ def linear_evaluation(
     started = time.perf_counter()
     read = read_checkpoint(checkpoint)
     began = _starting_encoder(read)
+    network = None if supervised is None else read_supervised(supervised)
     encoder = load_encoder(read.path)
     sha256 = encoder_sha256(encoder)
     train_loader, test_loader = data.eval_loader("train"), data.eval_loader("test")
     refuse_unseen_classes(train_loader, test_loader)
     _refuse_too_many_neighbours(votes["k"], train_loader)
+    if network is not None:
+        refuse_seen_images(network, data, test_loader)
     say(f"features of {len(train_loader.index):,} training and {len(test_loader.index):,} test images")
     train_images, test_images = HashedImages(train_loader), HashedImages(test_loader)
     features = FrozenFeatures(
@@ -123,6 +130,12 @@ def linear_evaluation(
     linear = find_protocol(classifier)(features, **settings)
     neighbours = find_protocol("knn")(features, **votes)
     yardsticks = _yardsticks(read, began, train_loader, test_loader, device, say)
+    with_labels: dict[str, Any] = {}
+    if network is not None:
+        say("yardstick: the supervised network")
+        tested = extract_features(network.encoder, test_loader, device=device)[0]
+        top1, about_it = supervised_record(network, read, tested, test_loader)
+        with_labels = {"supervised_top1": top1, "supervised": about_it}
     if encoder_sha256(encoder) != sha256:
         raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
     correct = int((linear.predictions == labels).sum())
@@ -135,6 +148,7 @@ def linear_evaluation(
         "ci95": list(wilson_interval(correct, len(labels))),
         "knn_top1": int((neighbours.predictions == labels).sum()) / len(labels),
         **{f"{name}_top1": found and found.accuracy for name, found in yardsticks.items()},
+        **with_labels,
         "duplicates": duplicates_record(train_images, test_images, linear.predictions, neighbours.predictions),
         "encoder_sha256": sha256,
         "checkpoint": stored(read.path),
@@ -260,7 +274,7 @@ def grid_end_in_words(record: dict[str, Any]) -> str | None:
 def remarks(record: dict[str, Any]) -> list[str]:
     """What a reader of a record's numbers must know beside them, a line each."""
     found = (record["data"]["note"], duplicates_in_words(record), grid_end_in_words(record))
-    return [remark for remark in found if remark]
+    return [remark for remark in found if remark] + supervised_in_words(record.get("supervised"))
 
 
 def data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[str, Any]:
@@ -276,6 +290,7 @@ def data_record(data: ImageData, train: EvalLoader, test: EvalLoader) -> dict[st
         "train_images": len(train.index),
         "test_images": len(test.index),
         "classes": test.source.classes,
+        "metric": data.metric,
         "note": data.evaluation_note,
         "settings": {key: value for key, value in data.hparams.items() if value is not None},
     }

@@ -23,6 +23,8 @@ OF_EVAL = {
     "semi": "simclr.eval.few_labels.semi",
     "label_efficiency": "simclr.eval.few_labels.label_efficiency",
     "finetune": "simclr.eval.finetune.finetune",
+    "semi_finetune": "simclr.eval.finetune.semi_finetune",
+    "distill": "simclr.eval.distill.distill",
 }
 
 
@@ -49,6 +51,7 @@ class FrozenFeatures:
         train_images: the images behind `train`, in the same order.
         device: where to compute.
         test_images: batches of (images, labels) behind `test`, for a protocol that trains a copy of the encoder.
+        head: the projection head behind the encoder, for one that trains from its layers; None where there is none.
     """
 
     encoder: nn.Module
@@ -57,6 +60,7 @@ class FrozenFeatures:
     train_images: TrainSet
     device: torch.device | str = "cpu"
     test_images: Iterable[Any] | None = None
+    head: nn.Module | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,13 +30,17 @@ from simclr.eval.logreg import NotConverged
 from simclr.eval.metrics import bootstrap_interval, mean_per_class, wilson_interval
 from simclr.eval.predictions import packed
 from simclr.eval.protocol import OF_EVAL, FrozenFeatures, Outcome, find_protocol, settings_of
+from simclr.eval.supervised import METHOD as SUPERVISED
+from simclr.eval.supervised import SupervisedNetwork, read_supervised, refuse_seen_images
 from simclr.paths import expanded, shown, stored
+from simclr.training.method import METHODS, find_method
 
 SCHEMA = "simclr.eval/1"
 EVAL = "eval.json"  # in the run folder
 STARTING = "starting_encoder.safetensors"  # in the folder of a run that began with weights of its own
 LABELLED = "eval_labels"  # in the run folder: lists of the images whose labels were used
-YARDSTICKS = ("random_encoder", "raw_pixels", "starting_weights")
+YARDSTICKS = ("random_encoder", "raw_pixels", "starting_weights", SUPERVISED)
+_WITH_A_FRESH_HEAD = ("random_encoder", "starting_weights")  # as the run began
 _PIXELS = 32  # the largest side of which pixels are features
 
 
@@ -64,7 +69,9 @@ class _Images:
     test: HashedImages
     cache: FeatureCache
 
-    def features(self, encoder: nn.Module, cache: FeatureCache | None = None) -> FrozenFeatures:
+    def features(
+        self, encoder: nn.Module, cache: FeatureCache | None = None, head: nn.Module | None = None
+    ) -> FrozenFeatures:
         cache = cache or self.cache
         return FrozenFeatures(
             encoder,
@@ -73,6 +80,7 @@ class _Images:
             LoadedImages(self.train.loader),
             self.cache.device,
             self.test.loader,
+            head,
         )
 
 
@@ -83,6 +91,8 @@ def evaluate(
     *,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     yardsticks: Sequence[str] = YARDSTICKS,
+    supervised: str | Path | None = None,
+    on: str | None = None,
     cache_dir: str | Path | None = None,
     device: torch.device | str = "cpu",
     command: str = "",
@@ -96,6 +106,9 @@ def evaluate(
         protocols: names of `simclr.eval.protocol.OF_EVAL`, or paths of functions.
         settings: of each protocol, by the names of its signature.
         yardsticks: of `YARDSTICKS`; the starting weights where the run has them.
+        supervised: a run of the supervised method, the counterpart of this one: its encoder is a yardstick of every
+            protocol, and its own classifier is measured on the same test images.
+        on: what other images than the run's own are called, in every id; None for its own.
         cache_dir: where features are kept, see `simclr.eval.feature_cache`; None: nowhere.
         device: where to compute.
         command: recorded with the result.
@@ -111,20 +124,25 @@ def evaluate(
     chosen = _settings(protocols, settings or {})
     refuse([f"yardsticks: {y} is none of {listed(YARDSTICKS)}" for y in yardsticks if y not in YARDSTICKS])
     read = read_checkpoint(checkpoint)
+    network = None if supervised is None or SUPERVISED not in yardsticks else read_supervised(supervised)
     encoder = load_encoder(read.path)
     sha256 = encoder_sha256(encoder)
     train, test = data.eval_loader("train"), data.eval_loader("test")
     refuse_unseen_classes(train, test)
     _refuse_for_these_images(chosen, train)
+    if network is not None:
+        refuse_seen_images(network, data, test)
     images = _Images(
         HashedImages(train),
         HashedImages(test),
         FeatureCache(None if cache_dir is None else expanded(cache_dir), device, say),
     )
     say(f"features of {len(train.index):,} training and {len(test.index):,} test images")
-    frozen = images.features(encoder)
+    deep = any(given.get("from_layer") for given in chosen.values())
+    frozen = images.features(encoder, head=_trained_head(read) if deep else None)
     about_data = data_record(data, train, test)
     about_data |= {
+        "on": on,
         "split": "holdout" if data.evaluation_note else "test",
         "train_sha256": images_sha256(images.train),
         "test_sha256": images_sha256(images.test),
@@ -149,10 +167,16 @@ def evaluate(
                 labelled[results[-1]["labelled"]] = lines
     if encoder_sha256(encoder) != sha256:
         raise RuntimeError("the encoder changed during its evaluation: the numbers are void.")
-    measured = [y for y in yardsticks if y != "starting_weights" or (read.run_dir / STARTING).is_file()]
+    fresh = _fresh_head(read) if deep else None
+    encoders = {y: _yardstick_encoder(y, read, network) for y in yardsticks}
+    measured = [y for y in yardsticks if encoders[y] is not None]
+    with_labels: dict[str, Any] | None = None
     for yardstick in measured:
         say(f"yardstick: {yardstick.replace('_', ' ')}")
-        _measure_yardstick(yardstick, read, images, chosen, results, labels, say)
+        head = fresh if yardstick in _WITH_A_FRESH_HEAD else None
+        other = _measure_yardstick(yardstick, encoders[yardstick], head, images, chosen, results, labels, say)
+        if yardstick == SUPERVISED and network is not None:
+            with_labels = _of_supervised(network, read, other, test, about_data, own)
     record = {
         "schema": SCHEMA,
         "encoder": read.model["encoder"],
@@ -167,6 +191,7 @@ def evaluate(
         "yardsticks": measured,
         "results": results,
         "summaries": summaries(results),
+        "supervised": with_labels,
         "data": about_data,
         "duplicates": {"test_images": int((~own).sum())},
         "labels": packed(labels),
@@ -201,6 +226,7 @@ def identity(
         stands,
         f"split={data['split']}",
         f"n={data['test_images']}",
+        *([f"on={data['on']}"] if data.get("on") else []),
         f"res{read.model['image_size']}",
         *filter(None, [about["variant"], settings]),
     ]
@@ -275,6 +301,16 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def refuse_unknown_protocols(protocols: Sequence[str]) -> None:
+    """Refuse names of no protocol, before images are looked for.
+
+    Raises:
+        ValueError: naming one.
+    """
+    for name in protocols:
+        find_protocol(name, OF_EVAL)
+
+
 def _settings(protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The settings of each protocol asked for, as JSON has them, checked before anything is computed."""
     if not protocols:
@@ -283,13 +319,16 @@ def _settings(protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]
         raise ValueError(f"protocols name {listed(twice)} more than once.")
     chosen = {name: settings_of(name, settings.get(name, {}), OF_EVAL) for name in protocols}
     chosen = json.loads(json.dumps(chosen))
-    counts = ("epochs", "batch_size", "max_iterations", "draws")
+    counts = ("epochs", "batch_size", "max_iterations", "draws", "teacher_epochs")
     refuse(
         [
             f"{name}.{problem}"
             for name, given in chosen.items()
             for problem in out_of_range(
-                given, counts=counts, positive=("base_lr", "temperature"), not_negative=("weight_decay",)
+                given,
+                counts=counts,
+                positive=("base_lr", "temperature", "teacher_base_lr"),
+                not_negative=("weight_decay", "from_layer"),
             )
         ]
     )
@@ -330,19 +369,42 @@ def _numbers(outcome: Outcome, labels: Tensor, own: Tensor) -> dict[str, Any]:
     }
 
 
+def _of_supervised(
+    network: SupervisedNetwork,
+    read: Checkpoint,
+    frozen: FrozenFeatures,
+    test: EvalLoader,
+    data: Mapping[str, Any],
+    own: Tensor,
+) -> dict[str, Any]:
+    """The supervised counterpart and what its own classifier reaches, as a result; no numbers for other classes."""
+    about = network.about(read)
+    outcome = network.predict(frozen.test[0], test)
+    if outcome is None:
+        return {**about, "top1": None}
+    of = {"protocol": SUPERVISED, "variant": "", "settings": {}}
+    return {**about, **identity(of, network.read, data, about["encoder_sha256"]), **_numbers(outcome, test.labels, own)}
+
+
 def _measure_yardstick(
     yardstick: str,
-    read: Checkpoint,
+    encoder: nn.Module | None,
+    head: nn.Module | None,
     images: _Images,
     chosen: Mapping[str, Mapping[str, Any]],
     results: list[dict[str, Any]],
     labels: Tensor,
     say: Callable[[str], None],
-) -> None:
-    """What every protocol comes to on features that pretraining had no part in; None where it comes to nothing."""
-    encoder = _yardstick_encoder(yardstick, read)
+) -> FrozenFeatures:
+    """What every protocol comes to on features that pretraining had no part in; None where it comes to nothing.
+
+    Returns:
+        Those features.
+    """
+    assert encoder is not None  # it is measured
     # Pixels are read faster than features are.
-    frozen = images.features(encoder, FeatureCache(None, images.cache.device) if yardstick == "raw_pixels" else None)
+    cache = FeatureCache(None, images.cache.device) if yardstick == "raw_pixels" else None
+    frozen = images.features(encoder, cache, head)
     for name, given in chosen.items():
         try:
             outcomes = _run(name, frozen, given)
@@ -361,16 +423,45 @@ def _measure_yardstick(
                     "top1": int((outcome.predictions == labels).sum()) / len(labels),
                     "mean_per_class": mean_per_class(outcome.predictions, labels),
                 }
+    return frozen
 
 
-def _yardstick_encoder(yardstick: str, read: Checkpoint) -> nn.Module:
+def _yardstick_encoder(yardstick: str, read: Checkpoint, network: SupervisedNetwork | None) -> nn.Module | None:
+    """What makes the features of a yardstick; None where this run has none of the kind."""
+    if yardstick == SUPERVISED:
+        return None if network is None else network.encoder
     if yardstick == "raw_pixels":
         return RawPixels(read.model["image_size"])
     if yardstick == "starting_weights":
-        return load_encoder(read.run_dir / STARTING)
+        path = read.run_dir / STARTING
+        return load_encoder(path) if path.is_file() else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(read.model["seed"])  # the weights the run began with
         return new_encoder(read)
+
+
+def _trained_head(read: Checkpoint) -> nn.Module:
+    """The projection head of a run, whose layers a protocol trains from.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    head = _fresh_head(read)
+    head.load_state_dict({k.removeprefix("head."): v for k, v in read.state_dict.items() if k.startswith("head.")})
+    return head.eval()
+
+
+def _fresh_head(read: Checkpoint) -> nn.Module:
+    """A head as a run of this kind begins with."""
+    names = [name for name in read.state_dict if name.startswith("head.layers.")]
+    if not names or read.method not in METHODS:
+        raise ValueError(
+            f"from_layer: a run of method={read.method} has no projection head to train from. Leave it out."
+        )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        torch.manual_seed(read.model["seed"])
+        model: Any = find_method(read.method)(**read.model)
+    return model.head
 
 
 def _list_of(name: str, lines: list[str]) -> tuple[str, list[str]]:

@@ -7,13 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from simclr.eval.suite import YARDSTICKS
+from simclr.eval.supervised import supervised_in_words
 from simclr.files import write_atomically
 from simclr.paths import expanded, shown
 
+_SUPERVISED = "supervised, its own classifier"
 COLUMNS = (
-    *("run", "encoder", "epoch", "protocol", "variant", "top1", "ci95_low", "ci95_high", "mean_per_class"),
+    *(
+        "run",
+        "encoder",
+        "epoch",
+        "dataset",
+        "metric",
+        "protocol",
+        "variant",
+        "top1",
+        "ci95_low",
+        "ci95_high",
+        "mean_per_class",
+    ),
     *("mean_per_class_low", "mean_per_class_high", "top5", "top1_without_duplicates", "n_test", *YARDSTICKS),
-    *("id", "hash", "encoder_sha256", "date"),
+    *("supervised_top1", "id", "hash", "encoder_sha256", "date"),
 )
 
 
@@ -67,7 +81,18 @@ def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             cells += [percent(result["mean_per_class"]), "-".join(map(percent, result["mean_per_class_ci95"]))]
             cells += [percent(other and other["top1"]) for other in others]
         rows.append([name_of(result), *cells])
+    if (own := record.get("supervised")) and own["top1"] is not None:
+        cells = [percent(own["top1"]), "-".join(map(percent, own["ci95"]))]
+        cells += [percent(own["mean_per_class"]), "-".join(map(percent, own["mean_per_class_ci95"]))]
+        rows.append([_SUPERVISED, *cells, *[""] * len(yardsticks)])
     return head, rows
+
+
+def identities(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The hash and the id of every number of the table, in the order of its rows."""
+    found = [(result["hash"], result["id"]) for result in shown_results(record)]
+    own = record.get("supervised")
+    return [*found, (own["hash"], own["id"])] if own and own["top1"] is not None else found
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:
@@ -85,6 +110,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
             found.append(f"{name}: the {end} of its learning rates was the best, beyond which a better one may lie")
         if end := about.get("regularization_end"):
             found.append(f"{name}: regularisation chosen at the {end} end of its grid, beyond which a better may lie")
+    if (own := record.get("supervised")) and own["top1"] is None:
+        found.append("the supervised run knows other classes: its encoder is measured, its own classifier is not")
+    found += supervised_in_words(record.get("supervised"))
     if record["finished"] is False:
         found.append(
             f"the run was not finished: the encoder is that of step {record['global_step']} of {record['total_steps']}"
@@ -96,12 +124,23 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     """The table with the identity of every number below, and the notes."""
     head, rows = table(record)
     lines = [f"# {record['encoder']}, epoch {record['epoch']}", ""]
-    lines += [_row(head), _row(["---", *["---:"] * (len(head) - 1)]), *map(_row, rows), ""]
-    lines += [f"- `{result['hash']}` {result['id']}" for result in shown_results(record)]
+    lines += [*markdown_table(head, rows), ""]
+    lines += [f"- `{key}` {text}" for key, text in identities(record)]
     lines += ["", *(f"- {note}" for note in notes(record))]
     data = record["data"]
     lines += ["", f"{data['test_images']:,} test images of {data['test']}; {data['train_images']:,} training images."]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(head: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
+    """A table in Markdown, a line each.
+
+    Args:
+        head, rows: its cells.
+        left: columns that are set to the left; the others hold numbers.
+    """
+    under = ["---"] * left + ["---:"] * (len(head) - left)
+    return [_row(head), _row(under), *map(_row, rows)]
 
 
 def _row(cells: list[str]) -> str:
@@ -116,6 +155,8 @@ def csv_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "run": folder.name,
             **{key: record[key] for key in ("encoder", "epoch", "encoder_sha256", "date")},
+            "dataset": record["data"]["on"] or record["data"]["test"],
+            "metric": record["data"]["metric"],
             **{key: result[key] for key in ("protocol", "variant", "top1", "mean_per_class", "top5", "n_test")},
             "ci95_low": result["ci95"][0],
             "ci95_high": result["ci95"][1],
@@ -123,6 +164,7 @@ def csv_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "mean_per_class_high": result["mean_per_class_ci95"][1],
             "top1_without_duplicates": result["top1_without_duplicates"],
             **{y: (result["yardsticks"].get(y) or {}).get("top1") for y in YARDSTICKS},
+            "supervised_top1": (record.get("supervised") or {}).get("top1"),
             "id": result["id"],
             "hash": result["hash"],
         }
@@ -147,8 +189,8 @@ def refuse_foreign_csv(path: str | Path) -> None:
             raise ValueError(f"csv={shown(path)} has other columns than an evaluation. Give another file.")
 
 
-def append_csv(record: Mapping[str, Any], path: str | Path) -> Path:
-    """Append the results to a CSV file, with the names of the columns if it is not there or empty.
+def append_csv(path: str | Path, *records: Mapping[str, Any]) -> Path:
+    """Append the results of records to a CSV file, with the names of the columns if it is not there or empty.
 
     Returns:
         The file.
@@ -163,6 +205,7 @@ def append_csv(record: Mapping[str, Any], path: str | Path) -> Path:
     if not before.strip():
         before = b""
         writer.writeheader()
-    writer.writerows(csv_rows(record))
+    for record in records:
+        writer.writerows(csv_rows(record))
     write_atomically(path, before + text.getvalue().encode())
     return path

@@ -1,7 +1,8 @@
 """Whether the numbers of a run's records are those that its encoder gives: computed again from images, and compared."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 
 from simclr.data import ImageData
-from simclr.data.module import images_of_run
+from simclr.data.labelled import images_of_record
 from simclr.eval.evaluation import LINEAR, RESULT, linear_evaluation
 from simclr.eval.predictions import unpacked
 from simclr.eval.protocol import find_protocol, settings_in
 from simclr.eval.suite import EVAL, SCHEMA, evaluate, record_sha256
+from simclr.eval.transfer import FOLDER
 from simclr.paths import expanded
 
 _NEEDED = ("results", "protocols", "yardsticks", "encoder_sha256", "checkpoint", "data", "sha256")
@@ -62,21 +64,27 @@ def records_of(run_dir: str | Path) -> dict[str, dict[str, Any]]:
     found = {}
     for name, needed in ((EVAL, _NEEDED), (RESULT, _NEEDED_LINEAR)):
         path = run_dir / name
-        if not path.is_file():
-            continue
-        try:
-            record = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read as JSON: {error}.") from error
-        if name == EVAL and isinstance(record, dict) and record.get("schema") != SCHEMA:
-            raise ValueError(f"{path} has schema {record.get('schema')}, this version reads {SCHEMA}.")
-        lacking = [key for key in needed if not isinstance(record, dict) or key not in record]
-        if lacking:
-            raise ValueError(f"{path} is no record of an evaluation: it lacks {', '.join(lacking)}.")
-        found[name] = record
+        if path.is_file():
+            found[name] = _read(path, name, needed)
+    for path in sorted((run_dir / FOLDER).glob("*.json")):
+        if not re.search(r"\.\d+$", path.stem):  # else an earlier one
+            found[f"{FOLDER}/{path.name}"] = _read(path, EVAL, _NEEDED)
     if not found:
         raise FileNotFoundError(f"no {EVAL} and no {RESULT} in {run_dir}. Measure the run first: simclr eval {run_dir}")
     return found
+
+
+def _read(path: Path, kind: str, needed: Sequence[str]) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}.") from error
+    if kind == EVAL and isinstance(record, dict) and record.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {record.get('schema')}, this version reads {SCHEMA}.")
+    lacking = [key for key in needed if not isinstance(record, dict) or key not in record]
+    if lacking:
+        raise ValueError(f"{path} is no record of an evaluation: it lacks {', '.join(lacking)}.")
+    return record
 
 
 def verify_record(
@@ -85,16 +93,18 @@ def verify_record(
     run_dir: str | Path,
     *,
     folders: Mapping[str, str | None] | None = None,
+    supervised: str | Path | None = None,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Compared]:
     """Compute the numbers of a record again, without any cache, and put them beside what it says.
 
     Args:
-        name: of the file, `eval.json` or `linear_eval.json`.
+        name: of the file, `eval.json`, `linear_eval.json` or `transfer/NAME.json`.
         record: what it holds.
         run_dir: the run folder; the checkpoint is looked for in it under its recorded name.
         folders: settings of `ImageData` in place of the recorded ones, for images that have moved.
+        supervised: the supervised run that the record stands beside, if it has moved.
         device: where to compute.
         say: is told what goes on, a line at a time.
     Returns:
@@ -104,10 +114,12 @@ def verify_record(
     """
     checkpoint = _checkpoint(record, expanded(run_dir))
     changed = {key: value for key, value in (folders or {}).items() if value is not None}
-    data = images_of_run(record["data"]["settings"], **changed)
+    data = images_of_record(record["data"]["settings"], **changed)
     data.validate()
-    again = _again if name == EVAL else _again_linear
-    return again(record, checkpoint, data, device, say)
+    again = _again_linear if name == RESULT else _again
+    beside = record.get("supervised")
+    counterpart = (supervised or beside["checkpoint"]) if beside else None
+    return again(record, checkpoint, data, counterpart, device, say)
 
 
 def _checkpoint(record: Mapping[str, Any], run_dir: Path) -> Path:
@@ -118,10 +130,20 @@ def _checkpoint(record: Mapping[str, Any], run_dir: Path) -> Path:
     raise FileNotFoundError(f"no checkpoint {recorded.name} in {run_dir}, of which its record is.")
 
 
-def _again(record: Mapping[str, Any], checkpoint: Path, data: ImageData, device: Any, say: Any) -> list[Compared]:
+def _again(
+    record: Mapping[str, Any], checkpoint: Path, data: ImageData, counterpart: Any, device: Any, say: Any
+) -> list[Compared]:
     settings = record["protocols"]
     found, _ = evaluate(
-        checkpoint, data, list(settings), settings=settings, yardsticks=record["yardsticks"], device=device, say=say
+        checkpoint,
+        data,
+        list(settings),
+        settings=settings,
+        yardsticks=record["yardsticks"],
+        supervised=counterpart,
+        on=record["data"].get("on"),
+        device=device,
+        say=say,
     )
     compared = [Compared("content of the file", record["sha256"], record_sha256(record))]
     compared.append(Compared("encoder", record["encoder_sha256"], found["encoder_sha256"]))
@@ -140,11 +162,22 @@ def _again(record: Mapping[str, Any], checkpoint: Path, data: ImageData, device:
             other, again = ((part.get("yardsticks") or {}).get(yardstick) for part in (a, b))
             compared.append(Compared(f"{title}, {yardstick.replace('_', ' ')}", other, again))
     compared.append(Compared("means over draws", record.get("summaries"), found["summaries"]))
+    compared += _compared_supervised(record.get("supervised"), found["supervised"])
     return compared
 
 
+def _compared_supervised(recorded: Any, found: Any) -> list[Compared]:
+    """The supervised counterpart of two records; nothing where neither has one."""
+    if not recorded and not found:
+        return []
+    was, is_ = recorded or {}, found or {}
+    parts = ("encoder_sha256", "top1", "mean_per_class", "hash")
+    compared = [Compared(f"supervised, {part}", was.get(part), is_.get(part)) for part in parts]
+    return [*compared, _predictions("supervised, predictions", was.get("predictions"), is_.get("predictions"))]
+
+
 def _again_linear(
-    record: Mapping[str, Any], checkpoint: Path, data: ImageData, device: Any, say: Any
+    record: Mapping[str, Any], checkpoint: Path, data: ImageData, counterpart: Any, device: Any, say: Any
 ) -> list[Compared]:
     protocol = record["protocol"]
     names = settings_in(find_protocol(LINEAR.get(protocol, protocol)))
@@ -155,6 +188,7 @@ def _again_linear(
         protocol=protocol,
         settings={name: record[name] for name in names if name in record},
         knn=knn,
+        supervised=counterpart,
         device=device,
         say=say,
     )
@@ -164,9 +198,11 @@ def _again_linear(
     compared.append(Compared("test labels", was.get("labels"), is_.get("labels")))
     a, b = (each.get("duplicates") or {} for each in (record, found))  # whose examples are paths from here
     compared += [Compared(f"duplicates, {key}", a.get(key), b.get(key)) for key in _OF_DUPLICATES]
-    keys = ("linear_top1", "linear_top5", "ci95", "knn_top1", "random_encoder_top1", "raw_pixels_top1")
+    keys = ["linear_top1", "linear_top5", "ci95", "knn_top1", "random_encoder_top1", "raw_pixels_top1"]
+    keys += ["starting_weights_top1", "supervised_top1"]
     compared += [Compared(key, record.get(key), found.get(key)) for key in (*keys, "confusion_matrix")]
-    return [*compared, *(_predictions(f"{key} predictions", was.get(key), is_.get(key)) for key in ("linear", "knn"))]
+    compared += [_predictions(f"{key} predictions", was.get(key), is_.get(key)) for key in ("linear", "knn")]
+    return [*compared, *_compared_supervised(record.get("supervised"), found.get("supervised"))]
 
 
 def _predictions(what: str, recorded: Any, found: Any) -> Compared:

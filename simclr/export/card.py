@@ -105,6 +105,8 @@ def _results(results: list[dict[str, Any]]) -> list[str]:
     yardsticks = {"random encoder": "random_encoder_top1", "raw pixels": "raw_pixels_top1"}
     if any("starting_weights_top1" in result for result in results):
         yardsticks["starting weights"] = "starting_weights_top1"
+    if any(result.get("supervised_top1") is not None for result in results):
+        yardsticks["supervised"] = "supervised_top1"
     rows = [f"| protocol | top-1 | 95 % interval | {' | '.join(yardsticks)} |", "|---" * (3 + len(yardsticks)) + "|"]
     for result in results:
         values = (result.get(name) for name in yardsticks.values())

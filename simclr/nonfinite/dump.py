@@ -51,6 +51,7 @@ class Batch:
         share: images of one rank.
         side: of the images, in pixels.
         loss: as it was computed; None if it was not.
+        labels: (n,) int64, of a method that learns from them; else None.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Batch:
     share: int
     side: int
     loss: float | None = None
+    labels: Tensor | None = None
 
     def name(self, place: int) -> str:
         """An image of the batch, for people: its file, else its number in the data set."""
@@ -170,9 +172,10 @@ def read_dump(path: str | Path) -> Dump:
 
 def _sized(batch: Mapping[str, Any]) -> bool:
     count, pixels = len(batch["index"]), batch.get("pixels")
-    return batch["index"].dim() == 1 and count > 0 and len(batch["names"]) in (0, count) and (
-        pixels is None or (isinstance(pixels, Tensor) and pixels.dim() == 4 and len(pixels) == count)
-    )  # fmt: skip
+    labels = batch.get("labels")
+    sized = pixels is None or (isinstance(pixels, Tensor) and pixels.dim() == 4 and len(pixels) == count)
+    sized &= labels is None or (isinstance(labels, Tensor) and labels.shape == batch["index"].shape)
+    return sized and batch["index"].dim() == 1 and count > 0 and len(batch["names"]) in (0, count)
 
 
 def _find(path: Path) -> Path:
@@ -253,6 +256,9 @@ def new_dump(
         batches, step, epoch, rank, found, scale: see `Dump`.
     """
     data = getattr(trainer, "datamodule", None)
+    if (labels_of := getattr(module, "labels_of", None)) is not None:
+        for batch in batches:
+            batch.labels = labels_of(batch.index)
     about = record_of(module, module.hparams)
     return Dump(
         method=about["name"],

@@ -160,6 +160,7 @@ def compute(dump: Dump, precision: str, device: str = "cpu", kind: type | None =
         warnings.simplefilter("ignore")  # Lightning's and ours about settings of a run, which this is none of
         module = _build(dump, kind or find_method(dump.method), precision)
         batches = [(batch.images(dump.rules), batch.index) for batch in dump.batches]
+        _bring_labels(module, dump)
         kind_of, _, number = device.partition(":")
         place: dict[str, Any] = {"accelerator": "gpu", "devices": [int(number or 0)]}
         place = {"accelerator": "cpu", "devices": 1} if kind_of == "cpu" else place
@@ -198,6 +199,15 @@ def _build(dump: Dump, kind: Any, precision: str) -> LightningModule:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{dump.path} does not fit method={dump.method} of this version: {reason}") from error
     return module if precision.startswith("64") else module.float()
+
+
+def _bring_labels(module: Any, dump: Dump) -> None:
+    """Give a method that learns from labels those of the dump's images, by their numbers in the data set."""
+    index = torch.cat([batch.index for batch in dump.batches])
+    labels = [batch.labels for batch in dump.batches if batch.labels is not None]
+    if len(labels) == len(dump.batches):
+        module.labels = torch.zeros(int(index.max()) + 1, dtype=torch.int64)
+        module.labels[index] = torch.cat(labels)
 
 
 def dump_is_of_one_group(dump: Dump) -> bool:
@@ -339,7 +349,8 @@ def _part(batch: Batch, places: Sequence[int]) -> Batch:
     assert batch.pixels is not None  # read by `replay_step`
     chosen = list(places)
     names = [batch.names[place] for place in chosen] if batch.names else []
-    return replace(batch, index=batch.index[chosen], pixels=batch.pixels[chosen], names=names)
+    labels = None if batch.labels is None else batch.labels[chosen]
+    return replace(batch, index=batch.index[chosen], pixels=batch.pixels[chosen], names=names, labels=labels)
 
 
 def verdict(

@@ -97,7 +97,7 @@ def headline(
 def _ahead(result: Content) -> list[tuple[float, str]]:
     """By how many points the encoder is ahead of each yardstick that has a number: one may not have converged."""
     names = {"raw_pixels_top1": "raw pixels", "random_encoder_top1": "a random encoder"}
-    names |= {"starting_weights_top1": "the weights it began with"}
+    names |= {"starting_weights_top1": "the weights it began with", "supervised_top1": "the supervised network"}
     known = {name: result[key] for key, name in names.items() if result.get(key) is not None}
     return [(100 * (result["linear_top1"] - value), name) for name, value in known.items()]
 
@@ -149,6 +149,7 @@ def _bars(result: Content) -> list[tuple[str, float, str]]:
         bars.append((f"kNN, k = {result.get('knn_k', '?')}", result["knn_top1"], "ours light"))
     yardsticks = {"random encoder": result["random_encoder_top1"]}
     yardsticks |= {"starting weights": result.get("starting_weights_top1"), "raw pixels": result["raw_pixels_top1"]}
+    yardsticks |= {"supervised network": result.get("supervised_top1")}
     return bars + [(name, value, "") for name, value in yardsticks.items() if value is not None]
 
 
@@ -213,6 +214,13 @@ def _panels(history: History, objective: Objective, classes: int | None) -> list
         Panel(
             "contrastive top-1, %",
             series(("contrast_top1", "training steps", "accent", False), ("heldout_top1", "held-out", "wrong", False)),
+            zero=True,
+            scale=100,
+        ),
+        Panel(
+            "accuracy on training images, %",
+            series(("train_top1", "training steps", "accent", False)),
+            [(1 / classes, "guessing")] if classes else [],
             zero=True,
             scale=100,
         ),

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from simclr.training.views import EpochViews
 
 DEFAULT_METHOD = "simclr"
-METHODS = {"simclr": "simclr.module.SimCLR", "byol": "simclr.byol.BYOL"}  # those that have a name of their own
+# Those that have a name of their own.
+METHODS = {"simclr": "simclr.module.SimCLR", "byol": "simclr.byol.BYOL", "supervised": "simclr.supervised.Supervised"}
 
 
 class Method(Protocol):
@@ -73,6 +74,21 @@ def takes(method: type, setting: str) -> bool:
     known = inspect.signature(method).parameters
     rest = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     return setting in known or (rest and setting in inspect.signature(SimCLRAugmentation).parameters)
+
+
+def meet_images(method: Any, data: object) -> None:
+    """Let a method that depends on the images know them, before its weights are counted or compared.
+
+    A method that does has `meet`; the others depend on their settings alone.
+
+    Args:
+        method: as built.
+        data: the data module of its run; it need not be set up.
+    Raises:
+        ValueError: if the images do not serve.
+    """
+    if meet := getattr(method, "meet", None):
+        meet(data)
 
 
 def name_of(method: Method) -> str:

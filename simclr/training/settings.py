@@ -26,10 +26,11 @@ def refuse_bad_settings(settings: Mapping[str, Any]) -> None:
     problems = out_of_range(given, positive=_POSITIVE, not_negative=_NOT_NEGATIVE, choices=_CHOICES)
     if "weights_prefix" in given and "weights" not in given:
         problems.append(f"weights_prefix={given['weights_prefix']} needs weights, whose names begin so")
-    refuse([*problems, *_of_the_loss(given), *_of_the_steps(given)])
+    with_labels = "num_classes" in settings
+    refuse([*problems, *_of_the_loss(given, with_labels), *_of_the_steps(given)])
 
 
-def _of_the_loss(given: Mapping[str, Any]) -> list[str]:
+def _of_the_loss(given: Mapping[str, Any], with_labels: bool) -> list[str]:
     problems, loss, views = [], given.get("loss", "nt_xent"), given.get("views", 2)
     temperature = given.get("temperature", 1.0)
     if 0 < temperature < SMALLEST_TEMPERATURE:
@@ -37,7 +38,9 @@ def _of_the_loss(given: Mapping[str, Any]) -> list[str]:
         problems.append(f"temperature={temperature} is below {least}, where logits overflow; try 0.05")
     if given.get("semi_hard") and loss in LOSSES and not LOSSES[loss].semi_hard:
         problems.append(f"semi_hard=True is for loss=nt_logistic and margin_triplet, not for {loss}")
-    if views < 2:
+    if with_labels and views < 1:
+        problems.append(f"views={views} is not 1 or more")
+    if views < 2 and not with_labels:
         problems.append(f"views={views} leaves an image without a positive: use 2 or more")
     if views > 2 and loss != "nt_xent":
         problems.append(f"views={views} works with loss=nt_xent only, not with {loss}: use 2")

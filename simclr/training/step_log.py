@@ -1,5 +1,7 @@
 """What a training step says: the loss of the global batch and what goes with it, at Lightning's own steps."""
 
+from typing import NamedTuple
+
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
@@ -7,6 +9,18 @@ from simclr import distributed
 from simclr.contrast.engine import ContrastStats
 from simclr.intact import DIVERGED
 from simclr.training.internals import optimizer_batches
+
+
+class ClassStats(NamedTuple):
+    """What a step with labels says of the global batch.
+
+    Attributes:
+        loss: scalar, detached.
+        accuracy: the part of its views whose class was found.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
 
 
 class StepLog:
@@ -36,7 +50,7 @@ class StepLog:
         self,
         module: LightningModule,
         batch_idx: int,
-        stats: ContrastStats | Tensor,
+        stats: ContrastStats | ClassStats | Tensor,
         cache_error: Tensor | None = None,
     ) -> None:
         """A step's numbers, alike on all ranks.
@@ -44,7 +58,8 @@ class StepLog:
         Args:
             module: the method that trains.
             batch_idx: of the epoch, from 0.
-            stats: of the global batch; of a loss that compares nothing its value, a detached scalar.
+            stats: of the global batch; of a loss that compares nothing and knows no classes its value, a detached
+                scalar.
             cache_error: of a step in micro-batches: see `simclr.training.gradient_cache.Cached`.
         Raises:
             FloatingPointError: if the loss is not finite, in a step that looks at it, and nobody else does.
@@ -65,6 +80,8 @@ class StepLog:
         if isinstance(stats, ContrastStats):
             values |= {"contrast_top1": stats.accuracy, "positive_cosine": stats.positive_cosine}
             values["negative_cosine"] = stats.negative_cosine
+        if isinstance(stats, ClassStats):
+            values["train_top1"] = stats.accuracy
         if cache_error is not None:
             values["gradient_cache_error"] = distributed.max_over_ranks(cache_error)
         self.logged = values
