@@ -442,6 +442,10 @@ def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_
     shapes, photos = Place(tmp_path), Place(tmp_path, images=Path("/photos"), training_images=50_000)
     settings = [settings_of(made, cell, 0, place) for place in (shapes, photos)]
     assert [found["trainer.max_epochs"] for found in settings] == [20, 3]
+    # The rate warms up over as many views, of the recipes' one epoch of built-in images.
+    assert [found.get("model.warmup_epochs") for found in settings] == [None, 0.1638]
+    for name in ("shapes_resnet8", "shapes_byol"):
+        assert yaml.safe_load(recipes("pretrain")[name].read_text())["model"]["warmup_epochs"] == engine._WARM_UP
     folders = {folder_of(cell, 0, found, shapes) for found in settings}
     assert len(folders) == 2
     assert all(folder.parent.name == "a-b-c" for folder in folders)
