@@ -33,7 +33,7 @@ def figure_of(experiment: Experiment, results: Results) -> bytes:
             _heatmap(axes, of_paper, experiment.figure)
         else:
             _bars(axes, of_paper, _PAPERS)
-        axes.set_title(f"the paper: {table.name} [{table.mark}]", fontsize=9)
+        axes.set_title(_short(f"as published: {table.name}"), fontsize=9)
         (axes.set_ylabel if kind == "lines" else axes.set_xlabel)(table.unit, fontsize=8)
     axes = panels[-1]
     what = experiment.figure.get("y") if kind == "curves" else experiment.metrics.get(metric)
