@@ -89,10 +89,14 @@ def _lines(axes: Any, values: dict[str, list[float]], arrangement: dict[str, Any
 
 
 def _heatmap(axes: Any, values: dict[str, list[float]], arrangement: dict[str, Any]) -> None:
-    names = arrangement["names"]
-    found = [
-        [_mean(values.get(name) for name in (f"{a}+{b}" if a != b else a, f"{b}+{a}")) for b in names] for a in names
-    ]
+    def at(a: str, b: str) -> float:
+        return _mean(values.get(name) for name in (f"{a}+{b}" if a != b else a, f"{b}+{a}"))
+
+    every = arrangement["names"]
+    names = [a for a in every if any(not math.isnan(at(a, b)) for b in every)]  # those that were run
+    found = [[at(a, b) for b in names] for a in names]
+    if not names:
+        return
     axes.imshow(found, cmap="viridis")
     known = [x for row in found for x in row if not math.isnan(x)]
     middle = (min(known) + max(known)) / 2 if known else 0
