@@ -46,7 +46,8 @@ def write_experiment(experiment: Experiment, results: Results, verdict: Verdict,
     dates = [result.date for result in results.values() if result.date]
     record |= {"date": max(dates, default=datetime.now(UTC).isoformat(timespec="seconds")), "torch": torch.__version__}
     write_atomically(out / VERDICT, (json.dumps(record, indent=1) + "\n").encode())
-    about = f"{on}; {record['date'][:10]}, simclr {__version__}, torch {torch.__version__}"
+    torch_version = torch.__version__.partition("+")[0]
+    about = f"{on}; {record['date'][:10]}, simclr {__version__}, torch {torch_version}"
     write_atomically(out / SECTION, section(experiment, table, verdict, about).encode())
 
 
@@ -59,7 +60,13 @@ def section(experiment: Experiment, table: str, verdict: Verdict, on: str) -> st
         "",
         f"**{verdict.word.capitalize()}.** {verdict.sentence}",
     ]
-    lines += ["", f"Rule, published beforehand: held if {rule_in_words(experiment.rule)}.", "", f"On {on}.", ""]
+    lines += [
+        "",
+        f"Rule, published beforehand: held if {rule_in_words(experiment.rule)}.",
+        "",
+        f"{on[0].upper()}{on[1:]}.",
+        "",
+    ]
     lines += [table, f"![{experiment.title}: as published, and ours]({experiment.name}/{FIGURE})", ""]
     if experiment.notes:
         lines += [experiment.notes, ""]
@@ -137,6 +144,8 @@ def _page(found: Sequence[tuple[Path, dict[str, Any]]], more: str = "") -> str:
         verdict, effect = record["verdict"], record["verdict"]["effect"] or {}
         low_high = effect.get("interval")
         said = number(effect.get("value")) + (f" ({number(low_high[0])} to {number(low_high[1])})" if low_high else "")
+        counted = re.match(r"\d+ of \d+(?= counts)", verdict["sentence"])
+        said = said or (counted[0] if counted else "")
         name = f"[{folder.name}](#{_anchor(folder)})"
         lines.append(f"| {name} | {verdict['word']} | {said} | {_n(effect)} | {record['date'][:10]} |")
     lines += ["", more] if more else []
