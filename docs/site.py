@@ -110,7 +110,8 @@ def on_page_markdown(markdown: str, **kwargs: object) -> str:
 def _with_links_of_the_site(text: str, source: str) -> str:
     """Links between files of the repository as links between pages; of those to files without a page, the words."""
     pages = {(ROOT / path).resolve(): uri for uri, path in PAGES.items()}
-    pages |= {path.resolve(): path.name for path in (ROOT / "docs").iterdir() if path.suffix != ".py"}
+    docs = ROOT / "docs"
+    pages |= {path.resolve(): path.relative_to(docs).as_posix() for path in docs.rglob("*") if path.suffix != ".py"}
 
     def link(match: re.Match[str]) -> str:
         words, target = match.groups()

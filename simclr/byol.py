@@ -112,6 +112,8 @@ class BYOL(LightningModule):
         shortcut: Shortcut = "B",
         zero_init: bool = True,
         norm: Norm = "batch",
+        weights: str | None = None,
+        weights_prefix: str | None = None,
         hidden_dim: int | None = None,
         projection_dim: int = 256,
         predictor: Literal["nonlinear", "none"] = "nonlinear",
@@ -144,6 +146,8 @@ class BYOL(LightningModule):
             shortcut: of a ResNet: A, B, C or none.
             zero_init: start each residual block as the identity.
             norm: `batch`, or `none` for a ResNet without normalisation.
+            weights: that both encoders, online and target, begin with; see SimCLR.
+            weights_prefix: what the names of the encoder's weights begin with in another program's file.
             hidden_dim: width of the hidden layers of projector and predictor (the paper: 4096); the encoder's
                 feature_dim if not given.
             projection_dim: size of a projection and of a prediction.
@@ -232,7 +236,11 @@ class BYOL(LightningModule):
         self.run.setup(self)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.run.configure_optimizers(self)
+        before = self.run.began_with
+        configured = self.run.configure_optimizers(self)
+        if self.run.began_with is not before:  # the encoder has just been given weights, and the target is its copy
+            self.target["encoder"].load_state_dict(self.encoder.state_dict())
+        return configured
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if not self.trainer.training:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from simclr.ablate import cells as engine
 from simclr.ablate.cells import Place, as_flag, folder_of, run_cells, settings_of, train_command
 from simclr.ablate.counts import count
-from simclr.ablate.experiment import MARKS, Cell, Experiment, PaperTable, find, read_experiment, rule_in_words
+from simclr.ablate.experiment import Cell, Experiment, PaperTable, find, read_experiment, rule_in_words
 from simclr.ablate.figure import figure_of
-from simclr.ablate.page import write_experiment, write_index
+from simclr.ablate.page import write_experiment, write_index, write_page
 from simclr.ablate.probes import ProbeSettings, last_figures
 from simclr.ablate.responses import responses_at_start
 from simclr.ablate.results import RESULT, Result
@@ -43,7 +44,7 @@ TINY |= {"quality.every_n_epochs": 0, "dashboard.every_n_epochs": 0}
 
 
 def experiment(rule: dict, cells: tuple[str, ...] = ("a", "b"), **more) -> Experiment:
-    paper = (PaperTable("Table 1", "Someone 2020", "S", {"a": 2.0}, printed={"a": "2.0"}),)
+    paper = (PaperTable("Table 1", "Someone 2020", {"a": 2.0}, printed={"a": "2.0"}),)
     made = tuple(Cell(name, "pretrain", "shapes_resnet8", {}) for name in cells)
     named = {"name": "made", "title": "Made", "question": "Is it?", "paper": paper, "minutes": 1.0, "measured": ""}
     return Experiment(**{**named, "seeds": 1, "cells": made, "metrics": {"m": "%"}, "rule": rule, **more})
@@ -68,10 +69,10 @@ def images(cell: str, hits: list[int]) -> Result:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("full", [False, True])
-def test_an_experiment_is_read_and_every_paper_value_has_a_source_and_a_mark(name, full):
+def test_an_experiment_is_read_and_every_paper_value_has_a_source(name, full):
     read = read_experiment(FILES[name], full)
     assert read.name == name
-    assert all(table.source and table.mark in MARKS for table in read.paper)
+    assert all(table.source for table in read.paper)
     assert all(table.values or table.says for table in read.paper)
     assert read.minutes <= 10
     assert rule_in_words(read.rule)
@@ -87,11 +88,10 @@ def test_there_are_eighteen_or_more():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"paper": [{"name": "T", "mark": "S", "values": {"a": 1}}]}, r"paper table 1 \(T\) has no source"),
-        ({"paper": [{"name": "T", "source": "x", "values": {"a": 1}}]}, "has no mark"),
-        ({"paper": [{"name": "T", "source": "x", "mark": "heard", "values": {"a": 1}}]}, "mark=heard is not one of S"),
-        ({"paper": [{"name": "T", "source": "x", "mark": "S"}]}, "has neither values nor says"),
-        ({"paper": [{"name": "T", "source": "x", "mark": "S", "values": {"a": "much"}}]}, "a is no number"),
+        ({"paper": [{"name": "T", "values": {"a": 1}}]}, r"paper table 1 \(T\) has no source"),
+        ({"paper": [{"name": "T", "source": "x", "mark": "S", "values": {"a": 1}}]}, "unknown key mark"),
+        ({"paper": [{"name": "T", "source": "x"}]}, "has neither values nor says"),
+        ({"paper": [{"name": "T", "source": "x", "values": {"a": "much"}}]}, "a is no number"),
         ({"rule": {"kind": "difference", "a": "a", "b": "c", "margin": 1}}, "names the cell c, which is not there"),
         ({"rule": {"kind": "difference", "a": "a", "b": "b"}}, "rule difference has no margin"),
         ({"rule": {"kind": "guess"}}, "rule.kind is not one of"),
@@ -101,7 +101,7 @@ def test_there_are_eighteen_or_more():
 )
 def test_a_file_with_a_mistake_is_refused(change, message, tmp_path):
     content = {"title": "T", "question": "Q?", "work": "pretrain", "cost": {"minutes": 1}, "cells": {"a": {}, "b": {}}}
-    content |= {"paper": [{"name": "T", "source": "x", "mark": "S", "values": {"a": 1}}], "metrics": {"m": "%"}}
+    content |= {"paper": [{"name": "T", "source": "x", "values": {"a": 1}}], "metrics": {"m": "%"}}
     content |= {"rule": {"kind": "difference", "a": "a", "b": "b", "margin": 1}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
     assert read_experiment(tmp_path / "own.yaml").cells[1].name == "b"
@@ -368,7 +368,7 @@ def test_two_metrics_of_one_cell_are_compared():
 
 
 def test_counts_are_judged_one_by_one():
-    table = PaperTable("T", "x", "S", {"a": 1.8, "b": 0.7}, metric="m", printed={"a": "1.8", "b": "0.70"})
+    table = PaperTable("T", "x", {"a": 1.8, "b": 0.7}, metric="m", printed={"a": "1.8", "b": "0.70"})
     made = experiment({"kind": "counts"}, paper=(table,))
     assert judge(made, numbers(a=[1.82], b=[0.701])).word == "held"
     verdict = judge(made, numbers(a=[1.82], b=[0.687]))
@@ -442,6 +442,10 @@ def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_
     shapes, photos = Place(tmp_path), Place(tmp_path, images=Path("/photos"), training_images=50_000)
     settings = [settings_of(made, cell, 0, place) for place in (shapes, photos)]
     assert [found["trainer.max_epochs"] for found in settings] == [20, 3]
+    # The rate warms up over as many views, of the recipes' one epoch of built-in images.
+    assert [found.get("model.warmup_epochs") for found in settings] == [None, 0.1638]
+    for name in ("shapes_resnet8", "shapes_byol"):
+        assert yaml.safe_load(recipes("pretrain")[name].read_text())["model"]["warmup_epochs"] == engine._WARM_UP
     folders = {folder_of(cell, 0, found, shapes) for found in settings}
     assert len(folders) == 2
     assert all(folder.parent.name == "a-b-c" for folder in folders)
@@ -457,12 +461,51 @@ def test_a_page_joins_what_was_run(tmp_path):
         write_experiment(one, results, judge(one, results), tmp_path / name, "shapes")
         assert (tmp_path / name / "figure.png").read_bytes().startswith(b"\x89PNG")
     page = write_index(tmp_path).read_text()
-    assert "| first | reversed | -4.033" in page
-    assert "| second | not run |" in page
-    assert page.count("Rule, published beforehand: a is at least 1 above b") == 2
-    assert "Table 1: a 2.0. Someone 2020 [S]" in page
+    assert "| [first](#the-first) | reversed | -4.033 (-4.177 to -3.890) | 3 seeds |" in page
+    assert "| [second](#the-second) | not run |  |  |" in page
+    assert page.count("Rule, published beforehand: held if a is at least 1 above b") == 2
+    assert "- Table 1: a 2.0. Someone 2020." in page
     assert "(first/figure.png)" in page
     assert "a,2.000 ± 1.000,2.0,3,0," in as_csv(made, numbers(a=[1, 2, 3]))
+    docs = tmp_path / "docs" / "findings.md"
+    docs.parent.mkdir()
+    text = write_page(tmp_path, docs, ["first", "second", "third"]).read_text()
+    assert "Not run yet: third." in text
+    drawn = re.findall(r"\]\((.*?png)\)", text)
+    assert drawn == ["findings/first.png", "findings/second.png"]
+    assert all((docs.parent / path).read_bytes().startswith(b"\x89PNG") for path in drawn)
+    with pytest.raises(ValueError, match=r"holds no experiment\. Run one there: simclr ablate NAME --out"):
+        write_page(docs.parent, docs, [])
+    with pytest.raises(ValueError, match=r"findings\.html is no Markdown file"):
+        write_page(tmp_path, docs.with_suffix(".html"), [])
+
+
+def test_the_page_of_the_documentation_states_each_rule_as_it_stands_and_no_verdict_without_result():
+    page = Path(__file__).parents[1] / "docs" / "experiments.md"
+    top, *sections = page.read_text().split("\n## ")
+    rows = [re.split(r" *\| *", line)[1:-1] for line in top.splitlines() if line.startswith("| [")]
+    listed = {row[0].partition("]")[0][1:]: row for row in rows}
+    told = {re.search(r"`simclr ablate ([\w-]+)`", text)[1]: text for text in sections}
+    assert list(told) == list(listed)
+    [absent] = re.findall(r"(?m)^Not run yet: (.*)\.$", top) or [""]
+    assert {*listed, *absent.split(", ")} - {""} == set(FILES)
+    for name, text in told.items():
+        read = read_experiment(FILES[name])
+        assert f"held if {rule_in_words(read.rule)}.\n" in text
+        assert text.startswith(f"{read.title}\n")
+        word, effect, n, date = listed[name][1:]
+        assert f"**{word.capitalize()}.** " in text
+        assert word in ("held", "not resolved", "reversed")
+        assert date in text
+        table = [line for line in text.splitlines() if line.startswith("|")]
+        place = re.split(r" *\| *", table[0]).index("n")
+        counts = [int(re.split(r" *(?<!\\)\| *", line)[place]) for line in table[2:]]
+        assert len(counts) == len(read.cells)
+        assert max(counts) > 0
+        if read.rule["kind"] != "counts":
+            assert re.match(r"-?\d+\.\d+ \(", effect)
+            assert n.startswith(f"{max(counts)} seed")
+        assert (page.with_suffix("") / f"{name}.png").stat().st_size < 150_000
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -510,7 +553,7 @@ def tiny_file(path: Path) -> Path:
     content = {"title": "Tiny", "question": "Does it run?", "work": "pretrain", "recipe": "shapes_resnet8"}
     content |= {"cost": {"minutes": 1}, "base": {**TINY, "probe.train": 64, "probe.z": True}}
     content |= {"cells": {"a": {}, "b": {"model.temperature": 0.5}}, "metrics": {"linear_top1": "%"}}
-    content |= {"paper": [{"name": "T", "source": "x", "mark": "mem", "values": {"a": 50.0}}]}
+    content |= {"paper": [{"name": "T", "source": "x", "values": {"a": 50.0}}]}
     content |= {"rule": {"kind": "difference", "a": "a", "b": "b", "margin": 1}}
     path.write_text(yaml.safe_dump(content))
     return path

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from torch import Tensor
 
 from ranks import run_ranks
@@ -189,6 +190,36 @@ def test_a_stopped_run_ends_in_the_bits_of_a_whole_one(runs, monkeypatch):
     )
     assert any(name.startswith("target.") for name in a)
     assert all(torch.equal(a[name], value) for name, value in b.items())
+
+
+class Begun(Callback):
+    """Keeps what a run begins with."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.state = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+
+
+def test_both_networks_begin_with_given_weights_and_a_continued_run_keeps_its_own(tmp_path):
+    drawn = torch.Generator().manual_seed(3)
+    weights = {
+        name: torch.rand(value.shape, generator=drawn) if value.is_floating_point() else value + 7
+        for name, value in tiny_byol().encoder.state_dict().items()
+    }
+    file = tmp_path / "w.pt"
+    torch.save(weights, file)
+    first, again = Begun(), Begun()
+    model = tiny_byol(weights=str(file))
+    trainer = fit(tmp_path, model, max_epochs=2, callbacks=[first])
+    for name, value in weights.items():
+        assert torch.equal(first.state[f"encoder.{name}"], value), name
+        assert torch.equal(first.state[f"target.encoder.{name}"], value), name
+    heads = {name.removeprefix("target."): v for name, v in first.state.items() if name.startswith("target.head.")}
+    assert all(torch.equal(first.state[name], value) for name, value in heads.items())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    file.unlink()
+    fit(tmp_path, tiny_byol(weights=str(file)), max_epochs=3, callbacks=[again], ckpt_path=tmp_path / "x.ckpt")
+    assert not torch.equal(model.target["encoder"].conv1.weight, model.encoder.conv1.weight)
+    assert all(torch.equal(again.state[name], value) for name, value in model.state_dict().items())
 
 
 def test_it_is_evaluated_reported_and_taken_out_like_simclr(runs, monkeypatch, capsys):

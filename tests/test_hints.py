@@ -245,6 +245,8 @@ TYPED = {
     "ablate head --images photos": "images=photos has no folder train.",
     "ablate head --resume": "the same command given again goes on",
     "ablate my.yaml": "my.yaml is no experiment",
+    "ablate --page docs/found.html": "found.html is no Markdown file. Give it a name that ends in .md.",
+    "ablate --page found.md": "ablations holds no experiment. Run one there: simclr ablate NAME --out",
     "ablation": "Did you mean ablate?",
     "compare photos empty": "photos: is not a run, and holds none; empty: is not a run",
 }

@@ -26,6 +26,7 @@ from simclr.files import hold
 OUTCOME = "outcome.json"  # in a cell's folder: what the last of its programs has measured
 LOG = "log.txt"  # and what all of them have said
 _BUILT_IN_IMAGES = 8192  # which the epochs of the default form are meant for
+_WARM_UP = 1.0  # of these epochs, as the recipes of the built-in images have it
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,10 @@ def settings_of(experiment: Experiment, cell: Cell, seed: int, place: Place) -> 
     settings = dict(cell.settings)
     epochs = settings.get("trainer.max_epochs")
     if place.images is not None and not experiment.full and epochs is not None:
-        # As many views as of the built-in images.
-        settings["trainer.max_epochs"] = max(1, round(epochs * _BUILT_IN_IMAGES / place.training_images))
+        # As many views as of the built-in images, and as many of them while the rate warms up.
+        share = _BUILT_IN_IMAGES / place.training_images
+        settings["trainer.max_epochs"] = max(1, round(epochs * share))
+        settings.setdefault("model.warmup_epochs", round(_WARM_UP * share, 4))
     source = {} if place.images is None else {"images": str(place.images)}
     settings |= {"work": cell.work, "recipe": cell.recipe, "seed": seed, **source}
     if cell.start is not None:

@@ -11,7 +11,6 @@ import yaml
 
 from simclr.checks import listed
 
-MARKS = {"S": "read in the paper, or in a repository that quotes it", "mem": "from memory"}
 WORKS = ("pretrain", "supervised", "responses", "counts")
 FIGURES = ("bars", "lines", "heatmap", "curves")
 RULES = {  # kind: what it needs beside it
@@ -34,7 +33,6 @@ class PaperTable:
     Attributes:
         name: of the table or figure, for people.
         source: paper, identifier and place in it.
-        mark: a key of MARKS.
         values: by the name of the cell that stands beside them, or by the paper's own row.
         printed: the same as the paper prints them, which tells how many digits there are.
         unit, protocol: of the values; what they were measured with.
@@ -44,7 +42,6 @@ class PaperTable:
 
     name: str
     source: str
-    mark: str
     values: dict[str, float]
     unit: str = ""
     protocol: str = ""
@@ -212,11 +209,9 @@ def _paper(given: Any) -> tuple[list[PaperTable], list[str]]:
             problems.append(f"{about} is no mapping")
             continue
         about = f"{about} ({table.get('name', 'without a name')})"
-        missing = [key for key in ("name", "source", "mark") if not table.get(key)]
+        missing = [key for key in ("name", "source") if not table.get(key)]
         problems += [f"{about} has no {key}" for key in missing]
         problems += [f"{about}: unknown key {key}" for key in table if key not in fields]
-        if table.get("mark") not in (None, *MARKS):
-            problems.append(f"{about}: mark={table['mark']} is not one of {', '.join(MARKS)}")
         if not table.get("values") and not table.get("says"):
             problems.append(f"{about} has neither values nor says")
         values = table.get("values") or {}

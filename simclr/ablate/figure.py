@@ -33,7 +33,7 @@ def figure_of(experiment: Experiment, results: Results) -> bytes:
             _heatmap(axes, of_paper, experiment.figure)
         else:
             _bars(axes, of_paper, _PAPERS)
-        axes.set_title(f"the paper: {table.name} [{table.mark}]", fontsize=9)
+        axes.set_title(_short(f"as published: {table.name}"), fontsize=9)
         (axes.set_ylabel if kind == "lines" else axes.set_xlabel)(table.unit, fontsize=8)
     axes = panels[-1]
     what = experiment.figure.get("y") if kind == "curves" else experiment.metrics.get(metric)
@@ -89,10 +89,14 @@ def _lines(axes: Any, values: dict[str, list[float]], arrangement: dict[str, Any
 
 
 def _heatmap(axes: Any, values: dict[str, list[float]], arrangement: dict[str, Any]) -> None:
-    names = arrangement["names"]
-    found = [
-        [_mean(values.get(name) for name in (f"{a}+{b}" if a != b else a, f"{b}+{a}")) for b in names] for a in names
-    ]
+    def at(a: str, b: str) -> float:
+        return _mean(values.get(name) for name in (f"{a}+{b}" if a != b else a, f"{b}+{a}"))
+
+    every = arrangement["names"]
+    names = [a for a in every if any(not math.isnan(at(a, b)) for b in every)]  # those that were run
+    found = [[at(a, b) for b in names] for a in names]
+    if not names:
+        return
     axes.imshow(found, cmap="viridis")
     known = [x for row in found for x in row if not math.isnan(x)]
     middle = (min(known) + max(known)) / 2 if known else 0

@@ -20,10 +20,10 @@ def rows(experiment: Experiment, results: Results) -> list[dict[str, str]]:
             row[metric] = mean_and_sd(values)
             for table in experiment.paper:
                 if table.metric == metric:
-                    row[column(table.name, table.mark)] = table.printed.get(cell.name, "")
+                    row[column(table.name)] = table.printed.get(cell.name, "")
         for table in experiment.paper:
             if table.metric is None and cell.name in table.values:
-                row[column(table.name, table.mark)] = table.printed[cell.name]
+                row[column(table.name)] = table.printed[cell.name]
         row["n"] = str(len(done))
         row["seconds"] = f"{sum(result.seconds for result in done):.0f}"
         failed = [f"seed {result.seed} failed: {result.why}" for result in of_cell if result.status == "failed"]
@@ -38,7 +38,9 @@ def rows(experiment: Experiment, results: Results) -> list[dict[str, str]]:
 def as_markdown(experiment: Experiment, results: Results) -> str:
     """The table, with what its columns mean below it."""
     lines = rows(experiment, results)
-    names = [name for name in lines[0] if name != "remarks" or any(line["remarks"] for line in lines)]
+    # How long a run took depends on what else the machine did: for as_csv.
+    names = [name for name in lines[0] if name != "seconds"]
+    names = [name for name in names if name != "remarks" or any(line["remarks"] for line in lines)]
     text = f"| {' | '.join(map(_cell, names))} |\n|{'---|' * len(names)}\n"
     text += "".join(f"| {' | '.join(_cell(line[name]) for name in names)} |\n" for line in lines)
     meaning = [f"`{name}`: {words}" for name, words in experiment.metrics.items()]
@@ -55,9 +57,9 @@ def as_csv(experiment: Experiment, results: Results) -> str:
     return file.getvalue()
 
 
-def column(name: str, mark: str) -> str:
+def column(name: str) -> str:
     """The heading of a paper's column."""
-    return f"paper: {name} [{mark}]"
+    return f"paper: {name}"
 
 
 def mean_and_sd(values: list[float]) -> str:

@@ -220,7 +220,9 @@ def _counts(experiment: Experiment, results: Results) -> Verdict:
     if len(rows) < wanted:
         return Verdict(NOT_RUN, f"{len(rows)} of {wanted} counts were made: not run.")
     differ = [
-        f"{cell} {ours:.{digits + 1}f} against {printed:g}" for cell, _, ours, printed, digits, ok in rows if not ok
+        f"{metric} of {cell} {ours:.{digits + 1}f} against {printed:g}"
+        for cell, metric, ours, printed, digits, ok in rows
+        if not ok
     ]
     word = HELD if not differ else REVERSED if len(differ) == len(rows) else NOT_RESOLVED
     but = f" Not equal: {', '.join(differ)}." if differ else ""

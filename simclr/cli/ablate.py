@@ -1,6 +1,7 @@
 """`simclr ablate`: the findings of papers, run again."""
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import torch
 
 from simclr.ablate.cells import Place, run_cells
 from simclr.ablate.experiment import Experiment, find, read_experiment, rule_in_words
-from simclr.ablate.page import write_experiment, write_index
+from simclr.ablate.page import write_experiment, write_index, write_page
 from simclr.ablate.verdict import judge
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
@@ -31,6 +32,9 @@ def ablate(argv: list[str] | None = None) -> None:
     known = recipes(KIND)
     if config.list:
         print(guarded(lambda: listing([read_experiment(path) for path in known.values()])))
+        return
+    if config.page is not None:
+        print(f"written to {guarded(lambda: write_page(expanded(config.out), expanded(config.page), list(known)))}")
         return
     if config.name is None:
         fail("which experiment? Use simclr ablate NAME; simclr ablate --list shows all.")
@@ -84,6 +88,12 @@ def ablate_parser() -> Parser:
         help="A folder with train and test, a folder for each class in both. By default the built-in shapes.",
     )
     parser.add_argument("--out", type=str, default="ablations", help="Folder of all experiments and their page.")
+    parser.add_argument(
+        "--page",
+        type=str | None,
+        default=None,
+        help="Run nothing: write what --out holds as this Markdown file, its figures into a folder beside it.",
+    )
     parser.add_argument("--jobs", type=int | None, default=None, help="Cells at a time. By default one a GPU or core.")
     return parser
 
@@ -113,8 +123,22 @@ def about(place: Place, trains: bool) -> str:
     images = (
         "the built-in shapes" if place.images is None else f"{place.training_images:,} images of {place.images.name}"
     )
-    where = f"{os.uname().machine} CPU, {cores()} cores" if place.device == "cpu" else torch.cuda.get_device_name()
-    return f"{images}, {where}"
+    return f"{images}, {processor() if place.device == 'cpu' else torch.cuda.get_device_name()}"
+
+
+def processor() -> str:
+    """The CPU, its vector instructions, and how much of it is used."""
+    given = re.search(r"(?m)^model name\s*: (.+)$", _cpuinfo())
+    name = given[1] if given else os.uname().machine
+    bf16 = "with" if "amx_bf16" in _cpuinfo() or "avx512_bf16" in _cpuinfo() else "without"
+    threads = torch.get_num_threads()
+    each = f"{threads} thread{'s' if threads > 1 else ''} a cell"
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}, {bf16} bf16), {cores()} cores, {each}"
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
 
 
 def listing(experiments: list[Experiment]) -> str:
@@ -122,7 +146,7 @@ def listing(experiments: list[Experiment]) -> str:
     width = max(60, min(120, shutil.get_terminal_size().columns))
     blocks = []
     for experiment in experiments:
-        papers = dict.fromkeys(f"{table.source} [{table.mark}]" for table in experiment.paper)
+        papers = dict.fromkeys(table.source for table in experiment.paper)
         measured = f"measured: {experiment.measured}" if experiment.measured else "expected, not yet measured"
         cost = f"{experiment.minutes:g} min on two cores ({measured}); {len(experiment.cells)} cells"
         cost += f", {experiment.seeds} seed{'s' if experiment.seeds > 1 else ''}"
