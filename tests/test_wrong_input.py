@@ -1,4 +1,4 @@
-"""Images, encoders and outputs that cannot serve an evaluation or a use: one line from each command, no file written."""
+"""Images, encoders and outputs that cannot serve an evaluation or a use: one line from each command, no file left."""
 
 import json
 import re
@@ -88,7 +88,7 @@ ONE_CLASS = "one has no labels: evaluation needs an image set with two or more c
 GRAY = "conv1.weight is (4, 1, 3, 3) where (4, 3, 3, 3) is needed"
 RENAMED = "conv1.weight is missing; conv1.wieght is unexpected"
 LATER = "card.md is of version 9 of the card; this simclr reads version 1. Export the run again."
-NAN = "are NaN or infinite in"
+NAN = "are NaN or infinite"
 ROWS = {
     # Labels where there are none, or too few
     "eval run --on flat": UNLABELLED,
