@@ -118,6 +118,6 @@ def _refuse_other_resnets(settings: dict[str, Any], library: str) -> None:
 def same_features(network: nn.Module, encoder: nn.Module, image_size: int) -> float:
     """The largest difference between what two networks make of the same noise."""
     with torch.no_grad():
-        channels: Any = encoder.channels
-        images = torch.randn(4, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        transform: Any = encoder.transform
+        images = torch.randn(4, transform.channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
         return float((network(images).flatten(1) - encoder(images)).abs().max())
