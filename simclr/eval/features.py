@@ -93,7 +93,8 @@ def extract_features(
     Args:
         encoder: (n, C, S, S) -> (n, F); its training mode is put back afterwards, submodule by submodule.
         loader: iterable of (images, labels, ...): images (n, C, H, W) uint8, uint16 or float in [0, 1], not normalised,
-            of as many channels as `.mean` has, 3 where there is none, or any for an encoder of `any_channels`; labels (n,) integer >= 0.
+            of as many channels as `.mean` has, 3 where there is none, or any for an encoder of `any_channels`;
+            labels (n,) integer >= 0.
         device: where to compute; by default where the encoder is. The encoder goes back to where it was.
         image_size: side in pixels; by default `encoder.image_size`, and without that images stay as they come.
     Returns:
