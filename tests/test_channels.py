@@ -475,7 +475,7 @@ def test_what_is_shown_of_channels():
 )
 def test_other_libraries_have_a_network_for_the_channels(encoder, stem, counterpart):
     ours = build_encoder(encoder, stem=stem, channels=5).eval()
-    theirs = counterpart({"encoder": encoder, "image_size": 32, "stem": stem, "mean": [0.5] * 5})
+    theirs = counterpart({"encoder": encoder, "image_size": 32, "stem": stem, "channels": 5})
     theirs.network.load_state_dict(ours.state_dict())
     images, names = torch.rand(2, 5, 32, 32), {}
     exec("\n".join(theirs.lines), names)  # as a card says it
