@@ -245,8 +245,7 @@ def load_encoder(path: str | os.PathLike, features: Features = "mean", network: 
     Returns:
         A module: images (N, C, S, S), normalised, -> representations (N, feature_dim). In eval mode, gradients off, on
         the CPU. Its `.transform` makes such a batch of PIL images, files, tensors or arrays of any size
-        (`simclr.inputs.InputTransform`). It carries `.feature_dim`, `.image_size` (pixels), `.channels`, `.mean` and
-        `.std`.
+        (`simclr.inputs.InputTransform`). It carries `.feature_dim`, `.image_size` (pixels), `.mean` and `.std`.
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is none of the above, if settings are missing, or if the weights do not match, by name.

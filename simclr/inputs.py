@@ -210,9 +210,9 @@ def transform_of(settings: Mapping[str, Any], kind: type[InputTransform] = Input
 
 
 def attach_transform(encoder: nn.Module, transform: InputTransform) -> None:
-    """Let an encoder carry its preprocessing: `.transform`, and its `.image_size`, `.mean`, `.std` and `.channels`."""
+    """Let an encoder carry its preprocessing: `.transform`, and its `.image_size`, `.mean` and `.std` by themselves."""
     carrier: Any = encoder  # a module takes any attribute
-    carrier.transform, carrier.channels = transform, transform.channels
+    carrier.transform = transform
     carrier.image_size, carrier.mean, carrier.std = transform.image_size, transform.mean, transform.std
 
 

@@ -218,6 +218,7 @@ def test_the_safetensors_file_says_everything_that_the_encoder_needs(saved):
         "shortcut": "B",
         "norm": "batch",
         "zero_init": True,
+        "channels": 3,
         "image_size": 16,
         "load_size": 16,
         "mean": [0.4, 0.5, 0.6],

@@ -54,7 +54,7 @@ class RawPixels(nn.Module):
     def __init__(self, image_size: int):
         super().__init__()
         self.image_size = min(_PIXELS, image_size)
-        self.channels = None  # any
+        self.any_channels = True
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, S, S) -> (n, C S S)."""

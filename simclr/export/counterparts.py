@@ -32,7 +32,7 @@ def torchvision_counterpart(settings: dict[str, Any]) -> Counterpart:
     Raises:
         ValueError: if it has none, with what to do.
     """
-    name, size, channels = settings["encoder"], settings["image_size"], len(settings["mean"])
+    name, size, channels = settings["encoder"], settings["image_size"], settings.get("channels", 3)
     if name in RESNETS:
         _refuse_other_resnets(settings, "torchvision")
         lines = ["import torch, torchvision", f"network = torchvision.models.{name}()"]
@@ -66,7 +66,7 @@ def timm_counterpart(settings: dict[str, Any]) -> Counterpart:
         ValueError: if it has none, with what to do.
         ModuleNotFoundError: without timm.
     """
-    name, size, channels = settings["encoder"], settings["image_size"], len(settings["mean"])
+    name, size, channels = settings["encoder"], settings["image_size"], settings.get("channels", 3)
     try:
         import timm
     except ImportError as error:
@@ -87,7 +87,7 @@ def timm_counterpart(settings: dict[str, Any]) -> Counterpart:
 
 def _resnet(network: Any, classifier: str | None, settings: dict[str, Any], lines: list[str]) -> Counterpart:
     """A ResNet of another library with the stem of these settings and without its classifier."""
-    channels = len(settings["mean"])
+    channels = settings.get("channels", 3)
     if classifier:
         network.set_submodule(classifier, nn.Identity())
         lines = [*lines, f"network.{classifier} = torch.nn.Identity()"]
@@ -118,6 +118,6 @@ def _refuse_other_resnets(settings: dict[str, Any], library: str) -> None:
 def same_features(network: nn.Module, encoder: nn.Module, image_size: int) -> float:
     """The largest difference between what two networks make of the same noise."""
     with torch.no_grad():
-        channels: Any = encoder.channels
-        images = torch.randn(4, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        transform: Any = encoder.transform
+        images = torch.randn(4, transform.channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
         return float((network(images).flatten(1) - encoder(images)).abs().max())

@@ -178,7 +178,7 @@ def _checked(format: str, difference: float, file: Path, inside: bool = False) -
 
 def _example(settings: dict[str, Any], inside: bool) -> tuple[Tensor, dict[int, Any]]:
     """Images to trace a graph with, and which of their dimensions are free."""
-    any_size, channels = torch.export.Dim.DYNAMIC, len(settings["mean"])
+    any_size, channels = torch.export.Dim.DYNAMIC, settings.get("channels", 3)
     if inside:
         return torch.zeros(2, channels, 211, 157, dtype=torch.uint8), {0: any_size, 2: any_size, 3: any_size}
     return torch.zeros(2, channels, settings["image_size"], settings["image_size"]), {0: any_size}
@@ -186,7 +186,7 @@ def _example(settings: dict[str, Any], inside: bool) -> tuple[Tensor, dict[int, 
 
 def _trials(settings: dict[str, Any], inside: bool) -> Iterator[Tensor]:
     noise = torch.Generator().manual_seed(0)
-    size, held, channels = settings["image_size"], settings["load_size"], len(settings["mean"])
+    size, held, channels = settings["image_size"], settings["load_size"], settings.get("channels", 3)
     if not inside:
         yield from (torch.randn(n, channels, size, size, generator=noise) for n in (1, 3))
         return
@@ -267,7 +267,7 @@ def _head(
 ) -> dict[str, Any]:
     size, inside = settings["image_size"], preprocessing == "inside"
     fed = {name: settings[name] for name in ("image_size", "load_size", "mean", "std")}
-    channels = len(settings["mean"])
+    channels = settings.get("channels", 3)
     shape = f"(N, {channels}, H, W), any H and W" if inside else f"(N, {channels}, {size}, {size})"
     colours = {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
     values = f"uint8, {colours}" if inside else f"float32, {colours}, normalised"

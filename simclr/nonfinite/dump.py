@@ -225,7 +225,7 @@ def add_pixels(trainer: Trainer, batches: list[Batch]) -> None:
     loader = trainer.train_dataloader
     if not isinstance(loader, TrainLoader):
         return
-    rules = getattr(trainer.datamodule, "rules", RULES)
+    rules = getattr(getattr(trainer, "datamodule", None), "rules", RULES)
     if sum(len(batch.index) * rules.pixel_bytes * batch.side**2 for batch in batches) > MOST_BYTES:
         return
     for batch in batches:
