@@ -117,7 +117,7 @@ def train(case: Case, folder: Path, schedule: Schedule | None, turns: Turns | No
         accelerator="cpu",
         devices=1,
         max_epochs=1,
-        logger=build_loggers(folder, "disabled", "simclr") if schedule is not None else False,
+        logger=build_loggers(folder) if schedule is not None else False,
         log_every_n_steps=25,
         callbacks=callbacks,
         enable_checkpointing=schedule is not None,

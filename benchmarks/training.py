@@ -186,7 +186,7 @@ def with_trainer(contender: Contender, connection: Connection) -> None:
             enable_model_summary=False,
             enable_progress_bar=False,  # as in `simclr train` where nobody watches
             log_every_n_steps=25,
-            logger=build_loggers(Path(run_dir), "disabled", "simclr"),
+            logger=build_loggers(Path(run_dir)),
             callbacks=[TakeTurns(turn), newest_checkpoint(Path(run_dir))],
             default_root_dir=run_dir,
         ).fit(contender.build(), contender.data())
