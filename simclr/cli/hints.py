@@ -139,7 +139,7 @@ _EVAL = {
     _GPU: "--device cuda",
     _CPU: "--device cpu",
     _WORKERS: "--data.workers {4}",
-    f"{_FOLDER} train_dir": "--data.train_dir {photos/train}",
+    f"{_FOLDER} train_dir".replace(" root ", " "): "--data.train_dir {photos/train}",
     f"{_TEST} test_dir": "--data.test_dir {photos/test}",
     "data_dir datadir data_root": "Use --data.train_dir {photos} and --data.test_dir photos/test.",
     "dataset data_set dataset_name ds source": "--data.source {cifar10} --data.data_dir datasets",
