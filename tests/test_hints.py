@@ -324,6 +324,7 @@ def test_a_key_that_follows_another_is_never_suggested(parsers):
         "data.seed": "seed_everything",
         "model.batch_size": "data.batch_size",
         "data.image_size": "model.image_size",
+        "model.channels": "data.channels",
     }
     assert not parsers["train"].linked.keys() & set(parsers["train"].keys())
 

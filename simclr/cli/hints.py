@@ -299,7 +299,11 @@ HINTS = {
 _PRECISIONS = {"16": "16-mixed", "fp16": "16-mixed", "float16": "16-mixed", "half": "16-mixed", "amp": "16-mixed"}
 _PRECISIONS |= {"bf16": "bf16-mixed", "bfloat16": "bf16-mixed", "32": "32-true", "fp32": "32-true"}
 _PRECISIONS |= {"float32": "32-true", "full": "32-true", "fp64": "64-true", "float64": "64-true"}
-LISTS = {"model.crop_scale": (0.08, 1.0)}  # an example where the default is none
+LISTS = {
+    "model.crop_scale": (0.08, 1.0),
+    "model.mean": (0.5,) * 3,
+    "model.std": (0.25,) * 3,
+}  # where the default is none
 VALUES = {
     "trainer.precision": _PRECISIONS,
     "model.optimizer": {"adam": "adamw", "AdamW": "adamw", "LARS": "lars", "SGD": "sgd", "Adam": "adamw"},
