@@ -422,7 +422,7 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, commands):
     assert (found["a", 0].status, found["b", 0].status) == ("failed", "done")
     verdict = judge(made, found)
     assert (verdict.word, "(a missing)" in verdict.sentence) == ("not run", True)
-    assert "| a |  | 2.0 | 0 | 0 | seed 0 failed: no images in photos. |" in as_markdown(made, found)
+    assert "| a |  | 2.0 | 0 | seed 0 failed: no images in photos. |" in as_markdown(made, found)
     commands["a"] = WRITES
     assert run_cells(made, 1, Place(tmp_path), said.append)["a", 0].status == "done"
     assert "again: a, seed 0: it failed before: no images in photos." in said
