@@ -20,6 +20,7 @@ from simclr.cli.linear_eval import linear_eval
 from simclr.cli.train import train
 from simclr.loggers import build_loggers
 from simclr.wandb_run import FLUSH, WandbOptions, WandbRun, known_run, rejoined, start_wandb, wandb_mode
+from strict.sitecustomize import environment
 from tiny import flags
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the right form, of nobody
@@ -341,6 +342,11 @@ def test_an_artifact_without_wandb_is_refused(capsys):
     assert "log_artifact uploads to Weights & Biases, which is disabled. Add --wandb auto." in capsys.readouterr().err
 
 
+def of_its_own() -> dict[str, str]:
+    """The environment of a process with a service of its own: wandb's is found by a variable, and inherited."""
+    return {name: value for name, value in environment().items() if not name.startswith("WANDB_")}
+
+
 KILLED = r"""
 import os, signal, time
 from pathlib import Path
@@ -372,7 +378,8 @@ os._exit(0)  # without what wandb does as a process ends
 @pytest.mark.slow  # processes of W&B's that die
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for a process in /proc")
 def test_a_kill_of_its_service_costs_the_run_nothing(tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    options = {"cwd": tmp_path, "env": of_its_own(), "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([sys.executable, "-c", KILLED], **options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wandb has failed") <= 1
     assert float(done.stdout.split("seconds")[1]) < 60
@@ -408,7 +415,7 @@ def test_rows_are_readable_soon_after_they_were_logged_whatever_is_killed(tmp_pa
 
     if FLUSH not in wandb.Settings.model_fields:
         pytest.skip("this wandb writes its file when a block is full: a flush every so often came later")
-    alone = {"cwd": tmp_path, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    alone = {"cwd": tmp_path, "env": of_its_own(), "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", SHORT], **alone) as process:
         try:
             assert process.stdout.readline() == "logged\n"
