@@ -429,7 +429,7 @@ def test_bad_input_of_linear_eval_is_one_line_and_leaves_nothing(here, capsys, a
 
 def test_the_one_command_reaches_the_others(capsys):
     assert refused(main, ["trian"], capsys) == "unknown command trian. Did you mean train?"
-    assert "There are train, linear-eval" in refused(main, ["xyz"], capsys)
+    assert "There are train, supervised, linear-eval" in refused(main, ["xyz"], capsys)
     assert refused(main, ["train", "--modle.width=1"], capsys).startswith("unknown key modle.width. Did you mean")
     main([])
     assert "linear-eval" in capsys.readouterr().out

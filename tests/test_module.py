@@ -162,6 +162,7 @@ def test_a_checkpoint_states_every_setting_in_plain_types(tmp_path):
     expected = expected | defaults(SimCLR) | {"image_size": 16, "crop_scale": [0.2, 0.9], "warmup_epochs": 1}
     expected |= {"encoder": "resnet8", "width": 0.25, "projection_dim": 16, "batch_size": BATCH}
     expected |= {"base_lr": 0.075, "lr_scaling": "sqrt", "weight_decay": 1e-4, "strength": 0.5, "blur_prob": 0.0}
+    expected |= {"mean": [0.5] * 3, "std": [0.25] * 3}
     assert model == expected
     assert data.keys() == defaults(ImageData).keys()
     assert SimCLR(**model).hparams == trainer.lightning_module.hparams

@@ -252,7 +252,7 @@ TABLES = {
     "wide.csv": b"a.png,x,train,1\n",
     "part.csv": b"path,label,split\na.png,x,maybe\n",
     "only_test.csv": b"path,label,split\na.png,x,test\n",
-    "new_class.csv": b"path,label,split\na.png,x,train\nb.png,y,test\n",
+    "new_class.csv": b"path,label,split\na.png,x,train\nb.png,x,train\ngood/a/0.png,y,test\n",
     "one_class.csv": b"a.png,x\nb.png,x\n",
     "one_each.csv": b"a.png,x\nb.png,y\n",
 }
