@@ -119,7 +119,8 @@ def test_what_was_left_out_is_said_and_stands_in_config_yaml_and_checkpoint(tmp_
     assert (settings["data"]["batch_size"], settings["model"]["warmup_epochs"]) == (32, 0.2)
     assert (settings["model"]["base_lr"], settings["trainer"]["precision"]) == (0.075, "32-true")
     hparams = torch.load("run/checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]
-    assert {name: hparams[name] for name in settings["model"]} == settings["model"]
+    of_channels = {"mean": [0.5] * 3, "std": [0.25] * 3}  # by their number, which a continuation may be asked to change
+    assert {name: hparams[name] for name in settings["model"]} == settings["model"] | of_channels
     assert None not in {hparams[name] for name in ("base_lr", "lr_scaling", "weight_decay", "strength", "blur_prob")}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LONG = 6 * 3600  # seconds of a run on a CPU, of which one is told
 _MODEL = (
     *("encoder", "stem", "base_lr", "lr_scaling", "weight_decay", "warmup_epochs"),
-    *("strength", "crop_scale", "blur_prob", "mean", "std", "compile_encoder", "compile_views"),
+    *("strength", "crop_scale", "blur_prob", "compile_encoder", "compile_views"),
 )
 
 
