@@ -267,6 +267,7 @@ def test_a_multiply_add_is_one_product_and_sum():
     assert counted["multiply_adds"] * 1e9 == by_hand + 64 * 10
 
 
+@pytest.mark.slow  # the networks of the experiment
 def test_responses_of_plain_networks_forget_their_input():
     torch.manual_seed(5)
     before = torch.get_rng_state()

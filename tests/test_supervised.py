@@ -221,6 +221,7 @@ def test_its_number_stands_beside_the_probes(runs, monkeypatch, capsys):
     assert "supervised network" in Path("run/report.html").read_text()
 
 
+@pytest.mark.slow  # a run more
 def test_a_counterpart_of_other_settings_is_said(runs, monkeypatch, capsys):
     monkeypatch.chdir(runs)
     main(["supervised", "run", "--run_dir", "short", "--trainer.max_epochs", "1"])

@@ -109,6 +109,7 @@ def test_in_a_narrow_window_the_time_left_stays_longest(room, shown):
     assert fitting(3, LOSS, [], []) == "loss 4.123"
 
 
+@pytest.mark.slow  # two runs in processes of their own
 def test_a_log_in_ascii_has_every_line_of_one_in_utf8(tmp_path):
     """A folder of another alphabet, no terminal, no colours, the C locale."""
     fill(tmp_path / "фото ü", [f"{i}.png" for i in range(12)])

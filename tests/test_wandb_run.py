@@ -409,6 +409,7 @@ def wait_until_written(run_dir: Path) -> None:
         sizes.append(sum(path.stat().st_size for path in files))
 
 
+@pytest.mark.slow  # some ten seconds of waiting for a file to grow no more
 @pytest.mark.skipif(os.name != "posix", reason="kills a group of processes")
 def test_rows_are_readable_soon_after_they_were_logged_whatever_is_killed(tmp_path):
     import wandb
