@@ -186,7 +186,7 @@ def _needs_tifffile(content: bytes) -> bool:
         return False
     try:
         with opened(content) as picture, _of_any_size():  # which silences it too
-            bands, pages = len(picture.getbands()), getattr(picture, "n_frames", 1)
+            bands, pages = len([b for b in picture.getbands() if b != "X"]), getattr(picture, "n_frames", 1)
     except Exception:  # of any directory that is damaged or of an unknown kind: tifffile says what is wrong
         return True
     return pages > 1 or tags.bands != bands or (bands > 1 and max(tags.bits) > 8)
