@@ -61,6 +61,7 @@ def why_not(encoder: nn.Module, image_size: int, channels: int = 3) -> str | Non
 
 
 def first_line_of(error: Exception) -> str:
+    """The first line of an error's text without its full stop, or the name of its class where it has none."""
     return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
 
 

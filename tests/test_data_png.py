@@ -182,7 +182,8 @@ def test_mutated_files_end_no_process(kind, mode):
 @pytest.mark.parametrize("seed", range(5))
 def test_many_mutated_files_end_no_process(seed):
     for kind, mode in (("png", "RGB"), ("png", "P"), ("jpeg", "RGB")):
-        refused_of(10_000, kind, mode, seed)
+        refused = refused_of(10_000, kind, mode, seed)
+        assert refused >= 9_900 if kind == "png" else refused > 0
 
 
 @pytest.fixture
