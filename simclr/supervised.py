@@ -42,7 +42,8 @@ class Supervised(LightningModule):
     and evaluation: the same parts. Labels are looked up by the images' numbers in `simclr.data.ImageData`.
     """
 
-    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm", "num_classes")
+    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
+    architecture += ("channels", "num_classes")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, and its gradient where that is made in micro-batches."""
@@ -91,7 +92,7 @@ class Supervised(LightningModule):
         return self.labels[index]
 
     def forward(self, images: Tensor) -> Tensor:
-        """The representation h of normalised images: (n, 3, H, W) -> (n, feature_dim)."""
+        """The representation h of normalised images: (n, C, H, W) -> (n, feature_dim)."""
         return self.encoder(images)
 
     def __init__(
@@ -118,6 +119,7 @@ class Supervised(LightningModule):
         momentum: float = 0.9,
         warmup_epochs: float | None = None,
         batch_size: int | None = None,
+        channels: int = 3,
         channels_last: bool = True,
         compile_encoder: bool | CompileMode | None = None,
         seed: int = 0,
@@ -152,6 +154,7 @@ class Supervised(LightningModule):
                 tenth of the run.
             batch_size: the global batch, which lr_scaling goes by. If not given: the data module's. On the command line
                 it comes from data.batch_size.
+            channels: of an image; see SimCLR.
             channels_last: memory layout of images and convolutions.
             compile_encoder: run encoder and classifier by torch.compile; see SimCLR.
             seed: of the views and the classifier's first weights. On the command line it comes from seed_everything.
@@ -165,11 +168,11 @@ class Supervised(LightningModule):
         refuse_bad_settings(settings)
         if encoder == "auto":
             encoder, stem = default_encoder(stem, image_size)
-        self.augment = SimCLRAugmentation(image_size, **augmentation)
+        self.augment = SimCLRAugmentation(image_size, channels=channels, **augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)
         options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
-        self.encoder = build_encoder(encoder, image_size=image_size, **options)
-        if start_size is not None and (reason := why_not(self.encoder, start_size)):
+        self.encoder = build_encoder(encoder, image_size=image_size, channels=channels, **options)
+        if start_size is not None and (reason := why_not(self.encoder, start_size, channels)):
             raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         self.classifier: nn.Module = nn.Identity()  # until there are classes

@@ -28,11 +28,13 @@ from simclr.ablate.supervised import Settings, rate, train_classifier
 from simclr.ablate.table import as_csv, as_markdown
 from simclr.ablate.verdict import Effect, agrees, effect_of, judge, paired_t, word_of
 from simclr.cli import main
+from simclr.cli.messages import BAD_INPUT
 from simclr.cli.recipes import recipes
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.efficientnet import PHI, scaled_efficientnet
 from simclr.encoders import build_encoder
 from simclr.eval.predictions import packed
+from simclr.files import hold
 from simclr.run_folder import RunFolder
 from simclr.training.method import find_method
 from strict.sitecustomize import environment
@@ -559,6 +561,19 @@ def tiny_file(path: Path) -> Path:
     content |= {"rule": {"kind": "difference", "a": "a", "b": "b", "margin": 1}}
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def test_an_experiment_that_another_process_computes_is_refused_in_a_line(tmp_path, capsys):
+    folder = tmp_path / "bottleneck"
+    folder.mkdir()
+    let_go = hold(folder)
+    with pytest.raises(SystemExit) as stopped:
+        main(["ablate", "bottleneck", "--out", str(tmp_path)])
+    let_go()
+    said = capsys.readouterr().err
+    assert (stopped.value.code, said.count("\n")) == (BAD_INPUT, 1)
+    assert f"{folder} is being computed by another process. Wait for it" in said
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.slow

@@ -23,12 +23,15 @@ from simclr.cli.messages import BAD_INPUT
 from simclr.data import ImageData, MemoryImages, decode, kinds
 from simclr.data.decode import ReadingRules, decode_square, own_of, read_images, to_square
 from simclr.encoders import RESNETS
+from simclr.eval.protocol import OF_EVAL
+from simclr.eval.suite import YARDSTICKS
 from simclr.export.card import read_card
 from simclr.export.counterparts import timm_counterpart, torchvision_counterpart
 from simclr.export.formats import export_encoder
 from simclr.inputs import InputTransform, for_display
 from simclr.module import SimCLR
 from simclr.starting_weights import read_starting_weights
+from simclr.training.method import METHODS
 from simclr.views import compiled, kernels
 from test_augment import EVERYTHING
 from tiny import flags, tiny_model
@@ -595,6 +598,65 @@ def _refused(channels: int, capsys: pytest.CaptureFixture[str]) -> None:
         found = capsys.readouterr().err
         assert (stopped.value.code, found.count("\n")) == (BAD_INPUT, 1), (line, found)
         assert words in found, (line, found)
+
+
+@pytest.fixture(scope="module")
+def gray_runs(tmp_path_factory):
+    """A run of every method that has a name, on gray images of a folder; where they lie."""
+    place = tmp_path_factory.mktemp("methods")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        write(Path("images"), 1)
+        write(Path("test"), 1, 3)
+        for method in METHODS:
+            own = {"data.train_dir": place / "images", "data.test_dir": place / "test", "data.channels": 1}
+            own |= {"run_dir": method, "trainer.max_epochs": 1, "data.batch_size": 6, "method": method}
+            own |= {"knn.every_n_epochs": 0, "quality.every_n_epochs": 0}
+            without = ("shapes", *(["projection_dim"] if method == "supervised" else []))
+            run("train", *(flag for flag in flags(own) if not any(word in flag for word in without)))
+    return place
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_an_encoder_of_one_channel(method, gray_runs):
+    encoder = load_encoder(gray_runs / method)
+    assert encoder.transform.channels == 1
+    first = next(p for p in encoder.parameters() if p.ndim == 4)
+    assert first.shape[1] == 1
+    assert read_checkpoint(gray_runs / method).model["channels"] == 1
+
+
+EVERY_PROTOCOL = {  # as short as each can be
+    "knn": ["--knn.k", 1],
+    "logreg": [],
+    "linear": ["--linear.epochs", 1, "--linear.batch_size", 6],
+    "heads": ["--heads.epochs", 1, "--heads.batch_size", 6],
+    "semi": ["--semi.fractions", "[0.5]", "--semi.draws", 1],
+    "label_efficiency": ["--label_efficiency.per_class", "[1]", "--label_efficiency.draws", 1],
+    "finetune": ["--finetune.epochs", 1, "--finetune.batch_size", 6],
+    "semi_finetune": ["--semi_finetune.fractions", "[0.5]", "--semi_finetune.draws", 1, "--semi_finetune.epochs", 1],
+    "distill": ["--distill.epochs", 1, "--distill.teacher_epochs", 1, "--distill.student", "resnet8"],
+}
+
+
+def test_every_protocol_and_yardstick_takes_one_channel(gray_runs, monkeypatch, capsys):
+    monkeypatch.chdir(gray_runs)
+    assert EVERY_PROTOCOL.keys() == OF_EVAL.keys()
+    few = [word for words in EVERY_PROTOCOL.values() for word in words]
+    run("eval", "simclr", "--protocols", ",".join(EVERY_PROTOCOL), "--supervised", "supervised", *few)
+    record = json.loads(Path("simclr/eval.json").read_text())
+    assert {result["protocol"] for result in record["results"]} == EVERY_PROTOCOL.keys()
+    assert set(record["yardsticks"]) == set(YARDSTICKS) - {"starting_weights"}
+    assert all(0 <= result["top1"] <= 1 and result["n_test"] == 6 for result in record["results"])
+    capsys.readouterr()
+
+
+def test_an_encoder_of_one_channel_is_measured_on_other_images(gray_runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(gray_runs)
+    write(tmp_path / "other" / "train", 1, 4)
+    write(tmp_path / "other" / "test", 1, 2)
+    run("eval", "simclr", "--protocols", "knn", "--knn.k", 1, "--on", tmp_path / "other", "--csv", tmp_path / "all.csv")
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

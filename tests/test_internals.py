@@ -167,7 +167,7 @@ def test_lightning_gives_the_processes_that_it_launches_to_the_observer_that_is_
 def test_a_strategy_of_several_ranks_has_a_limit_of_waiting_that_can_be_set():
     options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "devices": 1}
     trainer = Trainer(**options, strategy="ddp")
-    assert internals.patience_of(trainer) == timedelta(minutes=30)  # as the README says
+    assert internals.patience_of(trainer) == timedelta(minutes=30)  # as docs/training.md says
     assert internals.wait_for_ranks(trainer, timedelta(minutes=2))
     assert internals.patience_of(trainer) == timedelta(minutes=2)
     assert "self._timeout" in inspect.getsource(type(trainer.strategy).setup_distributed)

@@ -1,4 +1,4 @@
-"""What README shows in Python runs as it stands there, only smaller, and says nothing that was not asked for."""
+"""What README and the guide show in Python runs as it stands there, only smaller, and says nothing unasked."""
 
 import os
 import subprocess
@@ -14,12 +14,13 @@ from simclr import SimCLR
 from simclr.checkpoint import save_encoder
 from test_inputs import photograph
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/using.md"))
 
 
 def block(first: str, last: str) -> str:
-    """README's indented code from the line that begins so to the next that begins so, both included."""
-    lines = README.splitlines()
+    """The indented code of these pages from the line that begins so to the next that begins so, both included."""
+    lines = PAGES.splitlines()
     begin = next(i for i, line in enumerate(lines) if line.startswith(f"    {first}"))
     end = next(i for i in range(begin, len(lines)) if lines[i].strip().startswith(last))
     return textwrap.dedent("\n".join(lines[begin : end + 1]))
@@ -79,7 +80,7 @@ def test_the_encoder_in_three_lines(trained):
 
 @pytest.mark.parametrize(("trained", "small"), [(224, False), (32, True)], indirect=["trained"])
 @pytest.mark.parametrize("of", ["torchvision", "timm"])
-def test_torchvision_and_timm_load_the_encoder_as_readme_says(trained, small, of):
+def test_torchvision_and_timm_load_the_encoder_as_the_guide_says(trained, small, of):
     stem = block("network.conv1", "network.maxpool") if small else ""
     found = {"torch": torch, "torchvision": torchvision, "timm": pytest.importorskip("timm")}
     if of == "torchvision":

@@ -70,7 +70,12 @@ def run_cells(
         KeyboardInterrupt: on Ctrl-C or SIGTERM, once the processes of the cells have ended.
     """
     place.out.mkdir(parents=True, exist_ok=True)
-    release = hold(place.out)
+    try:
+        release = hold(place.out)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{place.out} is being computed by another process. Wait for it, or give another --out."
+        ) from error
     try:
         return _Runner(experiment, place, say).run(seeds)
     finally:

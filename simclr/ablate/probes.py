@@ -6,7 +6,6 @@ encoder by itself there is `simclr linear-eval`.
 """
 
 import csv
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simclr.ablate.program import Outcome, arguments, labels_sha256
+from simclr.ablate.program import Outcome, arguments, labels_sha256, run_program
 from simclr.augment import SimCLRAugmentation
 from simclr.checkpoint import Checkpoint, new_encoder, read_checkpoint
 from simclr.data import EvalLoader
@@ -196,8 +195,4 @@ def last_figures(path: Path, names: Iterable[str] = ("contrast_top1", "train_los
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    run_program(main)

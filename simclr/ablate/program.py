@@ -3,7 +3,8 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def arguments(argv: Sequence[str] | None, **more: Any) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--settings", type=json.loads, default={})
     return parser.parse_args(argv)
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program of a cell: what goes wrong is its last line, which the engine reads, and exit code 1."""
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
 
 
 def labels_sha256(labels: Tensor, name: str) -> str:

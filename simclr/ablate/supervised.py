@@ -6,7 +6,6 @@ run. It goes on after a kill from the last epoch, to the same bits: an epoch's o
 (seed, epoch, image). The counterpart of a run, on its schedule, is that of `simclr supervised`.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simclr.ablate.probes import network_of
-from simclr.ablate.program import Outcome, arguments, labels_sha256
+from simclr.ablate.program import Outcome, arguments, labels_sha256, run_program
 from simclr.ablate.responses import layer_responses
 from simclr.augment import SimCLRAugmentation
 from simclr.checkpoint import read_checkpoint
@@ -223,8 +222,4 @@ def _predict(network: nn.Module, pixels: Tensor, prepare: _Prepare) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    run_program(main)

@@ -241,7 +241,10 @@ def print_evaluation(record: dict[str, Any]) -> None:
 def _print_table(head: list[str], rows: list[list[str]], left: int = 1) -> None:
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for place, name in enumerate(head):
-        shown.add_column(name, justify="left" if place < left else "right", no_wrap=True)
+        if place < left:  # where all does not fit, names are broken, and not numbers
+            shown.add_column(name, overflow="fold")
+        else:
+            shown.add_column("\n".join(name.rsplit(" ", 1)), justify="right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
     Console(width=max(100, Console().width)).print(shown)

@@ -128,9 +128,7 @@ def parse_evaluation(parser: Parser, args: list[str]) -> tuple[Namespace, ImageD
     held_out = trained_on.get("held_out") or 0
     if any(getattr(config.data, name) != trained_on.get(name) for name in ("train_dir", "data_dir")):
         held_out = 0  # of another folder nothing was
-    of_encoder = {"image_size": checkpoint.model["image_size"], "channels": checkpoint.model.get("channels", 3)}
-    of_encoder["bits"] = checkpoint.data.get("bits")
-    settings = {**config.data.as_dict(), **of_encoder, "held_out": held_out}
+    settings = {**config.data.as_dict(), **_of_encoder(checkpoint), "held_out": held_out}
     data = ImageData(**settings, batch_size=2)
     places = ("source", "train_dir", "data_dir")
     data.in_pretraining = all(getattr(config.data, name) == trained_on.get(name) for name in places)
@@ -149,7 +147,13 @@ def image_settings(config: Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
     """
     places = ("source", "train_dir", "test_dir", "data_dir", "shapes_train", "shapes_test", "leave_out")
     kept = {name: value for name, value in config.data.as_dict().items() if name not in places}
-    return {**kept, "image_size": checkpoint.model["image_size"], "held_out": 0, "batch_size": 2}
+    return {**kept, **_of_encoder(checkpoint), "held_out": 0, "batch_size": 2}
+
+
+def _of_encoder(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What of `ImageData` follows from the encoder, whatever the images are."""
+    channels, bits = checkpoint.model.get("channels", 3), checkpoint.data.get("bits")
+    return {"image_size": checkpoint.model["image_size"], "channels": channels, "bits": bits}
 
 
 def print_result(record: dict[str, Any]) -> None:

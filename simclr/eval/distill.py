@@ -13,7 +13,7 @@ from simclr.eval.features import check_split
 from simclr.eval.few_labels import labelled_part
 from simclr.eval.finetune import Crops, descent, score, tune, zero_classifier
 from simclr.eval.protocol import FrozenFeatures, Outcome
-from simclr.eval.training import WithHead, train_epochs
+from simclr.eval.training import WithHead, fed_as, train_epochs
 
 
 def distillation_loss(
@@ -95,7 +95,8 @@ def distill(
     teacher.about["labels"] = len(part)
     of_teacher = teacher.score(frozen)
     device = torch.device(frozen.device)
-    body = _student(student, frozen.encoder, width, stem, seed).to(device)
+    channels = frozen.train_images.images(torch.zeros(1, dtype=torch.int64)).shape[1]
+    body = _student(student, frozen.encoder, channels, width, stem, seed).to(device)
     classifier = zero_classifier(body.feature_dim, num_classes).to(device)
     lr = base_lr * batch_size / 256
     optimizer = descent([*body.parameters(), *classifier.parameters()], lr, weight_decay, "sgd")
@@ -132,13 +133,11 @@ def distill(
     }
 
 
-def _student(name: str, like: nn.Module, width: float, stem: Stem, seed: int) -> WithHead:
-    """A fresh encoder that is fed as another one."""
+def _student(name: str, like: nn.Module, channels: int, width: float, stem: Stem, seed: int) -> WithHead:
+    """A fresh encoder of images of so many channels, that is fed as another one."""
     image_size: Any = like.image_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder: Any = build_encoder(name, image_size=image_size, width=width, stem=stem)
-    for part in ("image_size", "mean", "std"):
-        if getattr(like, part, None) is not None:
-            setattr(encoder, part, getattr(like, part))
+        encoder: Any = build_encoder(name, image_size=image_size, channels=channels, width=width, stem=stem)
+    fed_as(encoder, like)
     return WithHead(encoder, None, encoder.feature_dim)

@@ -93,7 +93,7 @@ def extract_features(
     Args:
         encoder: (n, C, S, S) -> (n, F); its training mode is put back afterwards, submodule by submodule.
         loader: iterable of (images, labels, ...): images (n, C, H, W) uint8, uint16 or float in [0, 1], not normalised,
-            of as many channels as `.mean` has, 3 where there is none, or any for an encoder of `any_channels`;
+            of as many channels as `.mean` has, 3 where there is none;
             labels (n,) integer >= 0.
         device: where to compute; by default where the encoder is. The encoder goes back to where it was.
         image_size: side in pixels; by default `encoder.image_size`, and without that images stay as they come.
@@ -105,7 +105,7 @@ def extract_features(
     """
     image_size = image_size or getattr(encoder, "image_size", None)
     mean, std = getattr(encoder, "mean", None), getattr(encoder, "std", None)
-    channels = None if getattr(encoder, "any_channels", False) else 3 if mean is None else len(mean)
+    channels = 3 if mean is None else len(mean)
     home = next((t.device for t in (*encoder.parameters(), *encoder.buffers())), torch.device("cpu"))
     device = torch.device(device) if device is not None else home
     parts: list[Tensor] = []

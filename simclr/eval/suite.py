@@ -49,12 +49,13 @@ class RawPixels(nn.Module):
 
     Args:
         image_size: of the encoder; images above 32 pixels are brought to 32.
+        channels: C of the images.
     """
 
-    def __init__(self, image_size: int):
+    def __init__(self, image_size: int, channels: int = 3):
         super().__init__()
         self.image_size = min(_PIXELS, image_size)
-        self.any_channels = True
+        self.mean, self.std = (0.0,) * channels, (1.0,) * channels
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, S, S) -> (n, C S S)."""
@@ -431,7 +432,7 @@ def _yardstick_encoder(yardstick: str, read: Checkpoint, network: SupervisedNetw
     if yardstick == SUPERVISED:
         return None if network is None else network.encoder
     if yardstick == "raw_pixels":
-        return RawPixels(read.model["image_size"])
+        return RawPixels(read.model["image_size"], read.model.get("channels", 3))
     if yardstick == "starting_weights":
         path = read.run_dir / STARTING
         return load_encoder(path) if path.is_file() else None

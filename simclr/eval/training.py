@@ -95,13 +95,23 @@ class WithHead(nn.Module):
         self.encoder, self.layers = encoder, nn.Sequential() if layers is None else layers
         last: Any = self.layers[-1] if len(self.layers) else None
         self.feature_dim: int = feature_dim if last is None else last.linear.out_features
-        for name in ("image_size", "mean", "std"):
-            if getattr(encoder, name, None) is not None:
-                setattr(self, name, getattr(encoder, name))
+        fed_as(self, encoder)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, S, S) -> (n, feature_dim)."""
         return self.layers(self.encoder(images))
+
+
+def fed_as(network: nn.Module, encoder: nn.Module) -> None:
+    """Let a network be given the images that an encoder is given: size, normalisation, channels.
+
+    Args:
+        network: is told.
+        encoder: says so by `image_size`, `mean` and `std`, where it has them.
+    """
+    for name in ("image_size", "mean", "std"):
+        if getattr(encoder, name, None) is not None:
+            setattr(network, name, getattr(encoder, name))
 
 
 def head_layers(head: nn.Module | None, count: int) -> nn.Sequential | None:
