@@ -48,7 +48,7 @@ class BYOL(LightningModule):
     parts. What training leaves behind is `encoder`, the online network's; `target["encoder"]` is its moving average.
     """
 
-    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
+    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "depth", "phi", "shortcut", "norm")
     architecture += ("channels", "hidden_dim", "projection_dim", "predictor", "head_batch_norm")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -109,6 +109,8 @@ class BYOL(LightningModule):
         grow_epochs: int = 0,
         stem: Stem = "auto",
         width: float = 1.0,
+        depth: float = 1.0,
+        phi: int | None = None,
         shortcut: Shortcut = "B",
         zero_init: bool = True,
         norm: Norm = "batch",
@@ -142,7 +144,9 @@ class BYOL(LightningModule):
             grow_epochs: epochs from start_size to image_size.
             stem: `small` (3x3, stride 1), `small_stride2`, `imagenet` (7x7, stride 2, max-pool), or `auto` by
                 image_size.
-            width: multiplies every channel of a ResNet.
+            width: multiplies every channel of a ResNet or of `efficientnet`.
+            depth: multiplies the blocks of each of its stages, rounded up.
+            phi: of `efficientnet`, 0 to 7: the width and depth of B0 to B7.
             shortcut: of a ResNet: A, B, C or none.
             zero_init: start each residual block as the identity.
             norm: `batch`, or `none` for a ResNet without normalisation.
@@ -192,7 +196,8 @@ class BYOL(LightningModule):
         self.augment = SimCLRAugmentation(image_size, channels=channels, **augmentation)
         settings.update(augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)
-        options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
+        options = dict[str, Any](stem=stem, width=width, depth=depth, phi=phi, shortcut=shortcut)
+        options |= {"zero_init": zero_init, "norm": norm}
         self.encoder = build_encoder(encoder, image_size=image_size, channels=channels, **options)
         if start_size is not None and (reason := why_not(self.encoder, start_size, channels)):
             raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")

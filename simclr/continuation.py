@@ -32,7 +32,7 @@ class Rule(Enum):
 # Every setting of the command line has its place here.
 RULES: dict[str, dict[Rule, str]] = {
     "model": {
-        Rule.FIXED: """encoder image_size start_size grow_epochs stem width shortcut zero_init norm channels
+        Rule.FIXED: """encoder image_size start_size grow_epochs stem width depth phi shortcut zero_init norm channels
             weights weights_prefix
             head hidden_dim projection_dim head_layers head_batch_norm
             loss temperature margin semi_hard views micro_batch_size
@@ -189,8 +189,9 @@ def model_changes(hparams: Mapping[str, Any], was: Mapping[str, Any]) -> Changes
     """The settings of a method that differ from a checkpoint's."""
     names = [name for rule in (Rule.FIXED, Rule.ROUNDING) for name in names_under(rule, "model")]
     names += [name for name in hparams if name not in names]
-    # A run from before there were these settings began at random, and on RGB.
-    return _differences("model", names, {"weights": None, "weights_prefix": None, "channels": 3, **was}, hparams)
+    # A run from before there were these settings began at random, on RGB, with no network scaled in its depth.
+    unsaid = {"weights": None, "weights_prefix": None, "channels": 3, "depth": 1.0, "phi": None}
+    return _differences("model", names, {**unsaid, **was}, hparams)
 
 
 def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:

@@ -36,7 +36,7 @@ class SimCLR(LightningModule):
     """
 
     # Settings that decide which weights there are.
-    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
+    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "depth", "phi", "shortcut", "norm")
     architecture += ("channels", "head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -78,6 +78,8 @@ class SimCLR(LightningModule):
         grow_epochs: int = 0,
         stem: Stem = "auto",
         width: float = 1.0,
+        depth: float = 1.0,
+        phi: int | None = None,
         shortcut: Shortcut = "B",
         zero_init: bool = True,
         norm: Norm = "batch",
@@ -110,16 +112,19 @@ class SimCLR(LightningModule):
         """Builds encoder, head and views.
 
         Args:
-            encoder: a name that `build_encoder` knows: resnet18 ... resnet152, resnet8 ... resnet110 (CIFAR), or any
-                torchvision or timm model. `auto`: resnet18 where there is a GPU; else resnet8 which, with stem=auto and
-                images up to 64 px, begins with stride 2: a network that CPUs train in minutes.
+            encoder: a name that `build_encoder` knows: resnet18 ... resnet152, resnet8 ... resnet110 (CIFAR),
+                efficientnet, or any torchvision or timm model. `auto`: resnet18 where there is a GPU; else resnet8
+                which, with stem=auto and images up to 64 px, begins with stride 2: a network that CPUs train in
+                minutes.
             image_size: side of a view, in pixels.
             start_size: progressive resolution: views of the first epoch have this side, and grow to image_size in steps
                 of 32 pixels (of 4 if image_size is below 128). If not given: image_size throughout.
             grow_epochs: epochs from start_size to image_size.
             stem: `small` (3x3, stride 1), `small_stride2`, `imagenet` (7x7, stride 2, max-pool), or `auto` by
                 image_size.
-            width: multiplies every channel of a ResNet.
+            width: multiplies every channel of a ResNet or of `efficientnet`.
+            depth: multiplies the blocks of each of its stages, rounded up.
+            phi: of `efficientnet`, 0 to 7: the width and depth of B0 to B7.
             shortcut: of a ResNet: A (zero padding), B (projection where dimensions grow), C (all projections) or none.
             zero_init: start each residual block as the identity (its last BN scale at zero).
             norm: `batch`, or `none` for a ResNet without normalisation.
@@ -173,7 +178,8 @@ class SimCLR(LightningModule):
             encoder, stem = default_encoder(stem, image_size)
         self.augment = SimCLRAugmentation(image_size, channels=channels, **augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)  # with what was left open, for checkpoints
-        options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
+        options = dict[str, Any](stem=stem, width=width, depth=depth, phi=phi, shortcut=shortcut)
+        options |= {"zero_init": zero_init, "norm": norm}
         self.encoder = build_encoder(encoder, image_size=image_size, channels=channels, **options)
         if start_size is not None and (reason := why_not(self.encoder, start_size, channels)):
             raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")

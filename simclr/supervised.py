@@ -42,7 +42,17 @@ class Supervised(LightningModule):
     and evaluation: the same parts. Labels are looked up by the images' numbers in `simclr.data.ImageData`.
     """
 
-    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm", "num_classes")
+    architecture: tuple[str, ...] = (
+        "encoder",
+        "image_size",
+        "stem",
+        "width",
+        "depth",
+        "phi",
+        "shortcut",
+        "norm",
+        "num_classes",
+    )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, and its gradient where that is made in micro-batches."""
@@ -103,6 +113,8 @@ class Supervised(LightningModule):
         grow_epochs: int = 0,
         stem: Stem = "auto",
         width: float = 1.0,
+        depth: float = 1.0,
+        phi: int | None = None,
         shortcut: Shortcut = "B",
         zero_init: bool = True,
         norm: Norm = "batch",
@@ -132,7 +144,9 @@ class Supervised(LightningModule):
             grow_epochs: epochs from start_size to image_size.
             stem: `small` (3x3, stride 1), `small_stride2`, `imagenet` (7x7, stride 2, max-pool), or `auto` by
                 image_size.
-            width: multiplies every channel of a ResNet.
+            width: multiplies every channel of a ResNet or of `efficientnet`.
+            depth: multiplies the blocks of each of its stages, rounded up.
+            phi: of `efficientnet`, 0 to 7: the width and depth of B0 to B7.
             shortcut: of a ResNet: A, B, C or none.
             zero_init: start each residual block as the identity.
             norm: `batch`, or `none` for a ResNet without normalisation.
@@ -167,7 +181,8 @@ class Supervised(LightningModule):
             encoder, stem = default_encoder(stem, image_size)
         self.augment = SimCLRAugmentation(image_size, **augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)
-        options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
+        options = dict[str, Any](stem=stem, width=width, depth=depth, phi=phi, shortcut=shortcut)
+        options |= {"zero_init": zero_init, "norm": norm}
         self.encoder = build_encoder(encoder, image_size=image_size, **options)
         if start_size is not None and (reason := why_not(self.encoder, start_size)):
             raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")

@@ -249,6 +249,10 @@ SIMCLR = {
     "grow_epochs": row(2, sides(8, 12), **GROWING),
     "stem": row("small_stride2", lambda a, b: 2 * b.maps[0].shape[-1] == a.maps[0].shape[-1], stem="small"),
     "width": row(0.5, lambda a, b: b.h[0].shape[1] == 2 * a.h[0].shape[1], width=0.25),
+    "depth": row(2.0, lambda a, b: (kernels(a, 3), kernels(b, 3)) == (7, 13)),
+    "phi": row(
+        1, lambda a, b: len(b.matrices("encoder")) > len(a.matrices("encoder")), encoder="efficientnet", width=1.0
+    ),
     "shortcut": row("A", lambda a, b: kernels(b, 1) == 0, shortcut="B"),
     "zero_init": row(False, lambda a, b: still(a) == 6 and still(b) == 0, zero_init=True),
     "norm": row("none", lambda a, b: not any(name.startswith("encoder") for name in b.buffers), norm="batch"),

@@ -60,6 +60,7 @@ from simclr.data import ImageData
 from simclr.data.module import FOLDERS, LEFT_OUT, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
 from simclr.distributed import launched_rank
+from simclr.encoders import encoder_in_words
 from simclr.eval.supervised import METHOD as SUPERVISED
 from simclr.files import reason_of, remove_abandoned_sockets, write_atomically
 from simclr.loggers import EventFiles, build_loggers
@@ -335,7 +336,7 @@ def summary(cli: TrainCLI) -> str:
         "data": f"{data.train.name}: {len(data.train):,} images{_kind(data)}{classes}, views of {size}{held}",
         "left out": data.left_out,
         "weights": _weights(cli),
-        "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
+        "encoder": f"{encoder_in_words(hparams)}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
         f"{cli.length}{_left_out(data)}",
         "loss": model.objective(hparams).text,

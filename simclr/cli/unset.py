@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from simclr.dashboard import Dashboard
+from simclr.efficientnet import remark
 from simclr.encoders import default_encoder
 from simclr.online_accuracy import OnlineAccuracy
 from simclr.online_quality import OnlineQuality
@@ -157,6 +158,8 @@ def remarks(cli: "TrainCLI") -> list[str]:
     starting = cli.model.run.starting
     if starting is not None and (otherwise := starting.fed_otherwise(cli.model.hparams)):
         found.append(otherwise)
+    if (of_size := remark(cli.model.hparams)) is not None:
+        found.append(of_size)
     if steps < FEWEST_STEPS and not cli.resumed:
         smaller = f", --data.batch_size {max(32, data.batch_size // 4)}" if data.batch_size > 32 else ""
         found.append(

@@ -13,6 +13,7 @@ from simclr.callbacks import OnlineKNN
 from simclr.checkpoint import Checkpoint
 from simclr.data import ImageData
 from simclr.data.rules import DEEPEST
+from simclr.encoders import encoder_in_words
 from simclr.online_quality import OnlineQuality
 from simclr.training.method import find_method
 
@@ -114,7 +115,7 @@ def _in_words(checkpoint: Checkpoint, encoder: nn.Module, config: Content) -> di
     million = sum(p.numel() for p in encoder.parameters()) / 1e6
     used = [name for name in ("rotation", "cutout", "noise", "sobel") if model.get(f"{name}_prob")]
     return {
-        "encoder": f"{model['encoder']}, stem {model.get('stem')}, width {model.get('width', 1):g}; "
+        "encoder": f"{encoder_in_words(model)}, stem {model.get('stem')}; "
         f"{million:.2f} M parameters, h of {encoder.feature_dim}",
         "projection head": f"{model.get('head')}, z of {model.get('projection_dim')}",
         "loss": checkpoint.objective.text,
