@@ -59,13 +59,7 @@ def scaled_efficientnet(
         ValueError: if a multiplier is not positive, phi is not from 0 to 7 or comes with multipliers, or the stem is
             another.
     """
-    if not (width > 0 and depth > 0):
-        raise ValueError(f"width={width}, depth={depth}: both multiply, and must be positive.")
-    if phi is not None and phi not in PHI:
-        raise ValueError(f"phi={phi} is not a whole number from 0 to {max(PHI)}, the EfficientNets B0 to B{max(PHI)}.")
-    if phi is not None and (width, depth) != (1, 1):
-        sets = f"width {PHI[phi][0]:g} and depth {PHI[phi][1]:g}"
-        raise ValueError(f"phi={phi} means {sets}: leave width={width:g}, depth={depth:g} out, or phi.")
+    refuse_multipliers(width, depth, phi)
     if stem not in ("imagenet", "small"):
         raise ValueError(f"stem={stem!r} is not one of imagenet, small.")
     norm = None
@@ -75,6 +69,18 @@ def scaled_efficientnet(
     stages = [MBConvConfig(*stage, width_mult=width, depth_mult=depth) for stage in B0]
     network = EfficientNet(stages, dropout=dropout, norm_layer=norm)
     return take_strides_out(network) if stem == "small" else network
+
+
+def refuse_multipliers(width: float, depth: float, phi: int | None) -> None:
+    """Raise a ValueError for multipliers that are not positive, or that do not go with phi."""
+    if not (width > 0 and depth > 0):
+        raise ValueError(f"width={width}, depth={depth}: both multiply, and must be positive.")
+    if phi is not None and phi not in PHI:
+        raise ValueError(f"phi={phi} is not a whole number from 0 to {max(PHI)}, the EfficientNets B0 to B{max(PHI)}.")
+    if phi is not None and (width, depth) != (1, 1):
+        given = [f"{name}={value:g}" for name, value in (("width", width), ("depth", depth)) if value != 1]
+        sets = f"width {PHI[phi][0]:g} and depth {PHI[phi][1]:g}"
+        raise ValueError(f"phi={phi} means {sets}: leave {', '.join(given)} out, or phi.")
 
 
 def build_scaled(
@@ -94,6 +100,13 @@ def published_name(settings: Mapping[str, Any]) -> str:
     if name == SCALED and phi is None and (settings.get("width", 1), settings.get("depth", 1)) == (1, 1):
         phi = 0
     return name if name != SCALED or phi is None else f"{SCALED}_b{phi}"
+
+
+def encoder_in_words(settings: Mapping[str, Any]) -> str:
+    """An encoder's name and what scales it: "efficientnet, phi 3"; "resnet50, width 2, depth 1.5"."""
+    scales = [(name, settings.get(name)) for name in ("phi", "width", "depth")]
+    given = [f"{name} {value:g}" for name, value in scales if value is not None and (name == "phi" or value != 1)]
+    return ", ".join([settings["encoder"], *given])
 
 
 def remark(settings: Mapping[str, Any]) -> str | None:

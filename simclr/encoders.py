@@ -1,14 +1,13 @@
 """Encoders f by name: images -> representations h. The only place that chooses a stem, a ResNet's first layers."""
 
 import inspect
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from simclr.efficientnet import EFFICIENTNETS, SCALED, build_scaled, take_strides_out
+from simclr.efficientnet import EFFICIENTNETS, SCALED, build_scaled, refuse_multipliers, take_strides_out
 from simclr.image_sizes import build_for_size, warn_of_unsuitable_stem
 from simclr.model_zoo import build_timm, build_torchvision, timm_knows, torchvision_names, unknown_encoder
 from simclr.resnet import DEPTHS, Norm, ResNet, Shortcut, guard_projections
@@ -70,25 +69,27 @@ def build_encoder(
         raise ValueError(f"image_size={image_size} must be at least 1 pixel.")
     if channels < 1:
         raise ValueError(f"channels={channels} must be at least 1.")
-    options = dict[str, Any](stem=stem, shortcut=shortcut, zero_init=zero_init, norm=norm)
     multipliers = dict[str, Any](width=width, depth=depth, phi=phi)
+    options = dict[str, Any](shortcut=shortcut, zero_init=zero_init, norm=norm)
     if name in RESNETS:
         refuse_unheard(name, {"phi": phi})
-        options["stem"] = choose_stem(name, stem, image_size)
         if stem != "auto" and image_size is not None:
             warn_of_unsuitable_stem(stem, image_size)
-        return ResNet(RESNETS[name], **options, width=width, deeper=depth, image_channels=channels)
+        options |= {"stem": choose_stem(name, stem, image_size), "width": width, "deeper": depth}
+        return ResNet(RESNETS[name], **options, image_channels=channels)
 
     build: Any = build_torchvision if name in torchvision_names() else build_timm if timm_knows(name) else None
+    scales = name == SCALED or name in EFFICIENTNETS
+    others = {"stem": "auto" if scales and stem in ("small", "imagenet") else stem}
     if name == SCALED:
+        refuse_unheard(name, others | options)
+        refuse_multipliers(**multipliers)
         build = partial(build_scaled, **multipliers)
     elif build is None:
         raise ValueError(unknown_encoder(name, encoder_names()))
     else:
-        refuse_unheard(name, multipliers)
-    scales = name == SCALED or name in EFFICIENTNETS
+        refuse_unheard(name, others | multipliers | options)
     small = scales and choose_stem(name, stem, image_size) == "small"
-    refuse_unheard(name, options | ({"stem": "auto"} if scales and stem in ("small", "imagenet") else {}))
     build = partial(build, channels=channels)
     encoder = build(name, None) if image_size is None else build_for_size(build, name, image_size, channels)
     return guard_projections(take_strides_out(encoder) if small else encoder)  # CPUs: see there
@@ -107,13 +108,6 @@ def choose_stem(name: str, stem: str, image_size: int | None) -> str:
     if image_size is None:  # 4 stages: the ImageNet family; 3: CIFAR's
         return "small" if name in RESNETS and len(DEPTHS[RESNETS[name]][1]) == 3 else "imagenet"
     return "small" if image_size <= LARGEST_SMALL_IMAGE else "imagenet"
-
-
-def encoder_in_words(settings: Mapping[str, Any]) -> str:
-    """An encoder's name and what scales it: "efficientnet, phi 3"; "resnet50, width 2, depth 1.5"."""
-    scales = [(name, settings.get(name)) for name in ("phi", "width", "depth")]
-    given = [f"{name} {value:g}" for name, value in scales if value is not None and (name == "phi" or value != 1)]
-    return ", ".join([settings["encoder"], *given])
 
 
 def default_encoder(stem: Stem, image_size: int, accelerated: bool | None = None) -> tuple[str, Stem]:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from simclr.checkpoint import mismatches, read_encoder, sha256_of, some
-from simclr.efficientnet import published_name
-from simclr.encoders import RESNETS, choose_stem, encoder_in_words
+from simclr.efficientnet import encoder_in_words, published_name
+from simclr.encoders import RESNETS, choose_stem
 from simclr.export.card import CARD
 from simclr.export.reading import SETTINGS, exported_file, runs_by_itself
 from simclr.image_sizes import first_line_of

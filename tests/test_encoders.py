@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 from simclr import encoders, image_sizes, resnet
-from simclr.efficientnet import PHI, remark
-from simclr.encoders import build_encoder, encoder_in_words, encoder_names
+from simclr.efficientnet import PHI, encoder_in_words, remark
+from simclr.encoders import build_encoder, encoder_names
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
 
@@ -172,8 +172,8 @@ def test_depth_multiplies_the_blocks_of_a_resnet():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("efficientnet", {"phi": 8}, r"phi=8 is not a whole number from 0 to 7, the EfficientNets B0 to B7\."),
-        ("efficientnet", {"phi": 3, "width": 2}, "phi=3 means width 1.2 and depth 1.4: leave width=2, depth=1 out, or"),
+        ("efficientnet", {"phi": 8}, r"^phi=8 is not a whole number from 0 to 7, the EfficientNets B0 to B7\."),
+        ("efficientnet", {"phi": 3, "width": 2}, "^phi=3 means width 1.2 and depth 1.4: leave width=2 out, or phi"),
         (
             "efficientnet_b3",
             {"phi": 3},
@@ -185,7 +185,7 @@ def test_depth_multiplies_the_blocks_of_a_resnet():
         ("mobilenet_v2", {"depth": 2}, r"mobilenet_v2 has no depth=2. These options are for resnet8, .*resnet152"),
         ("efficientnet", {"norm": "none"}, "efficientnet has no norm='none'. These options are for resnet8"),
         ("resnet18", {"depth": 0}, "depth=0 multiplies the blocks of each stage, and must be positive"),
-        ("efficientnet", {"depth": -1}, "both multiply, and must be positive"),
+        ("efficientnet", {"depth": -1}, "^width=1.0, depth=-1: both multiply, and must be positive"),
     ],
 )
 def test_multipliers_that_a_network_does_not_take_are_refused(name, options, message):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LONG = 6 * 3600  # seconds of a run on a CPU, of which one is told
 _MODEL = (
     *("encoder", "stem", "base_lr", "lr_scaling", "weight_decay", "warmup_epochs"),
-    *("strength", "crop_scale", "blur_prob", "compile_encoder", "compile_views"),
+    *("strength", "crop_scale", "blur_prob", "small_crop_size", "small_crop_scale", "compile_encoder", "compile_views"),
 )
 
 
@@ -133,7 +133,7 @@ def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
             views += 2 * min(callback.images, len(data.unseen[1])) / callback.every_n_epochs
         if isinstance(callback, Dashboard) and callback.every_n_epochs:
             views += 3 * min(callback.images, len(data.test or data.train)) / callback.every_n_epochs
-    return views * pace.seconds / data.batch_size / cli.model.views.count / 3
+    return views * pace.seconds / data.batch_size / cli.model.views.large_for_all / 3
 
 
 def record(cli: "TrainCLI") -> None:

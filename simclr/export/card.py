@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from simclr.encoders import encoder_in_words
+from simclr.efficientnet import encoder_in_words
 
 CARD = "card.md"  # beside the exported file
 VERSION = 1  # of the card's head

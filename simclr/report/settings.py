@@ -13,7 +13,7 @@ from simclr.callbacks import OnlineKNN
 from simclr.checkpoint import Checkpoint
 from simclr.data import ImageData
 from simclr.data.rules import DEEPEST
-from simclr.encoders import encoder_in_words
+from simclr.efficientnet import encoder_in_words
 from simclr.online_quality import OnlineQuality
 from simclr.training.method import find_method
 
@@ -155,4 +155,10 @@ def _number(value: float | None) -> str:
 def _view_size(model: Content) -> str:
     size = f"{model['image_size']} px"
     grows = model.get("start_size") is not None
+    if small := model.get("small_crops"):
+        low, high = model["small_crop_scale"]
+        crops = (
+            f"{small} small crop{'s' * (small > 1)} of {model['small_crop_size']} px, {low:g} to {high:g} of the area"
+        )
+        return f"{size} and {crops}"
     return f"{model['start_size']} px, growing to {size} over {model['grow_epochs']} epochs" if grows else size
