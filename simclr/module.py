@@ -151,8 +151,8 @@ class SimCLR(Pretraining):
                 their own; its running statistics follow both, as in SwAV and solo-learn.
             small_crop_size: their side, in pixels. If not given: half of image_size.
             small_crop_scale: smallest and largest part of the image's area that they take. If not given: 0.05 to 0.2.
-            pairs: of views that are compared: all, as in solo-learn; or large, each view with the large ones alone, as
-                in SwAV (simclr.losses.nt_xent_to_large).
+            pairs: of views that are compared: all, as solo-learn pairs them; or large: each with the large ones alone,
+                as in SwAV (simclr.losses.nt_xent_to_large).
             micro_batch_size: images on a device at a time. The gradient is that of the whole batch, in the memory of
                 one micro-batch (and of BatchNorm over one micro-batch), for about a third more time. If not given: all
                 at once.
