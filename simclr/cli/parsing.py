@@ -90,7 +90,7 @@ class Parser(LightningArgumentParser):
         """What to type in place of a key that does not exist; of another method's setting, whose it is."""
         group, _, own = key.lstrip("-").replace("-", "_").partition(".")
         known = self.keys()
-        elsewhere = group == "model" and f"model.{own}" not in (*known, *self.linked)
+        elsewhere = group == "model" and "model.encoder" in known and f"model.{own}" not in (*known, *self.linked)
         if methods := [name for name in METHODS if elsewhere and takes(find_method(name), own)]:
             return f"It is a setting of --method {' and of '.join(methods)}."
         return hints.unknown_option(self.command, key, value, known, self.linked)
