@@ -66,7 +66,16 @@ REFERENCE = {
     ),
     "training": (
         "Training",
-        ["training.method", "training.objective", "training.gradient_cache", "seeding", "distributed", "precision"],
+        [
+            "training.method",
+            "training.hooks",
+            "training.views",
+            "training.objective",
+            "training.gradient_cache",
+            "seeding",
+            "distributed",
+            "precision",
+        ],
     ),
     "use": (
         "Using an encoder",

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from simclr import distributed
@@ -25,15 +24,15 @@ from simclr.augment import LARGEST_SMALL_VIEW, SimCLRAugmentation
 from simclr.contrast.engine import ContrastStats
 from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder
 from simclr.heads import ProjectionHead
-from simclr.image_sizes import why_not
 from simclr.inputs import InputTransform, attach_transform
 from simclr.optim import LrScaling, OptimizerName
+from simclr.training.hooks import Pretraining
 from simclr.training.network import CompileMode, Network
 from simclr.training.objective import Objective
-from simclr.training.parts import begin_step, clears_gradients, step_in_parts
+from simclr.training.parts import begin_step, step_in_parts
 from simclr.training.profiled import profiled
-from simclr.training.run import PretrainingRun, to_device
-from simclr.training.settings import complete, refuse_bad_settings
+from simclr.training.run import PretrainingRun
+from simclr.training.settings import complete, refuse_bad_settings, refuse_sizes
 from simclr.training.step_log import StepLog
 from simclr.training.views import EpochViews
 
@@ -41,14 +40,14 @@ from simclr.training.views import EpochViews
 VIEWS = {"blur_prob": [1.0, 0.1], "solarize_prob": [0.0, 0.2]}
 
 
-class BYOL(LightningModule):
+class BYOL(Pretraining):
     """Pretrains an encoder f by predicting one view's target projection from the other view, without negatives.
 
     A batch is that of `simclr.module.SimCLR`, and so are views, optimisers, schedules, resume and evaluation: the same
     parts. What training leaves behind is `encoder`, the online network's; `target["encoder"]` is its moving average.
     """
 
-    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
+    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "depth", "phi", "shortcut", "norm")
     architecture += ("channels", "hidden_dim", "projection_dim", "predictor", "head_batch_norm")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -109,6 +108,8 @@ class BYOL(LightningModule):
         grow_epochs: int = 0,
         stem: Stem = "auto",
         width: float = 1.0,
+        depth: float = 1.0,
+        phi: int | None = None,
         shortcut: Shortcut = "B",
         zero_init: bool = True,
         norm: Norm = "batch",
@@ -141,8 +142,10 @@ class BYOL(LightningModule):
             start_size: progressive resolution: the side of the views of the first epoch; see SimCLR.
             grow_epochs: epochs from start_size to image_size.
             stem: `small` (3x3, stride 1), `small_stride2`, `imagenet` (7x7, stride 2, max-pool), or `auto` by
-                image_size.
-            width: multiplies every channel of a ResNet.
+                image_size. Of `efficientnet` small halves the image twice less.
+            width: multiplies every channel of a ResNet or of `efficientnet`.
+            depth: multiplies the blocks of each of its stages, rounded up.
+            phi: of `efficientnet`, 0 to 7: the width and depth of B0 to B7.
             shortcut: of a ResNet: A, B, C or none.
             zero_init: start each residual block as the identity.
             norm: `batch`, or `none` for a ResNet without normalisation.
@@ -192,10 +195,10 @@ class BYOL(LightningModule):
         self.augment = SimCLRAugmentation(image_size, channels=channels, **augmentation)
         settings.update(augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)
-        options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
+        options = dict[str, Any](stem=stem, width=width, depth=depth, phi=phi, shortcut=shortcut)
+        options |= {"zero_init": zero_init, "norm": norm}
         self.encoder = build_encoder(encoder, image_size=image_size, channels=channels, **options)
-        if start_size is not None and (reason := why_not(self.encoder, start_size, channels)):
-            raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")
+        refuse_sizes(self.encoder, settings)
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         feature_dim: Any = self.encoder.feature_dim
         hidden = hidden_dim or feature_dim
@@ -230,38 +233,14 @@ class BYOL(LightningModule):
         parts += ["without a predictor"] if settings["predictor"] == "none" else []
         return Objective("BYOL", ", ".join(parts), None)
 
-    # What Lightning asks of a method: the parts answer.
-
-    def setup(self, stage: str) -> None:
-        self.run.setup(self)
+    # Beside what `Pretraining` answers Lightning:
 
     def configure_optimizers(self) -> dict[str, Any]:
         before = self.run.began_with
-        configured = self.run.configure_optimizers(self)
+        configured = super().configure_optimizers()
         if self.run.began_with is not before:  # the encoder has just been given weights, and the target is its copy
             self.target["encoder"].load_state_dict(self.encoder.state_dict())
         return configured
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if not self.trainer.training:
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return to_device(batch, device)
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if not clears_gradients(self.hparams):
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
-
-    def on_train_start(self) -> None:
-        self.run.start(self)
-
-    def on_train_epoch_end(self) -> None:
-        self.step_log.log_epoch(self)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.run.save(self, checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.run.load(self, checkpoint)
 
 
 def regression_loss(predicted: Tensor, target: Tensor) -> Tensor:

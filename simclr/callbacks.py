@@ -24,6 +24,9 @@ _SHOWN: tuple[tuple[type[Callback], str, str], ...] = (
 )
 
 
+_LABEL = 54  # pixels that three lines of a label take
+
+
 class ViewGrid(Callback):
     """Writes `views.png` when training starts: images of the first batch and exactly the views the network sees.
 
@@ -85,36 +88,48 @@ def view_grid(module: LightningModule, images: Tensor, index: Tensor, epochs: in
     device, hparams = module.device, module.hparams
     mean, std = (torch.tensor(hparams[name]).view(-1, 1, 1) for name in ("mean", "std"))
     whole = torch.nn.functional.interpolate(to_unit_range(images.cpu(), channels=None), hparams.image_size, mode="area")
-    groups = [[("image", whole)]]
+    zoom = max(1, 96 // hparams.image_size)
+    groups = [[("image", whole, zoom)]]
     for epoch in range(first, first + epochs):
-        augment, group = module.views.augment_of(epoch), []
-        size = f"\n{module.views.size(epoch)} px" if hparams.get("start_size") is not None else ""
+        group = []
         for view in range(module.views.count):
+            augment, small = module.views.augment_of(epoch, view), view >= module.views.large
+            side = augment.image_size
             tiles = augment.view(images.to(device), index.to(device), epoch, hparams.seed, view)
-            group.append((f"epoch {epoch + 1}\nview {view + 1}{size}", (tiles.cpu() * std + mean).clamp(0, 1)))
+            size = f"\n{side} px" if small or hparams.get("start_size") is not None else ""
+            # Of a progressive resolution as large as they go in; a small crop as small as it is.
+            times = zoom if small else max(1, hparams.image_size * zoom // side)
+            name = f"small {view + 1 - module.views.large}" if small else f"view {view + 1}"
+            group.append((f"epoch {epoch + 1}\n{name}{size}", (tiles.cpu() * std + mean).clamp(0, 1), times))
         groups.append(group)
-    return _draw_rows(groups, cell=hparams.image_size * max(1, 96 // hparams.image_size))
+    return _draw_rows(groups, cell=hparams.image_size * zoom)
 
 
-def _draw_rows(groups: list[list[tuple[str, Tensor]]], cell: int) -> Image.Image:
-    """Rows of (label, (N, C, S, S) in [0, 1]), one below the other, each image in the middle of a square cell."""
+def _draw_rows(groups: list[list[tuple[str, Tensor, int]]], cell: int) -> Image.Image:
+    """Rows of (label, (N, C, S, S) in [0, 1], zoom), one below the other, each image in the middle of its cell."""
     margin, gap, air = 72, 2, 8  # air above each group
-    columns, rows = len(groups[0][0][1]), sum(map(len, groups))
-    height = rows * (cell + gap) + (len(groups) - 1) * air + gap
+    columns = len(groups[0][0][1])
+    height = sum(_tall(*row[1:], cell) + gap for group in groups for row in group) + (len(groups) - 1) * air + gap
     picture = Image.new("RGB", (margin + columns * (cell + gap) + gap, height), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
     y = 0
     for number, group in enumerate(groups):
         y += air if number else 0
-        for label, tiles in group:
-            side = tiles.shape[-1] * max(1, cell // tiles.shape[-1])
-            inset = (cell - side) // 2
+        for label, tiles, zoom in group:
+            side, tall = tiles.shape[-1] * zoom, _tall(tiles, zoom, cell)
+            left, top = (cell - side) // 2, (tall - side) // 2
             for column, tile in enumerate(for_display(tiles).permute(0, 2, 3, 1).contiguous().numpy()):
                 shown = Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST)
-                picture.paste(shown, (margin + column * (cell + gap) + inset, y + inset))
-            draw.multiline_text((margin - 8, y + cell / 2), label, "black", font, anchor="rm", align="right", spacing=3)
-            y += cell + gap
+                picture.paste(shown, (margin + column * (cell + gap) + left, y + top))
+            draw.multiline_text((margin - 8, y + tall / 2), label, "black", font, anchor="rm", align="right", spacing=3)
+            y += tall + gap
     return picture
+
+
+def _tall(tiles: Tensor, zoom: int, cell: int) -> int:
+    """The height of a row: a whole cell, but for tiles that are shown smaller than they could be."""
+    side = tiles.shape[-1]
+    return cell if zoom == max(1, cell // side) else max(side * zoom, _LABEL)
 
 
 class EpochLines(Callback):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from simclr import __version__
 from simclr.data.decode import DEEPEST
 from simclr.data.module import default_load_size
-from simclr.encoders import RESNETS, build_encoder, choose_stem
+from simclr.encoders import build_encoder, choose_stem
 from simclr.export.card import CARD, read_card
 from simclr.export.reading import exported_file, load_graph, runs_by_itself
 from simclr.files import write_atomically
@@ -332,8 +332,8 @@ def _settings_of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 def _encoder_settings(model: Mapping[str, Any], load_size: int, sixteen_bit_max: int, bits: int) -> dict[str, Any]:
     """What builds an encoder and what it must be fed, out of the settings of `SimCLR`; plain types."""
     settings = {name: model[name] for name in ("encoder", *_OPTIONS) if name in model}
-    if settings.get("stem") == "auto" and settings["encoder"] in RESNETS:  # whatever auto will mean one day
-        settings["stem"] = choose_stem(RESNETS[settings["encoder"]], settings["image_size"])
+    if "stem" in settings:  # whatever auto will mean one day
+        settings["stem"] = choose_stem(settings["encoder"], settings["stem"], settings["image_size"])
     if sixteen_bit_max != DEEPEST:
         settings["sixteen_bit_max"] = sixteen_bit_max
     if bits != 8:

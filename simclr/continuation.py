@@ -32,11 +32,11 @@ class Rule(Enum):
 # Every setting of the command line has its place here.
 RULES: dict[str, dict[Rule, str]] = {
     "model": {
-        Rule.FIXED: """encoder image_size start_size grow_epochs stem width shortcut zero_init norm channels
+        Rule.FIXED: """encoder image_size start_size grow_epochs stem width depth phi shortcut zero_init norm channels
             weights weights_prefix
             head hidden_dim projection_dim head_layers head_batch_norm
-            loss temperature margin semi_hard views micro_batch_size
-            optimizer base_lr lr_scaling weight_decay momentum warmup_epochs batch_size seed
+            loss temperature margin semi_hard views small_crops small_crop_size small_crop_scale pairs
+            micro_batch_size optimizer base_lr lr_scaling weight_decay momentum warmup_epochs batch_size seed
             strength crop_scale crop_ratio flip_prob jitter_prob gray_prob blur_prob blur_sigma rotation_prob
             solarize_prob solarize_threshold cutout_prob cutout_size noise_prob noise_std sobel_prob
             augment_second_view mean std
@@ -75,7 +75,8 @@ RULES: dict[str, dict[Rule, str]] = {
 # Of what is FIXED, that which can be changed on purpose (`--resume_with`): weights, the optimiser's state and the order
 # of the images stay what they were. With the rest a run would not be one that goes on.
 _ON_PURPOSE = {
-    "model": """loss temperature margin semi_hard views micro_batch_size
+    "model": """loss temperature margin semi_hard views small_crops small_crop_size small_crop_scale pairs
+        micro_batch_size
         base_lr lr_scaling weight_decay momentum warmup_epochs
         strength crop_scale crop_ratio flip_prob jitter_prob gray_prob blur_prob blur_sigma rotation_prob
         solarize_prob solarize_threshold cutout_prob cutout_size noise_prob noise_std sobel_prob augment_second_view""",
@@ -189,8 +190,10 @@ def model_changes(hparams: Mapping[str, Any], was: Mapping[str, Any]) -> Changes
     """The settings of a method that differ from a checkpoint's."""
     names = [name for rule in (Rule.FIXED, Rule.ROUNDING) for name in names_under(rule, "model")]
     names += [name for name in hparams if name not in names]
-    # A run from before there were these settings began at random, and on RGB.
-    return _differences("model", names, {"weights": None, "weights_prefix": None, "channels": 3, **was}, hparams)
+    # A run from before there were these settings began at random, on RGB, no deeper than usual, with large views alone.
+    unsaid: dict[str, Any] = {"weights": None, "weights_prefix": None, "channels": 3, "depth": 1.0, "phi": None}
+    unsaid |= {"small_crops": 0, "small_crop_size": None, "small_crop_scale": None, "pairs": "all"}
+    return _differences("model", names, {**unsaid, **was}, hparams)
 
 
 def trainer_changes(now: Mapping[str, Any], was: Mapping[str, Any]) -> Changes:

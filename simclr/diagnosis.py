@@ -55,7 +55,8 @@ def verdict(signs: Signs, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _learning(signs: Signs, settings: Mapping[str, Any]) -> str | None:
-    others = settings.get("views", 2) * settings["batch_size"] - 1
+    small = 0 if settings.get("pairs") == "large" else settings.get("small_crops") or 0
+    others = (settings.get("views", 2) + small) * settings["batch_size"] - 1
     temperature = settings.get("temperature", 0.2)
     lower = "a lower --model.base_lr, a longer --model.warmup_epochs"
     if settings.get("loss") == "nt_xent" and _reach(others, temperature) < 0.1:

@@ -3,10 +3,14 @@
 The networks are torchvision's, parameter names included; what torchvision has names for are B0 to B7 only.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+
+from simclr.model_zoo import remove_classifier, take_channels
 
 # Table 1, B0: expansion, kernel, stride, channels in and out, layers of each stage.
 B0 = (
@@ -30,31 +34,101 @@ PHI = {
     7: (2.0, 3.1, 600, 0.5),
 }
 EFFICIENTNETS = tuple(f"efficientnet_b{phi}" for phi in PHI)  # torchvision's names
+SCALED = "efficientnet"  # the name of an encoder with multipliers of its own
+_WEIGHTS_OF_TENSORFLOW = 5  # from B5 on torchvision normalises as the paper's program, whose weights it has
 
 
 def scaled_efficientnet(
-    *, width: float = 1.0, depth: float = 1.0, stem: Literal["imagenet", "small"] = "imagenet", dropout: float = 0.2
+    *,
+    width: float = 1.0,
+    depth: float = 1.0,
+    phi: int | None = None,
+    stem: Literal["imagenet", "small"] = "imagenet",
+    dropout: float = 0.2,
 ) -> nn.Module:
     """B0 with its channels and layers multiplied, its classifier of 1 000 classes included.
 
     Args:
         width: multiplies channels, rounded to multiples of 8 as published.
         depth: multiplies the layers of each stage, rounded up.
+        phi: the compound coefficient: width, depth and dropout of B0 to B7, in their place.
         stem: "imagenet", five halvings of the image; "small" takes the first two of them out, so that 32 pixels end in
             a map of 4 x 4 where the original leaves 1 x 1. Names and shapes of weights are the same.
         dropout: before the classifier.
     Raises:
-        ValueError: if a multiplier is not positive, or the stem is another.
+        ValueError: if a multiplier is not positive, phi is not from 0 to 7 or comes with multipliers, or the stem is
+            another.
     """
-    if not (width > 0 and depth > 0):
-        raise ValueError(f"width={width}, depth={depth}: both multiply, and must be positive.")
+    refuse_multipliers(width, depth, phi)
     if stem not in ("imagenet", "small"):
         raise ValueError(f"stem={stem!r} is not one of imagenet, small.")
-    stages = []
-    for expansion, kernel, stride, channels_in, channels_out, layers in B0:
-        stages.append(MBConvConfig(expansion, kernel, stride, channels_in, channels_out, layers, width, depth))
-    network = EfficientNet(stages, dropout=dropout)
+    norm = None
+    if phi is not None:
+        width, depth, _, dropout = PHI[phi]
+        norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01) if phi >= _WEIGHTS_OF_TENSORFLOW else None
+    stages = [MBConvConfig(*stage, width_mult=width, depth_mult=depth) for stage in B0]
+    network = EfficientNet(stages, dropout=dropout, norm_layer=norm)
     return take_strides_out(network) if stem == "small" else network
+
+
+def refuse_multipliers(width: float, depth: float, phi: int | None) -> None:
+    """Raise a ValueError for multipliers that are not positive, or that do not go with phi."""
+    if not (width > 0 and depth > 0):
+        raise ValueError(f"width={width}, depth={depth}: both multiply, and must be positive.")
+    if phi is not None and phi not in PHI:
+        raise ValueError(f"phi={phi} is not a whole number from 0 to {max(PHI)}, the EfficientNets B0 to B{max(PHI)}.")
+    if phi is not None and (width, depth) != (1, 1):
+        given = [f"{name}={value:g}" for name, value in (("width", width), ("depth", depth)) if value != 1]
+        sets = f"width {PHI[phi][0]:g} and depth {PHI[phi][1]:g}"
+        raise ValueError(f"phi={phi} means {sets}: leave {', '.join(given)} out, or phi.")
+
+
+def build_scaled(
+    name: str, image_size: int | None, channels: int = 3, *, width: float, depth: float, phi: int | None
+) -> nn.Module:
+    """A scaled EfficientNet without its classifier, for images of any size; see `simclr.encoders.build_encoder`."""
+    encoder: Any = scaled_efficientnet(width=width, depth=depth, phi=phi)
+    encoder.feature_dim = remove_classifier(encoder)
+    if channels != 3:
+        take_channels(encoder, channels)
+    return encoder
+
+
+def published_name(settings: Mapping[str, Any]) -> str:
+    """What torchvision calls the network of an encoder's settings: `efficientnet_b3` for phi 3; else its own name."""
+    name, phi = settings["encoder"], settings.get("phi")
+    if name == SCALED and phi is None and (settings.get("width", 1), settings.get("depth", 1)) == (1, 1):
+        phi = 0
+    return name if name != SCALED or phi is None else f"{SCALED}_b{phi}"
+
+
+def encoder_in_words(settings: Mapping[str, Any]) -> str:
+    """An encoder's name and what scales it: "efficientnet, phi 3"; "resnet50, width 2, depth 1.5"."""
+    scales = [(name, settings.get(name)) for name in ("phi", "width", "depth")]
+    given = [f"{name} {value:g}" for name, value in scales if value is not None and (name == "phi" or value != 1)]
+    return ", ".join([settings["encoder"], *given])
+
+
+def remark(settings: Mapping[str, Any]) -> str | None:
+    """For people: which image size goes with an EfficientNet, where the settings have another; None if nothing is odd.
+
+    Args:
+        settings: `encoder`, `image_size`, `stem` and `phi` of a method.
+    """
+    name, size, base = published_name(settings), settings["image_size"], PHI[0][2]
+    if name not in EFFICIENTNETS:
+        return None
+    phi = int(name.removeprefix(f"{SCALED}_b"))
+    published = PHI[phi][2]
+    if settings["encoder"] != SCALED and settings.get("stem", "auto") in ("auto", "imagenet") and size <= 32:
+        return f"{name} leaves a map of 1 x 1 of {size} px. With --model.stem small it is a map of 4 x 4."
+    if phi == 0 or size == published:
+        return None
+    smaller = round(size * base / published)
+    return (
+        f"phi {phi} goes with images of {published} px, where phi 0 has {base}: a factor of {published / base:.2f}. "
+        f"These have {size}, as if those of phi 0 had {smaller}. --model.image_size sets it."
+    )
 
 
 def take_strides_out(network: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simclr.contrast import tiles
 from simclr.contrast.agree import Settings
-from simclr.contrast.engine import ContrastStats, loss_by_semi_hard, loss_by_sums
+from simclr.contrast.engine import ContrastStats, loss_by_semi_hard, loss_by_sums, loss_towards
 from simclr.precision import Operands
 
 
@@ -182,6 +182,37 @@ def sup_con(
     if labels is None and len(views) == 2:
         return loss_by_sums(views, temperature, settings, tiles.EXP, _nt_xent_of_sums, dense=dense_nt_xent)
     return loss_by_sums(views, temperature, settings, tiles.EXP, _log_sum_minus_positive, labels)
+
+
+def nt_xent_to_large(
+    large: Sequence[Tensor],
+    small: Sequence[Tensor],
+    temperature: float,
+    *,
+    gather: bool = True,
+    uneven: bool = False,
+    operands: Operands = "float32",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, ContrastStats]:
+    """NT-Xent of multi-crop, every view compared with large ones alone: small crops are not, among one another.
+
+    All views are anchors: L + S of each image. An anchor's positives are the large views of its image, but itself, its
+    negatives those of all others, and its loss is that of `sup_con` (with S = 0 it is `sup_con`). SwAV (Caron et al.
+    2020, section 3.2) pairs views so, for another loss.
+
+    Args:
+        large, small: L >= 2 and S >= 1 batches of projections of the same N images, (N, D) each.
+        temperature, gather, uneven, operands, return_stats: as for `nt_xent`, as are result and errors.
+    """
+    among = sup_con(large, temperature, gather=gather, uneven=uneven, operands=operands, return_stats=True)
+    settings = Settings(gather, uneven, operands, True, f"to_large_{len(large)}")
+    views = (*large, *small)
+    towards = loss_towards(views, len(large), temperature, settings, tiles.EXP, _log_sum_minus_positive)
+    part = len(large) / len(views)  # of the anchors
+    loss, *stats = (
+        part * a + (1 - part) * b for a, b in zip((among[0], *among[1]), (towards[0], *towards[1]), strict=True)
+    )
+    return (loss, ContrastStats(*stats)) if return_stats else loss
 
 
 # The rules: from the sums of the term over an anchor's negatives (M, K), its positive logit (M,) and how many negatives

@@ -57,21 +57,21 @@ def estimate(
     hparams = model.hparams
     at_a_time = at_a_time or images
     views_of_each = model.views.count
-    rows = views_of_each * at_a_time
-    views = rows * hparams.get("channels", 3) * hparams.image_size**2 * 4
+    groups = [(count * at_a_time, side) for count, side in model.views.groups()]
+    views = sum(rows * side**2 for rows, side in groups) * hparams.get("channels", 3) * 4
     width = 2 if precision.startswith(("16", "bf16")) else 8 if precision.startswith("64") else 4
-    kept, largest = _activations(model, rows, width)
+    kept, largest = zip(*(_activations(model, rows, side, width) for rows, side in groups), strict=True)
     z_dim: Any = getattr(model.networks[-1], "out_dim", model.encoder.feature_dim)
     numbers = sum(p.numel() for p in model.parameters())
     per_weight = 2 + _STATES[hparams.optimizer] + (world_size > 1)  # DDP's buckets are one more copy of the gradient
     everyone = views_of_each * images * world_size
     loss = everyone * z_dim * 4 * 3 + views_of_each * images * z_dim * 4 * 4
     of_weight = width if precision.endswith("true") else 4
-    return Memory(kept + _TRANSIENT_ACTIVATIONS * largest, 2 * views, numbers * of_weight * per_weight, loss)
+    return Memory(sum(kept) + _TRANSIENT_ACTIVATIONS * max(largest), 2 * views, numbers * of_weight * per_weight, loss)
 
 
-def _activations(model: Method, rows: int, number_bytes: int) -> tuple[int, int]:
-    """Bytes that backward keeps of a forward pass of `rows` views, and of the largest single tensor among them."""
+def _activations(model: Method, rows: int, side: int, number_bytes: int) -> tuple[int, int]:
+    """Bytes that backward keeps of a forward pass of `rows` views of a side, and of the largest tensor among them."""
     network = nn.Sequential(*(on_meta(part) for part in model.networks)).train()
     weights = {storage_id(tensor) for tensor in (*network.parameters(), *network.buffers())}
     kept: dict[int, tuple[int, object]] = {}
@@ -83,7 +83,6 @@ def _activations(model: Method, rows: int, number_bytes: int) -> tuple[int, int]
             kept[place] = int(storage.nbytes() * scale), storage  # held, so that no other gets its address
         return tensor
 
-    side = model.hparams.image_size
     x = torch.empty(rows, model.hparams.get("channels", 3), side, side, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
         z = network(x)

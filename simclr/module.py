@@ -4,27 +4,27 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from simclr.augment import SimCLRAugmentation
 from simclr.contrast.engine import ContrastStats
 from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder
 from simclr.heads import ProjectionHead
-from simclr.image_sizes import why_not
 from simclr.inputs import InputTransform, attach_transform
 from simclr.optim import LrScaling, OptimizerName
+from simclr.training.hooks import Pretraining
 from simclr.training.network import CompileMode, Network
-from simclr.training.objective import LossName, Objective, loss_of, objective_of
-from simclr.training.parts import begin_step, clears_gradients, step_in_parts
+from simclr.training.objective import LossName, Objective, Pairs, loss_of, objective_of
+from simclr.training.parts import begin_step, step_in_parts
 from simclr.training.profiled import profiled
-from simclr.training.run import PretrainingRun, to_device
-from simclr.training.settings import complete, refuse_bad_settings
+from simclr.training.run import PretrainingRun
+from simclr.training.settings import complete, refuse_bad_settings, refuse_sizes
 from simclr.training.step_log import StepLog
 from simclr.training.views import EpochViews
+from simclr.training.views import small_crops as small_crops_of
 
 
-class SimCLR(LightningModule):
+class SimCLR(Pretraining):
     """Pretrains an encoder f by contrasting two views of each image through a projection head g.
 
     A batch is `(images, index)`: images (n, C, H, W), uint8, uint16 or float in [0, 1], and their numbers in the data
@@ -36,7 +36,7 @@ class SimCLR(LightningModule):
     """
 
     # Settings that decide which weights there are.
-    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
+    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "depth", "phi", "shortcut", "norm")
     architecture += ("channels", "head", "hidden_dim", "projection_dim", "head_layers", "head_batch_norm")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -52,12 +52,12 @@ class SimCLR(LightningModule):
 
     @profiled("augmentation")
     def make_views(self, images: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-        """The views of each image in this epoch, (n, C, S, S) each: a second call gives the same."""
+        """The views of each image in this epoch, (n, C, S, S) each, small crops last: a second call gives the same."""
         return self.views.make(images, index, self.current_epoch)
 
     @profiled("encoder")
     def project(self, views: tuple[Tensor, ...]) -> Tensor:
-        """Projections z = g(f(x)), (views * n, D), view after view; they share BatchNorm's statistics."""
+        """Projections z = g(f(x)), (views * n, D), view after view; those of a size share BatchNorm's statistics."""
         return self.network(views, next(self.encoder.parameters()).dtype)  # runs `_encode_and_project` on all views
 
     @profiled("loss")
@@ -78,6 +78,8 @@ class SimCLR(LightningModule):
         grow_epochs: int = 0,
         stem: Stem = "auto",
         width: float = 1.0,
+        depth: float = 1.0,
+        phi: int | None = None,
         shortcut: Shortcut = "B",
         zero_init: bool = True,
         norm: Norm = "batch",
@@ -93,6 +95,10 @@ class SimCLR(LightningModule):
         margin: float = 0.5,
         semi_hard: bool = False,
         views: int = 2,
+        small_crops: int = 0,
+        small_crop_size: int | None = None,
+        small_crop_scale: tuple[float, float] | None = None,
+        pairs: Pairs = "all",
         micro_batch_size: int | None = None,
         optimizer: OptimizerName = "lars",
         base_lr: float | None = None,
@@ -110,16 +116,19 @@ class SimCLR(LightningModule):
         """Builds encoder, head and views.
 
         Args:
-            encoder: a name that `build_encoder` knows: resnet18 ... resnet152, resnet8 ... resnet110 (CIFAR), or any
-                torchvision or timm model. `auto`: resnet18 where there is a GPU; else resnet8 which, with stem=auto and
-                images up to 64 px, begins with stride 2: a network that CPUs train in minutes.
+            encoder: a name that `build_encoder` knows: resnet18 ... resnet152, resnet8 ... resnet110 (CIFAR),
+                efficientnet, or any torchvision or timm model. `auto`: resnet18 where there is a GPU; else resnet8
+                which, with stem=auto and images up to 64 px, begins with stride 2: a network that CPUs train in
+                minutes.
             image_size: side of a view, in pixels.
             start_size: progressive resolution: views of the first epoch have this side, and grow to image_size in steps
                 of 32 pixels (of 4 if image_size is below 128). If not given: image_size throughout.
             grow_epochs: epochs from start_size to image_size.
             stem: `small` (3x3, stride 1), `small_stride2`, `imagenet` (7x7, stride 2, max-pool), or `auto` by
-                image_size.
-            width: multiplies every channel of a ResNet.
+                image_size. Of `efficientnet` small halves the image twice less.
+            width: multiplies every channel of a ResNet or of `efficientnet`.
+            depth: multiplies the blocks of each of its stages, rounded up.
+            phi: of `efficientnet`, 0 to 7: the width and depth of B0 to B7.
             shortcut: of a ResNet: A (zero padding), B (projection where dimensions grow), C (all projections) or none.
             zero_init: start each residual block as the identity (its last BN scale at zero).
             norm: `batch`, or `none` for a ResNet without normalisation.
@@ -137,6 +146,13 @@ class SimCLR(LightningModule):
             margin: of margin_triplet, in cosines.
             semi_hard: nt_logistic and margin_triplet: compare with the nearest of the farther negatives instead of all.
             views: of each image. More than two need loss=nt_xent, which then compares all pairs of them.
+            small_crops: multi-crop (Caron et al. 2020): so many views more, smaller ones of smaller crops, with
+                loss=nt_xent. They go through encoder and head in a batch of their own, with BatchNorm's statistics of
+                their own; its running statistics follow both, as in SwAV and solo-learn.
+            small_crop_size: their side, in pixels. If not given: half of image_size.
+            small_crop_scale: smallest and largest part of the image's area that they take. If not given: 0.05 to 0.2.
+            pairs: of views that are compared: all, as solo-learn pairs them; or large: each with the large ones alone,
+                as in SwAV (simclr.losses.nt_xent_to_large).
             micro_batch_size: images on a device at a time. The gradient is that of the whole batch, in the memory of
                 one micro-batch (and of BatchNorm over one micro-batch), for about a third more time. If not given: all
                 at once.
@@ -172,11 +188,12 @@ class SimCLR(LightningModule):
         if encoder == "auto":
             encoder, stem = default_encoder(stem, image_size)
         self.augment = SimCLRAugmentation(image_size, channels=channels, **augmentation)
-        complete(settings, self.augment, encoder=encoder, stem=stem)  # with what was left open, for checkpoints
-        options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
+        chosen = {"encoder": encoder, "stem": stem, **small_crops_of(settings)}
+        complete(settings, self.augment, **chosen)  # with what was left open, for checkpoints
+        options = dict[str, Any](stem=stem, width=width, depth=depth, phi=phi, shortcut=shortcut)
+        options |= {"zero_init": zero_init, "norm": norm}
         self.encoder = build_encoder(encoder, image_size=image_size, channels=channels, **options)
-        if start_size is not None and (reason := why_not(self.encoder, start_size, channels)):
-            raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")
+        refuse_sizes(self.encoder, settings)
         # What measures the encoder while it learns feeds it as `load_encoder`'s users do.
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         feature_dim: Any = self.encoder.feature_dim
@@ -201,32 +218,3 @@ class SimCLR(LightningModule):
     def objective(settings: Mapping[str, Any]) -> Objective:
         """What is minimised, for people."""
         return objective_of(settings)
-
-    # What Lightning asks of a method: the parts answer.
-
-    def setup(self, stage: str) -> None:
-        self.run.setup(self)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        return self.run.configure_optimizers(self)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if not self.trainer.training:
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return to_device(batch, device)
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if not clears_gradients(self.hparams):
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
-
-    def on_train_start(self) -> None:
-        self.run.start(self)
-
-    def on_train_epoch_end(self) -> None:
-        self.step_log.log_epoch(self)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.run.save(self, checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.run.load(self, checkpoint)

@@ -87,9 +87,9 @@ def usual_pace(model: Method, device: torch.device, precision: str | None) -> Pa
 
 def operations(model: Method, batch_size: int) -> float | None:
     """Floating-point operations of the encoder in a step of a batch; None for a network that cannot be counted."""
-    views = min(64, model.views.count * batch_size)
-    counted = count_operations(model, views)
-    return counted and sum(counted) / views * model.views.count * batch_size
+    images = min(32, batch_size)
+    counted = count_operations(model, images)
+    return counted and sum(counted) / images * batch_size
 
 
 def is_long(model: Method, batch_size: int, steps: float) -> bool:

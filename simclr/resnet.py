@@ -4,6 +4,7 @@ Two families share one class: the ImageNet networks (table 1; four stages) and t
 layers, three stages). Modules are named as in torchvision, so a state_dict of the one loads in the other (minus `fc`).
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -155,6 +156,7 @@ class ResNet(nn.Module):
             32, 44, 56, 110 (CIFAR networks).
         width: multiplies the channels of the stem and of every stage, the inner ones of a bottleneck too, as in
             google-research/simclr: its ResNet-50 (4x) is depth 50, width 4. Fractions of whole channels are refused.
+        deeper: multiplies the blocks of every stage, rounded up.
         stem: "small", 3 x 3 convolution; "small_stride2", the same with stride 2 (a quarter of the work);
             "imagenet", 7 x 7 with stride 2 and a max-pool.
         shortcut: where a block changes the shape, "A" pads with zeros and "B" projects; "C" projects in every block;
@@ -165,7 +167,7 @@ class ResNet(nn.Module):
         image_channels: C, of the images.
     Raises:
         ValueError: if depth, stem, shortcut or norm is not one of the above, if a width leaves a fraction of a channel,
-            or if zero_init meets shortcut "none".
+            if `deeper` is not positive, or if zero_init meets shortcut "none".
     """
 
     layer1: nn.Module
@@ -182,6 +184,7 @@ class ResNet(nn.Module):
         shortcut: Shortcut,
         zero_init: bool,
         norm: Norm,
+        deeper: float = 1.0,
         image_channels: int = 3,
     ):
         super().__init__()
@@ -205,6 +208,9 @@ class ResNet(nn.Module):
                 f"width={width} gives {channels:g} channels in the first stage; they must be a whole number from 1 on. "
                 f"Use a multiple of 1/{base_channels}."
             )
+        if not 0 < deeper < math.inf:
+            raise ValueError(f"depth={deeper} multiplies the blocks of each stage, and must be positive.")
+        blocks_per_stage = tuple(math.ceil(blocks * deeper) for blocks in blocks_per_stage)
         channels = int(channels)
         kernel_size, stride, pool = STEMS[stem]
 

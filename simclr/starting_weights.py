@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from simclr.checkpoint import mismatches, read_encoder, sha256_of, some
+from simclr.efficientnet import encoder_in_words, published_name
 from simclr.encoders import RESNETS, choose_stem
 from simclr.export.card import CARD
 from simclr.export.reading import SETTINGS, exported_file, runs_by_itself
@@ -29,7 +30,8 @@ _CLASSIFIERS = ("fc", "classifier", "head", "heads", "head_dist", "aux1", "aux2"
 # teacher and a student the teacher is taken, as DINO's own evaluation does.
 _NESTS = ("state_dict", "model_state_dict", "model", "teacher", "student", "network", "net", "encoder", "backbone")
 _LIBRARIES = ("torchvision:", "timm:")
-_OF_A_NETWORK = ("encoder", "stem", "width", "shortcut", "norm")
+_OF_A_NETWORK = ("encoder", "stem", "width", "depth", "phi", "shortcut", "norm")
+_UNSAID: Mapping[str, Any] = {"depth": 1.0, "phi": None}  # of files from before there were these settings
 _COUNTER = (
     "num_batches_tracked"  # of BatchNorm; files of torch before 0.4.1 lack it, and with a momentum nothing reads it
 )
@@ -109,7 +111,7 @@ def read_starting_weights(
             network unless they are in torch's cache; `timm:NAME`, likewise a model of timm; a file (a state dict of
             torch's or safetensors, or a checkpoint with one inside); a run folder, a checkpoint of ours or an export.
         encoder: to be begun; it is not changed.
-        settings: of its method: `encoder`, and for ResNets `stem`, `width`, `shortcut`, `norm`.
+        settings: of its method: `encoder`, and what there is of `stem`, `width`, `depth`, `phi`, `shortcut`, `norm`.
         prefix: what the names of the encoder's weights begin with in the source; other names there are dropped.
     Raises:
         FileNotFoundError: if there is no such file.
@@ -192,14 +194,14 @@ def _grouped(names: list[str]) -> str:
 def _read(source: str, settings: Mapping[str, Any]) -> _Found:
     kind, _, name = source.partition(":")
     if kind == "torchvision" and name:
-        return _of_torchvision(source, name, settings["encoder"])
+        return _of_torchvision(source, name, settings)
     if kind == "timm" and name:
         return _of_timm(source, name)
     if "://" in source:
         raise ValueError(f"model.weights={source}: nothing is downloaded from an address. Download it, give the file.")
     path = expanded(source)
     if not path.exists():
-        encoder, name = settings["encoder"], path.name
+        encoder, name = published_name(settings), path.name
         known = torchvision.models.get_model_weights(encoder).__members__ if encoder in torchvision_names() else ()
         library = (
             f" For torchvision's weights of that name: --model.weights torchvision:{name}." if name in known else ""
@@ -217,9 +219,11 @@ def _of_ours(path: Path) -> _Found:
     return _Found(weights, settings=settings)
 
 
-def _of_torchvision(source: str, name: str, encoder: str) -> _Found:
+def _of_torchvision(source: str, name: str, settings: Mapping[str, Any]) -> _Found:
+    encoder = published_name(settings)
     if encoder not in torchvision_names():
-        raise ValueError(f"model.weights={source}: torchvision has no {encoder}, of which these would be the weights.")
+        own = encoder_in_words(settings)
+        raise ValueError(f"model.weights={source}: torchvision has no {own}, of which these would be the weights.")
     known = torchvision.models.get_model_weights(encoder)
     if name not in known.__members__:
         raise ValueError(f"model.weights={source}: for {encoder} torchvision has {', '.join(known.__members__)}.")
@@ -335,15 +339,17 @@ def _prefixes(found: _Found, expected: Mapping[str, Tensor], given: str | None) 
 
 def _network(found: _Found, settings: Mapping[str, Any]) -> str | None:
     """The settings of a network that a run or an export has otherwise."""
-    settings = dict(settings)
-    if settings.get("stem") == "auto" and settings["encoder"] in RESNETS:
-        settings["stem"] = choose_stem(RESNETS[settings["encoder"]], settings.get("image_size"))
-    both = [name for name in _OF_A_NETWORK if found.settings.get(name) is not None and settings.get(name) is not None]
-    differ = {name: found.settings[name] for name in both if found.settings[name] != settings[name]}
+    if "encoder" not in found.settings:
+        return None
+    theirs, ours = {**_UNSAID, **found.settings}, {**_UNSAID, **settings}
+    ours["stem"] = choose_stem(ours["encoder"], ours.get("stem", "auto"), ours.get("image_size"))
+    both = [name for name in _OF_A_NETWORK if name in theirs and name in ours]
+    differ = {name: theirs[name] for name in both if theirs[name] != ours[name]}
     if not differ:
         return None
-    is_of = ", ".join(f"{name}={value} and not {settings[name]}" for name, value in differ.items())
-    return f"it is of {is_of}. Give {' '.join(f'--model.{name} {value}' for name, value in differ.items())}"
+    is_of = ", ".join(f"{name}={value} and not {ours[name]}" for name, value in differ.items())
+    flags = (f"--model.{name} {'null' if value is None else value}" for name, value in differ.items())
+    return f"it is of {is_of}. Give {' '.join(flags)}"
 
 
 def _stem(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str | None:

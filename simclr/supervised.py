@@ -15,35 +15,44 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from simclr import distributed
 from simclr.augment import SimCLRAugmentation
 from simclr.data import ImageData
 from simclr.encoders import Norm, Shortcut, Stem, build_encoder, default_encoder
-from simclr.image_sizes import why_not
 from simclr.inputs import InputTransform, attach_transform
 from simclr.optim import LrScaling, OptimizerName
+from simclr.training.hooks import Pretraining
 from simclr.training.network import CompileMode, Network
 from simclr.training.objective import Objective
-from simclr.training.parts import begin_step, clears_gradients, step_in_parts
+from simclr.training.parts import begin_step, step_in_parts
 from simclr.training.profiled import profiled
-from simclr.training.run import PretrainingRun, to_device
-from simclr.training.settings import complete, refuse_bad_settings
+from simclr.training.run import PretrainingRun
+from simclr.training.settings import complete, refuse_bad_settings, refuse_sizes
 from simclr.training.step_log import ClassStats, StepLog
 from simclr.training.views import EpochViews
 
 
-class Supervised(LightningModule):
+class Supervised(Pretraining):
     """Trains an encoder f and a linear classifier on h = f(x) with the labels of its images.
 
     A batch is that of `simclr.module.SimCLR`, images and their numbers, and so are views, optimisers, schedules, resume
     and evaluation: the same parts. Labels are looked up by the images' numbers in `simclr.data.ImageData`.
     """
 
-    architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "shortcut", "norm")
-    architecture += ("channels", "num_classes")
+    architecture: tuple[str, ...] = (
+        "encoder",
+        "image_size",
+        "stem",
+        "width",
+        "depth",
+        "phi",
+        "shortcut",
+        "norm",
+        "channels",
+        "num_classes",
+    )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, and its gradient where that is made in micro-batches."""
@@ -104,6 +113,8 @@ class Supervised(LightningModule):
         grow_epochs: int = 0,
         stem: Stem = "auto",
         width: float = 1.0,
+        depth: float = 1.0,
+        phi: int | None = None,
         shortcut: Shortcut = "B",
         zero_init: bool = True,
         norm: Norm = "batch",
@@ -133,8 +144,10 @@ class Supervised(LightningModule):
             start_size: progressive resolution: the side of the views of the first epoch; see SimCLR.
             grow_epochs: epochs from start_size to image_size.
             stem: `small` (3x3, stride 1), `small_stride2`, `imagenet` (7x7, stride 2, max-pool), or `auto` by
-                image_size.
-            width: multiplies every channel of a ResNet.
+                image_size. Of `efficientnet` small halves the image twice less.
+            width: multiplies every channel of a ResNet or of `efficientnet`.
+            depth: multiplies the blocks of each of its stages, rounded up.
+            phi: of `efficientnet`, 0 to 7: the width and depth of B0 to B7.
             shortcut: of a ResNet: A, B, C or none.
             zero_init: start each residual block as the identity.
             norm: `batch`, or `none` for a ResNet without normalisation.
@@ -170,10 +183,10 @@ class Supervised(LightningModule):
             encoder, stem = default_encoder(stem, image_size)
         self.augment = SimCLRAugmentation(image_size, channels=channels, **augmentation)
         complete(settings, self.augment, encoder=encoder, stem=stem)
-        options = dict[str, Any](stem=stem, width=width, shortcut=shortcut, zero_init=zero_init, norm=norm)
+        options = dict[str, Any](stem=stem, width=width, depth=depth, phi=phi, shortcut=shortcut)
+        options |= {"zero_init": zero_init, "norm": norm}
         self.encoder = build_encoder(encoder, image_size=image_size, channels=channels, **options)
-        if start_size is not None and (reason := why_not(self.encoder, start_size, channels)):
-            raise ValueError(f"start_size={start_size}: encoder {encoder} cannot take images of that size: {reason}.")
+        refuse_sizes(self.encoder, settings)
         attach_transform(self.encoder, InputTransform(image_size, self.augment.mean, self.augment.std))
         self.classifier: nn.Module = nn.Identity()  # until there are classes
         if num_classes is not None:
@@ -237,7 +250,7 @@ class Supervised(LightningModule):
         parts += [f"{views} view{'s' if views != 1 else ''} of an image"] if views != 2 else []
         return Objective("cross entropy", ", ".join(parts), math.log(classes) if classes else None)
 
-    # What Lightning asks of a method: the parts answer.
+    # Beside what `Pretraining` answers Lightning:
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
@@ -248,29 +261,8 @@ class Supervised(LightningModule):
             assert data.train is not None
             self.labels = data.train.labels
             self._of_images["kept_as_test"] = data.kept_as_test
-        self.run.setup(self)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        return self.run.configure_optimizers(self)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if not self.trainer.training:
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return to_device(batch, device)
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if not clears_gradients(self.hparams):
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
-
-    def on_train_start(self) -> None:
-        self.run.start(self)
-
-    def on_train_epoch_end(self) -> None:
-        self.step_log.log_epoch(self)
+        super().setup(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.run.save(self, checkpoint)
+        super().on_save_checkpoint(checkpoint)
         checkpoint["method"] |= self._of_images
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.run.load(self, checkpoint)

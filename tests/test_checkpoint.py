@@ -215,6 +215,8 @@ def test_the_safetensors_file_says_everything_that_the_encoder_needs(saved):
         "encoder": "resnet8",
         "stem": "small",  # what auto meant
         "width": 0.25,
+        "depth": 1.0,
+        "phi": None,
         "shortcut": "B",
         "norm": "batch",
         "zero_init": True,
@@ -236,6 +238,9 @@ def test_the_safetensors_file_says_everything_that_the_encoder_needs(saved):
         {"encoder": "resnet8", "shortcut": "A", "norm": "none"},
         {"encoder": "resnet50", "width": 0.125, "stem": "imagenet", "shortcut": "C", "image_size": 80},
         {"encoder": "mobilenet_v3_small", "image_size": 32},
+        {"encoder": "resnet8", "depth": 2.0},
+        {"encoder": "efficientnet", "phi": 0, "width": 1.0, "image_size": 32},
+        {"encoder": "efficientnet", "depth": 0.5, "width": 0.25, "image_size": 32},
         {"encoder": "resnet10t", "image_size": 32},  # timm's
     ],
     ids=lambda settings: settings["encoder"],

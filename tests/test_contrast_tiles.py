@@ -36,6 +36,26 @@ def test_bands_cover_every_pair_that_counts_once(rows, columns, start, n, tile):
     assert visits.equal(pairs_that_count(rows, columns, start, excluded).long())
 
 
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(
+    ("rows", "columns", "start", "own"), [(6, 4, 0, 4), (9, 20, 6, 6), (3, 17, 12, 5), (4, 6, 0, 2)]
+)
+def test_a_rectangle_covers_every_pair_that_counts_once(rows, columns, start, own, tile):
+    left_out = (-4, -2, 0, 2, 4)
+    visits = torch.zeros(rows, columns, dtype=torch.int64)
+    for band, parts in tiles.rectangle(rows, columns, start, own, left_out, tile):
+        for part in parts:
+            ones = torch.ones(band.stop - band.start, part.columns.stop - part.columns.start, dtype=torch.int64)
+            for k in part.left_out:
+                ones.diagonal(k).fill_(0)
+            visits[band, part.columns] += ones
+            assert part.mirrored is None
+    for i in range(rows):
+        for j in range(columns):
+            counts = not (start <= j < start + own and j - start - i in left_out)
+            assert visits[i, j] == counts, (i, j)
+
+
 def problem(rows: int, columns: int, start: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(rows + columns)
     z = F.normalize(torch.randn(columns, 6, generator=generator, dtype=torch.float64), dim=1)

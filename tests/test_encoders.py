@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from simclr import encoders, image_sizes, resnet
+from simclr.efficientnet import PHI, encoder_in_words, remark
 from simclr.encoders import build_encoder, encoder_names
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
@@ -122,6 +123,93 @@ def test_torchvision_models_lose_their_classifier(name):
     assert encoder.state_dict().keys() < theirs.keys()
     assert {theirs[key].shape[0] for key in missing} == {1000}  # the classifier's weight and bias and nothing else
     assert len(missing) == (1 if name == "maxvit_t" else 2)
+
+
+@pytest.mark.parametrize("phi", [pytest.param(phi, marks=[pytest.mark.slow] * (phi not in (0, 2))) for phi in PHI])
+def test_phi_is_torchvisions_network_to_the_last_bit(phi):
+    encoders = []
+    for name, options in (("efficientnet", {"phi": phi}), (f"efficientnet_b{phi}", {})):
+        torch.manual_seed(0)
+        encoders.append(build_encoder(name, **options).eval())
+    ours, theirs = encoders
+    assert [*ours.state_dict()] == [*theirs.state_dict()]
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))
+    assert ours.feature_dim == theirs.feature_dim == round(1280 * PHI[phi][0] / 8) * 8
+
+
+def test_an_efficientnet_of_other_multipliers_has_their_channels_and_layers():
+    with torch.device("meta"):
+        base, scaled = build_encoder("efficientnet"), build_encoder("efficientnet", width=0.5, depth=2.0)
+    assert (base.feature_dim, scaled.feature_dim) == (1280, 640)
+    assert [len(stage) for stage in base.features[1:8]] == [1, 2, 2, 3, 3, 4, 1]
+    assert [len(stage) for stage in scaled.features[1:8]] == [2, 4, 4, 6, 6, 8, 2]
+    assert build_encoder("efficientnet", width=0.25, channels=2)(torch.randn(2, 2, 32, 32)).shape == (2, 320)
+
+
+@pytest.mark.parametrize(
+    ("options", "map_of_32"),
+    [({"image_size": 32}, 4), ({"image_size": 65}, 1), ({}, 1), ({"image_size": 32, "stem": "imagenet"}, 1)],
+)
+def test_stem_of_an_efficientnet(options, map_of_32):
+    with torch.device("meta"):
+        encoder = build_encoder("efficientnet", width=0.25, **options)
+        assert encoder.features(torch.empty(2, 3, 32, 32)).shape[-1] == map_of_32
+        # By torchvision's name, auto is as published: checkpoints of it mean that.
+        assert build_encoder("efficientnet_b0", image_size=32).features(torch.empty(2, 3, 32, 32)).shape[-1] == 1
+
+
+def test_depth_multiplies_the_blocks_of_a_resnet():
+    with torch.device("meta"):
+        encoder = build_encoder("resnet50", depth=1.5)
+        published = build_encoder("resnet18").state_dict()
+        assert build_encoder("resnet18", depth=0.5).state_dict().keys() < published.keys()
+    assert [len(getattr(encoder, f"layer{i}")) for i in (1, 2, 3, 4)] == [5, 6, 9, 5]  # of 3, 4, 6, 3
+    assert build_encoder("resnet8", depth=2, width=0.25)(torch.randn(2, 3, 8, 8)).shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("efficientnet", {"phi": 8}, r"^phi=8 is not a whole number from 0 to 7, the EfficientNets B0 to B7\."),
+        ("efficientnet", {"phi": 3, "width": 2}, "^phi=3 means width 1.2 and depth 1.4: leave width=2 out, or phi"),
+        (
+            "efficientnet_b3",
+            {"phi": 3},
+            "efficientnet_b3 has no phi=3: its name says .* Give encoder=efficientnet with p",
+        ),
+        ("efficientnet_b0", {"width": 2}, "efficientnet_b0 has no width=2: .* Give encoder=efficientnet with width=2"),
+        ("resnet18", {"phi": 1}, r"resnet18 has no phi=1. These options are for efficientnet\."),
+        ("vit_b_16", {"phi": 1}, r"vit_b_16 has no phi=1. These options are for efficientnet\."),
+        ("mobilenet_v2", {"depth": 2}, r"mobilenet_v2 has no depth=2. These options are for resnet8, .*resnet152"),
+        ("efficientnet", {"norm": "none"}, "efficientnet has no norm='none'. These options are for resnet8"),
+        ("resnet18", {"depth": 0}, "depth=0 multiplies the blocks of each stage, and must be positive"),
+        ("efficientnet", {"depth": -1}, "^width=1.0, depth=-1: both multiply, and must be positive"),
+    ],
+)
+def test_multipliers_that_a_network_does_not_take_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_encoder(name, image_size=32, **options)
+
+
+def test_the_image_size_that_goes_with_phi_is_suggested():
+    def said(encoder="efficientnet", image_size=32, stem="auto", **settings):
+        return remark({"encoder": encoder, "image_size": image_size, "stem": stem, **settings})
+
+    assert said(phi=0) is said(width=1.2) is said("resnet18") is said(phi=3, image_size=300) is None
+    assert "phi 3 goes with images of 300 px, where phi 0 has 224: a factor of 1.34. These have 43" in said(
+        phi=3, image_size=43
+    )
+    assert said(phi=3, image_size=43).count("as if those of phi 0 had 32") == 1
+    assert "efficientnet_b0 leaves a map of 1 x 1 of 32 px" in said("efficientnet_b0")
+    assert said("efficientnet_b0", stem="small") is None
+
+
+def test_an_encoder_in_words_has_what_scales_it():
+    assert encoder_in_words({"encoder": "efficientnet", "phi": 0, "width": 1.0}) == "efficientnet, phi 0"
+    assert encoder_in_words({"encoder": "resnet50", "width": 2.0, "depth": 1.5}) == "resnet50, width 2, depth 1.5"
+    assert encoder_in_words({"encoder": "resnet18", "phi": None}) == "resnet18"
 
 
 def test_torchvision_features_are_what_its_classifier_takes(no_network):

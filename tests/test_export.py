@@ -78,6 +78,29 @@ def test_torchvision_has_a_counterpart_of_its_own_networks(name, stem):
         assert torch.equal(made["network"].eval()(x), encoder(x))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"phi": 1, "stem": "auto"},
+        {"width": 0.25, "depth": 1.5, "stem": "imagenet"},
+        {"width": 0.25, "stem": "small", "channels": 2},
+        {"encoder": "efficientnet_b0", "stem": "small"},
+    ],
+)
+def test_torchvision_builds_every_scaled_efficientnet(settings):
+    settings = {"encoder": "efficientnet", "image_size": 32, **settings}
+    options = {name: value for name, value in settings.items() if name != "encoder"}
+    encoder = build_encoder(settings["encoder"], **options).eval()
+    found = torchvision_counterpart(settings)
+    made: dict = {}
+    exec("\n".join(found.lines), made)
+    x = torch.randn(2, settings.get("channels", 3), 32, 32)
+    for network in (found.network, made["network"].eval()):
+        network.load_state_dict(encoder.state_dict())
+        with torch.no_grad():
+            assert torch.equal(network(x), encoder(x))
+
+
 def test_timm_has_a_counterpart_of_its_own_networks():
     encoder = build_encoder("mobilenetv3_small_050", image_size=64).eval()
     found = timm_counterpart({"encoder": "mobilenetv3_small_050", "image_size": 64})
@@ -92,6 +115,8 @@ def test_timm_has_a_counterpart_of_its_own_networks():
     [
         (torchvision_counterpart, {"encoder": "resnet20"}, "it is a CIFAR network. Use --format safetensors, onnx"),
         (torchvision_counterpart, {"encoder": "resnet18", "width": 2.0}, "it has width 2"),
+        (torchvision_counterpart, {"encoder": "resnet18", "depth": 1.5}, "it has depth 1.5"),
+        (timm_counterpart, {"encoder": "efficientnet", "phi": 0}, "Use --format torchvision"),
         (timm_counterpart, {"encoder": "resnet18", "shortcut": "C", "norm": "none"}, "shortcut C and has no normalis"),
         (torchvision_counterpart, {"encoder": "mobilenetv3_small_050"}, "It is one of timm's: use --format timm"),
         (timm_counterpart, {"encoder": "mobilenet_v2"}, "Use --format torchvision"),

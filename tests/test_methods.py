@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from simclr import load_encoder
+from simclr import BYOL, SimCLR, Supervised, load_encoder
 from simclr.checkpoint import read_checkpoint
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.messages import BAD_INPUT
@@ -103,6 +103,17 @@ def test_what_is_no_method_is_refused_by_name(name, said, tmp_path, monkeypatch,
     assert stop.value.code == BAD_INPUT
     assert said in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [SimCLR, BYOL, Supervised])
+def test_every_method_scales_its_encoder(kind):
+    model = kind("efficientnet", image_size=32, width=0.25, depth=1.1, batch_size=8)
+    assert [len(stage) for stage in model.encoder.features[1:8]] == [2, 3, 3, 4, 4, 5, 2]
+    assert model.encoder.feature_dim == 320
+    assert model.encoder(torch.zeros(2, 3, 32, 32)).shape == (2, 320)
+    assert {"width", "depth", "phi"} <= set(kind.architecture)
+    with pytest.raises(ValueError, match="phi=9 is not a whole number from 0 to 7"):
+        kind("efficientnet", image_size=32, phi=9)
 
 
 def test_a_method_is_found_by_the_name_it_says():

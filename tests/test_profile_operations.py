@@ -9,6 +9,6 @@ def test_operations_are_those_counted_by_hand():
     convolutions = 16 * 16 * (3 * 16 + 2 * 16 * 16) * 9  # stem and first stage, 16 pixels
     convolutions += 8 * 8 * (16 * 32 + 32 * 32) * 9 + 8 * 8 * 16 * 32  # second stage and its shortcut
     convolutions += 4 * 4 * (32 * 64 + 64 * 64) * 9 + 4 * 4 * 32 * 64
-    forward, backward = count_operations(model, 2)
+    forward, backward = count_operations(model, 1)  # image, of two views
     assert forward == 2 * 2 * (convolutions + 64 * 8)
     assert backward == 2 * forward - 2 * 2 * 16 * 16 * 3 * 16 * 9  # no gradient of the images

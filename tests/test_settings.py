@@ -48,6 +48,7 @@ from simclr.views import compiled
 from test_eval_knn import _clusters, _dumb
 from test_eval_linear import _data, _objective, _Pixels, _standardised, _TrainSet, in_order, of_views, plain_sgd
 from test_losses import reference
+from test_multi_crop import to_large_by_double_loop
 from test_nonfinite import Poison
 from tiny import BATCH, IMAGES, STEPS, fit, tiny_data, tiny_model
 
@@ -189,8 +190,8 @@ def semi_hard_of_both(_, b: Watch) -> bool:
 
 
 def sides(*expected: int) -> Callable[[Any, Watch], bool]:
-    """The side of the views at these steps' first and last."""
-    return lambda _, b: (b.views[0][0].shape[-1], b.views[-1][0].shape[-1]) == expected
+    """The side of the first view that is seen, and of the last."""
+    return lambda _, b: (b.views[0][0].shape[-1], b.views[-1][-1].shape[-1]) == expected
 
 
 def views_are(size: int, seed: int = 0, **augmentation: Any) -> Callable[[Any, Watch], bool]:
@@ -202,6 +203,23 @@ def views_are(size: int, seed: int = 0, **augmentation: Any) -> Callable[[Any, W
         return all(torch.equal(view, other) for view, other in zip(b.views[0], expected, strict=True))
 
     return seen
+
+
+def small_crop_is(size: int, **augmentation: Any) -> Callable[[Any, Watch], bool]:
+    """The last view of the first step is that of this augmentation."""
+
+    def seen(_, b: Watch) -> bool:
+        index = epoch_order(0, 0, IMAGES)[:BATCH]
+        expected = SimCLRAugmentation(size, **augmentation).view(draw_shapes(IMAGES, 16)[0][index], index, view=2)
+        return torch.equal(b.views[0][2], expected)
+
+    return seen
+
+
+def compared_with_large(_, b: Watch) -> bool:
+    """The first loss is that of small crops beside the views, of the projections seen one batch after the other."""
+    large, small = b.z[0].double().chunk(2), [b.z[1].double()]
+    return abs(b.losses[0] / to_large_by_double_loop(large, small, 0.2).item() - 1) < 1e-4
 
 
 def kernels(run: Watch, size: int) -> int:
@@ -249,6 +267,10 @@ SIMCLR = {
     "grow_epochs": row(2, sides(8, 12), **GROWING),
     "stem": row("small_stride2", lambda a, b: 2 * b.maps[0].shape[-1] == a.maps[0].shape[-1], stem="small"),
     "width": row(0.5, lambda a, b: b.h[0].shape[1] == 2 * a.h[0].shape[1], width=0.25),
+    "depth": row(2.0, lambda a, b: (kernels(a, 3), kernels(b, 3)) == (7, 13)),
+    "phi": row(
+        1, lambda a, b: len(b.matrices("encoder")) > len(a.matrices("encoder")), encoder="efficientnet", width=1.0
+    ),
     "shortcut": row("A", lambda a, b: kernels(b, 1) == 0, shortcut="B"),
     "zero_init": row(False, lambda a, b: still(a) == 6 and still(b) == 0, zero_init=True),
     "norm": row("none", lambda a, b: not any(name.startswith("encoder") for name in b.buffers), norm="batch"),
@@ -263,6 +285,10 @@ SIMCLR = {
     "temperature": row(0.5, loss_is("nt_xent", 0.5), temperature=0.2),
     "margin": row(0.9, loss_is("margin_triplet", 0.9), **TRIPLET),
     "semi_hard": row(True, semi_hard_of_both, **TRIPLET),
+    "small_crops": row(2, lambda a, b: [len(x) for x in b.inputs[:2]] == [2 * BATCH, 2 * BATCH] and sides(16, 8)(a, b)),
+    "small_crop_size": row(12, sides(16, 12), small_crops=1),
+    "small_crop_scale": row((1.0, 1.0), small_crop_is(8, crop_scale=(1.0, 1.0)), small_crops=1),
+    "pairs": row("large", compared_with_large, small_crops=1, temperature=0.2),
     "views": row(3, lambda a, b: len(b.inputs[0]) == 3 * BATCH),
     "micro_batch_size": row(4, lambda a, b: {len(x) for x in b.inputs} == {8}, **WITHOUT_BN),
     "optimizer": row("adamw", signs),

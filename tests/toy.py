@@ -1,20 +1,20 @@
 """A second method of the parts that every method has: views agree, their dimensions differ (Zbontar et al. 2021)."""
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import nn
 
 from simclr import SimCLRAugmentation, build_encoder
 from simclr.inputs import InputTransform, attach_transform
+from simclr.training.hooks import Pretraining
 from simclr.training.method import Objective
-from simclr.training.run import PretrainingRun, to_device
+from simclr.training.run import PretrainingRun
 from simclr.training.settings import complete
 from simclr.training.step_log import StepLog
 from simclr.training.views import EpochViews
 
 
 # fmt: off
-class Toy(LightningModule):
+class Toy(Pretraining):
     architecture = ("encoder", "image_size", "stem", "width", "projection_dim")
 
     def __init__(self, encoder: str = "resnet8", *, image_size: int = 32, stem: str = "auto", width: float = 1.0,
@@ -44,11 +44,3 @@ class Toy(LightningModule):
     @staticmethod
     def objective(settings):
         return Objective("toy", f"toy, balance {settings['balance']:g}", None)
-
-    def setup(self, stage): self.run.setup(self)
-    def configure_optimizers(self): return self.run.configure_optimizers(self)
-    def transfer_batch_to_device(self, batch, device, _): return to_device(batch, device)
-    def on_train_start(self): self.run.start(self)
-    def on_train_epoch_end(self): self.step_log.log_epoch(self)
-    def on_save_checkpoint(self, checkpoint): self.run.save(self, checkpoint)
-    def on_load_checkpoint(self, checkpoint): self.run.load(self, checkpoint)

@@ -32,7 +32,7 @@ def count(
         shortcut, stem: of a ResNet; of an EfficientNet, imagenet or small.
         classes: of the classifier.
         stride_first: a bottleneck's stride in its first 1 x 1 convolution, as He et al. have it.
-        width, depth: multipliers of `efficientnet`.
+        width, depth: multipliers of a ResNet or of `efficientnet`.
     Returns:
         "parameters" (M) and "multiply_adds" (G).
     Raises:
@@ -40,14 +40,14 @@ def count(
     """
     with torch.device("meta"):
         if encoder in RESNETS:
-            options: dict[str, Any] = {"shortcut": shortcut, "stem": stem, "width": width}
+            options: dict[str, Any] = {"shortcut": shortcut, "stem": stem, "width": width, "deeper": depth}
             body = ResNet(RESNETS[encoder], **options, zero_init=False, norm="batch")
             network: nn.Module = nn.Sequential(body, nn.Linear(body.feature_dim, classes))
         elif encoder == "efficientnet":
             network = scaled_efficientnet(width=width, depth=depth, stem="small" if stem == "small" else "imagenet")
         elif encoder.startswith("efficientnet_b") and encoder[14:].isdigit() and int(encoder[14:]) in PHI:
-            wide, deep, _, _ = PHI[int(encoder[14:])]
-            network = scaled_efficientnet(width=wide, depth=deep, stem="small" if stem == "small" else "imagenet")
+            phi = int(encoder.removeprefix("efficientnet_b"))
+            network = scaled_efficientnet(phi=phi, stem="small" if stem == "small" else "imagenet")
         else:
             raise ValueError(f"encoder={encoder}: counts are for {', '.join(RESNETS)} and efficientnet_b0 to b7.")
         if stride_first:

@@ -48,6 +48,9 @@ _TRAIN = {
     "proj_hidden_dim hidden mlp_dim": "--model.hidden_dim {512}",
     "img_size imgsize image_sz imsize size input_size resolution crop_size": "--model.image_size {32}",
     "model arch a backbone network net architecture model_name encoder_name": "--model.encoder {resnet18}",
+    "compound_coef compound_coefficient scaling_coefficient": "--model.encoder efficientnet --model.phi {0}",
+    "width_mult width_multiplier width_coefficient widen_factor": "--model.width {2.0}",
+    "depth_mult depth_multiplier depth_coefficient": "--model.depth {2.0}",
     "pretrained weights init_from pretrained_weights": "Leave it out: an encoder begins from random weights.",
     "gpus num_gpus n_gpus ngpus ngpu world_size nproc_per_node num_devices": "--trainer.devices {1}",
     "nodes nnodes": "--trainer.num_nodes {1}",
@@ -86,6 +89,11 @@ _TRAIN = {
     "save_freq save_every checkpoint_every save_interval": "Leave it out: a checkpoint is kept after every epoch.",
     "compile torch_compile torchcompile": "--model.compile_encoder true",
     "n_views num_views n_crops num_crops num_large_crops": "--model.views {2}",
+    "num_small_crops n_small_crops local_crops_number n_local_crops num_local_crops n_local_views": (
+        "--model.small_crops {4}"
+    ),
+    "small_crops_size local_crop_size local_crops_size": "--model.small_crop_size {16}",
+    "small_crops_scale local_crop_scale local_crops_scale": "--model.small_crop_scale [{0.05},0.2]",
     "color_jitter colour_jitter jitter jitter_strength color_strength cj_strength s": "--model.strength {1.0}",
     "blur gaussian_blur gaussian_prob gaussian_blur_prob": "--model.blur_prob {0.5}",
     "flip hflip hflip_prob hf_prob horizontal_flip horizontal_flip_prob": "--model.flip_prob {0.5}",

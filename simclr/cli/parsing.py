@@ -16,6 +16,7 @@ from simclr.cli.folders import PLACE, assignment, with_folder
 from simclr.cli.internals import destinations
 from simclr.cli.messages import fail
 from simclr.cli.recipes import recipes, with_config_files
+from simclr.training.method import METHODS, find_method, takes
 
 
 class Parser(LightningArgumentParser):
@@ -86,8 +87,13 @@ class Parser(LightningArgumentParser):
         return [name for name in destinations(self) if name not in given_otherwise]
 
     def suggest(self, key: str, value: str | None = None) -> str:
-        """What to type in place of a key that does not exist."""
-        return hints.unknown_option(self.command, key, value, self.keys(), self.linked)
+        """What to type in place of a key that does not exist; of another method's setting, whose it is."""
+        group, _, own = key.lstrip("-").replace("-", "_").partition(".")
+        known = self.keys()
+        elsewhere = group == "model" and "model.encoder" in known and f"model.{own}" not in (*known, *self.linked)
+        if methods := [name for name in METHODS if elsewhere and takes(find_method(name), own)]:
+            return f"It is a setting of --method {' and of '.join(methods)}."
+        return hints.unknown_option(self.command, key, value, known, self.linked)
 
     def explain(self, message: str) -> str:
         """jsonargparse's message as one clear line."""

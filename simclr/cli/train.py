@@ -60,6 +60,8 @@ from simclr.data import ImageData
 from simclr.data.module import FOLDERS, LEFT_OUT, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
 from simclr.distributed import launched_rank
+from simclr.efficientnet import SCALED, encoder_in_words
+from simclr.encoders import choose_stem
 from simclr.eval.supervised import METHOD as SUPERVISED
 from simclr.files import reason_of, remove_abandoned_sockets, write_atomically
 from simclr.loggers import EventFiles, build_loggers
@@ -324,6 +326,8 @@ def summary(cli: TrainCLI) -> str:
     if hparams.get("start_size") is not None:
         never = ", which this run does not reach" if 0 < epochs < hparams.grow_epochs and steps == -1 else ""
         size = f"{hparams.start_size} px, growing to {size} over {hparams.grow_epochs} epochs{never}"
+    if model.views.small:
+        size += f" and {model.views.small} small crop{'s' * (model.views.small > 1)} of {hparams.small_crop_size} px"
     group = model.run.batch_norm_group(model, trainer)
     over = f" (BatchNorm over {group} views)" if group else ""
     at_a_time, head, compiled = (hparams.get(name) for name in ("micro_batch_size", "head", "compile_encoder"))
@@ -335,7 +339,8 @@ def summary(cli: TrainCLI) -> str:
         "data": f"{data.train.name}: {len(data.train):,} images{_kind(data)}{classes}, views of {size}{held}",
         "left out": data.left_out,
         "weights": _weights(cli),
-        "encoder": f"{hparams.encoder}, {million:.2f} M parameters, h of {model.encoder.feature_dim}{head}",
+        "encoder": f"{encoder_in_words(hparams)}{_stem(hparams)}, {million:.2f} M parameters, "
+        f"h of {model.encoder.feature_dim}{head}",
         "batch": f"{data.batch_size} images{share if trainer.world_size > 1 else ''}{parts}, "
         f"{cli.length}{_left_out(data)}",
         "loss": model.objective(hparams).text,
@@ -347,6 +352,12 @@ def summary(cli: TrainCLI) -> str:
         "watch": f"tensorboard --logdir {cli.run_dir.parent}" if _has_tensorboard(trainer) else "",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
+
+
+def _stem(hparams: Any) -> str:
+    """That an EfficientNet is not as published; a ResNet's stem goes without saying."""
+    small = choose_stem(hparams.encoder, hparams.get("stem", "auto"), hparams.image_size) == "small"
+    return ", small stem" if small and hparams.encoder.startswith(SCALED) else ""
 
 
 def _kind(data: ImageData) -> str:

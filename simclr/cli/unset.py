@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from simclr.dashboard import Dashboard
+from simclr.efficientnet import remark
 from simclr.encoders import default_encoder
 from simclr.online_accuracy import OnlineAccuracy
 from simclr.online_quality import OnlineQuality
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _LONG = 6 * 3600  # seconds of a run on a CPU, of which one is told
 _MODEL = (
     *("encoder", "stem", "base_lr", "lr_scaling", "weight_decay", "warmup_epochs"),
-    *("strength", "crop_scale", "blur_prob", "compile_encoder", "compile_views"),
+    *("strength", "crop_scale", "blur_prob", "small_crop_size", "small_crop_scale", "compile_encoder", "compile_views"),
 )
 
 
@@ -132,7 +133,7 @@ def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
             views += 2 * min(callback.images, len(data.unseen[1])) / callback.every_n_epochs
         if isinstance(callback, Dashboard) and callback.every_n_epochs:
             views += 3 * min(callback.images, len(data.test or data.train)) / callback.every_n_epochs
-    return views * pace.seconds / data.batch_size / cli.model.views.count / 3
+    return views * pace.seconds / data.batch_size / cli.model.views.large_for_all / 3
 
 
 def record(cli: "TrainCLI") -> None:
@@ -157,6 +158,8 @@ def remarks(cli: "TrainCLI") -> list[str]:
     starting = cli.model.run.starting
     if starting is not None and (otherwise := starting.fed_otherwise(cli.model.hparams)):
         found.append(otherwise)
+    if (of_size := remark(cli.model.hparams)) is not None:
+        found.append(of_size)
     if steps < FEWEST_STEPS and not cli.resumed:
         smaller = f", --data.batch_size {max(32, data.batch_size // 4)}" if data.batch_size > 32 else ""
         found.append(

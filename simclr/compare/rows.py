@@ -286,9 +286,8 @@ def _notes(runs: list[Run], differing: list[str], unpaired: list[str]) -> list[s
     for run in runs:
         if lacking := sorted(every - run.settings.keys()):
             notes.append(f"{run.name}: of another version, it does not record {listed(lacking, 5)}")
-    decides = [
-        name for name in differing if name in ("model.loss", "model.temperature", "data.batch_size", "model.views")
-    ]
+    levels = ("loss", "temperature", "views", "small_crops", "pairs")
+    decides = [name for name in differing if name in ("data.batch_size", *(f"model.{level}" for level in levels))]
     if decides:
         notes.append(f"losses do not compare: the runs differ in {', '.join(decides)}, on which their level depends")
     if len({column.title for run in runs for column in figures_of(run) if column.place == 0}) > 1:

@@ -167,6 +167,122 @@ class _LossBySums(torch.autograd.Function):
         return d_z, slopes * grad, d_other_positives, None, None, None, None, None
 
 
+def loss_towards(
+    views: Sequence[Tensor], large: int, temperature: float, settings: Settings, term: tiles.Term, rule: Rule
+) -> Any:
+    """A loss of the later views of each image as anchors, whose candidates are the first ones alone.
+
+    Args:
+        views: V batches of projections, (N, D) each.
+        large: L < V, how many of them, from the first on, are candidates: L positives for each anchor.
+        temperature, settings, term, rule: as for `loss_by_sums`; the positive logit is the mean of L.
+    Returns:
+        The loss, or (loss, ContrastStats) where the settings say so.
+    """
+    batch = agree(views, temperature, settings, None)
+    small = len(views) - large
+    of_large = batch._replace(views=large, counts=[count // batch.views * large for count in batch.counts])
+    of_small = batch._replace(views=small, counts=[count // batch.views * small for count in batch.counts])
+    with torch.autocast(views[0].device.type, enabled=False):
+        candidates, anchors = (_normalised(part, temperature) for part in (views[:large], views[large:]))
+        by_view = anchors.unflatten(0, (small, batch.n))
+        logits = [(by_view * view).sum(2).flatten() for view in candidates.unflatten(0, (large, batch.n))]
+        positives = torch.stack(logits) / temperature  # (L, m)
+        loss, *stats = _LossTowards.apply(
+            anchors, candidates, positives.mean(0), positives.exp().sum(0), of_small, of_large, settings, term, rule
+        )
+    return _result(loss, stats, views[0].dtype, settings)
+
+
+class _LossTowards(torch.autograd.Function):
+    """(anchors (m, D), this rank's candidates (l, D), positive (m,), positives (m,), ...) -> as `_LossBySums`.
+
+    Three collectives forward: every rank's candidates, its anchors, and four numbers for each anchor. None backward: an
+    anchor's pull on the candidates of another rank is worked out there, from the anchor and its weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        candidates: Tensor,
+        positive: Tensor,
+        positives: Tensor,
+        of_anchors: GlobalBatch,
+        of_candidates: GlobalBatch,
+        settings: Settings,
+        term: tiles.Term,
+        rule: Rule,
+    ) -> tuple[Tensor, ...]:
+        operand = torch.bfloat16 if settings.operands == "bfloat16" and anchors.is_cuda else anchors.dtype
+        own_anchors, own_candidates = anchors.to(operand), candidates.to(operand)
+        all_candidates = of_candidates.gather(own_candidates)  # (L * images, D)
+        all_anchors = of_anchors.gather(own_anchors)  # (S * images, D)
+        # Candidate i + k is of the image of anchor i, for these k.
+        same_image = tuple(k * of_anchors.n for k in range(1 - of_anchors.views, of_candidates.views))
+        shared: dict[str, Any] = {"temperature": of_anchors.temperature, "term": term}
+        with rounding(settings.operands):
+            total, largest = tiles.sums(
+                own_anchors,
+                all_candidates,
+                of_candidates.start,
+                left_out=same_image,
+                with_largest=settings.return_stats,
+                own=len(candidates),
+                **shared,
+            )
+        negatives = len(all_candidates) - of_candidates.views
+        losses, weights, slopes = rule(total + positives[:, None], positive, negatives)  # (m,) each
+        table = of_anchors.gather(torch.stack((losses, weights, positive, largest), dim=1))  # (S * images, 4)
+        ctx.save_for_backward(own_anchors, own_candidates, all_anchors, all_candidates, weights, slopes, table[:, 1])
+        ctx.shared, ctx.same_image, ctx.settings = shared, same_image, settings
+        ctx.of_anchors, ctx.of_candidates = of_anchors, of_candidates
+        ctx.set_materialize_grads(False)
+        stats: tuple[Tensor, ...] = ()
+        if settings.return_stats:
+            at, best = table[:, 2], table[:, 3]
+            cosine = at.mean() * of_anchors.temperature
+            pairs = all_anchors.to(losses.dtype).sum(0) @ all_candidates.to(losses.dtype).sum(0)
+            mean_of_all = pairs / len(all_anchors) / len(all_candidates)
+            negative = (mean_of_all * len(all_candidates) - of_candidates.views * cosine) / max(1, negatives)
+            stats = (table[:, 0].mean(), (at > best).to(losses.dtype).mean(), cosine, negative)
+        ctx.mark_non_differentiable(*stats)
+        return losses.sum() * of_anchors.scale, *stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 9
+        own_anchors, own_candidates, all_anchors, all_candidates, weights, slopes, all_weights = ctx.saved_tensors
+        grad = grad * ctx.of_anchors.scale
+        mirrored = tuple(-k for k in ctx.same_image)
+        with torch.autocast(own_anchors.device.type, enabled=False), rounding(ctx.settings.operands):
+            d_anchors = tiles.gradient(
+                own_anchors,
+                all_candidates,
+                ctx.of_candidates.start,
+                weights=weights.new_zeros(len(all_candidates)),
+                left_out=ctx.same_image,
+                own=len(own_candidates),
+                anchor_weights=weights,
+                **ctx.shared,
+            )
+            d_candidates = tiles.gradient(
+                own_candidates,
+                all_anchors,
+                ctx.of_anchors.start,
+                weights=all_weights.contiguous(),
+                left_out=mirrored,
+                own=len(own_anchors),
+                anchor_weights=weights.new_zeros(len(own_candidates)),
+                **ctx.shared,
+            )
+        for part in (d_anchors, d_candidates):
+            part.mul_(grad / ctx.of_anchors.temperature)
+        return d_anchors, d_candidates, slopes * grad, weights * grad, None, None, None, None, None
+
+
 def loss_by_semi_hard(
     views: Sequence[Tensor],
     temperature: float,

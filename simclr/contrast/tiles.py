@@ -5,6 +5,8 @@ of this rank, sum_j f(s_ij); `gradient` gives, for weights w of all M anchors, s
 is symmetric that is the whole gradient of sum_i w_i sum_j f(s_ij) over the anchors of all ranks: a rank that knows the
 others' z and *one weight per row* needs no further communication, and its own square of the matrix needs the upper
 triangle only. The most that is ever allocated is a few tiles, which stay in a CPU's cache.
+
+Anchors need not be candidates (`own`): the matrix then is a rectangle, of which each pair counts for its anchor alone.
 """
 
 import functools
@@ -115,6 +117,30 @@ def bands(
         yield slice(top, bottom), band
 
 
+def rectangle(
+    rows: int, columns: int, start: int, own: int, left_out: tuple[int, ...], tile: tuple[int, int]
+) -> Iterator[tuple[slice, list[Tile]]]:
+    """As `bands`, of anchors that are none of the candidates.
+
+    Args:
+        rows: this rank's anchors.
+        columns: all candidates.
+        start, own: this rank's candidates are `start` ... `start + own - 1`.
+        left_out: pairs of anchor i and this rank's candidate i + k do not count, for these k of either sign.
+        tile: height and width.
+    """
+    height, width = tile
+    for top in range(0, rows, height):
+        bottom, band = min(top + height, rows), []
+        for begin, end, of_this_rank in ((0, start, False), (start, start + own, True), (start + own, columns, False)):
+            for left in range(begin, end, width):
+                right = min(left + width, end)
+                diagonals = [k + top + start - left for k in left_out] if of_this_rank else []
+                inside = tuple(k for k in diagonals if top - bottom < k < right - left)
+                band.append(Tile(slice(left, right), None, inside))
+        yield slice(top, bottom), band
+
+
 def tile_shape(device: torch.device) -> tuple[int, int]:
     """Height and width of a tile that suits the device."""
     values = TILE_VALUES.get(device.type, TILE_VALUES["cuda"])
@@ -134,6 +160,7 @@ def sums(
     thresholds: Tensor | None = None,
     with_largest: bool = True,
     tile: tuple[int, int] | None = None,
+    own: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Each anchor's sum of a term over its pairs, and its largest logit among them.
 
@@ -147,10 +174,12 @@ def sums(
         thresholds: (M,) of each candidate, for a term that has one.
         with_largest: look for the largest logit; a tenth of the work on a CPU.
         tile: height and width; by the device if not given.
+        own: if given, the anchors are no candidates, and so many of those are this rank's, from `start` on: see
+            `rectangle`.
     Returns:
         (m, K) for the K outputs of the term, and (m,), -inf for an anchor without pairs or if not looked for.
     """
-    matrix = _Matrix(anchors, candidates, start, temperature, left_out, tile)
+    matrix = _Matrix(anchors, candidates, start, temperature, left_out, tile, own)
     total = matrix.zeros(term.outputs, len(anchors))
     largest = matrix.zeros(len(anchors)).fill_(-torch.inf)
     reduce = compiled_on(term.sums, anchors.device.type)
@@ -179,6 +208,8 @@ def gradient(
     left_out: tuple[int, ...] = (0,),
     thresholds: Tensor | None = None,
     tile: tuple[int, int] | None = None,
+    own: int | None = None,
+    anchor_weights: Tensor | None = None,
 ) -> Tensor:
     """What the sums of all anchors of all ranks, weighted, pull on this rank's: sum_j (w_i + w_j) f'(s_ij) z_j.
 
@@ -186,18 +217,20 @@ def gradient(
 
     Args:
         weights: (M,), of each candidate as an anchor.
-        anchors, candidates, start, temperature, term, left_out, thresholds, tile: as for `sums`.
+        anchor_weights: (m,), of each anchor, with `own` only: else they are the weights of the same candidates.
+        anchors, candidates, start, temperature, term, left_out, thresholds, tile, own: as for `sums`.
     Returns:
         (m, D).
     """
-    matrix = _Matrix(anchors, candidates, start, temperature, left_out, tile)
+    matrix = _Matrix(anchors, candidates, start, temperature, left_out, tile, own)
     total = matrix.zeros(*anchors.shape)
     scratch = torch.empty_like(matrix.buffer)
     slope = compiled_on(term.slopes, anchors.device.type)
     for rows, band in matrix:
-        own = slice(start + rows.start, start + rows.stop)
-        z_i, total_i, weight_i = candidates[own], total[rows], weights[own, None]
-        threshold_i = thresholds[own, None] if thresholds is not None else None
+        as_candidates = slice(start + rows.start, start + rows.stop)
+        z_i, total_i = anchors[rows], total[rows]
+        weight_i = weights[as_candidates, None] if anchor_weights is None else anchor_weights[rows, None]
+        threshold_i = thresholds[as_candidates, None] if thresholds is not None else None
         for columns, mirrored, logits in band:
             threshold_j = thresholds[columns] if thresholds is not None else None
             room = scratch[: logits.numel()].view_as(logits)
@@ -273,6 +306,7 @@ class _Matrix:
         temperature: float,
         left_out: tuple[int, ...],
         tile: tuple[int, int] | None,
+        own: int | None = None,
     ):
         rows, columns = len(anchors), len(candidates)
         height, width = tile or tile_shape(anchors.device)
@@ -280,7 +314,10 @@ class _Matrix:
         self.anchors, self.candidates, self.temperature = anchors, candidates, temperature
         self.dtype = torch.promote_types(candidates.dtype, torch.float32)
         self.buffer = self.zeros(height * max(height, width))
-        self.bands = bands(rows, columns, start, left_out, (height, width))
+        if own is None:
+            self.bands = bands(rows, columns, start, left_out, (height, width))
+        else:
+            self.bands = rectangle(rows, columns, start, own, left_out, (height, width))
 
     def zeros(self, *shape: int) -> Tensor:
         return self.anchors.new_zeros(shape, dtype=self.dtype)

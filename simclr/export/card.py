@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from simclr.efficientnet import encoder_in_words
+
 CARD = "card.md"  # beside the exported file
 VERSION = 1  # of the card's head
 
@@ -43,7 +45,6 @@ def card_text(head: dict[str, Any], use: str) -> str:
         use: lines of Python that open the file.
     """
     encoder, given = head["encoder"], head["input"]
-    width = f", width {encoder['width']:g}" if encoder.get("width", 1) != 1 else ""
     stem = f", {encoder['stem']} stem" if encoder.get("stem") not in (None, "auto") else ""
     return "\n".join(
         [
@@ -51,7 +52,7 @@ def card_text(head: dict[str, Any], use: str) -> str:
             yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120).rstrip(),
             "---",
             "",
-            f"# {encoder['encoder']}{width}{stem}",
+            f"# {encoder_in_words(encoder)}{stem}",
             "",
             f"An image encoder, `{head['file']}` ({head['format']}), pretrained without labels"
             f"{': ' + head['recipe']['objective'] if 'objective' in head['recipe'] else ''}.",

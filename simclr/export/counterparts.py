@@ -7,7 +7,8 @@ import torch
 import torchvision.models
 from torch import nn
 
-from simclr.encoders import RESNETS
+from simclr.efficientnet import B0, EFFICIENTNETS, SCALED, build_scaled, published_name, take_strides_out
+from simclr.encoders import RESNETS, choose_stem
 from simclr.model_zoo import build_timm, build_torchvision, first_convolution, timm_knows, torchvision_names
 
 _SMALL = {"small": 1, "small_stride2": 2}  # stem -> the stride of its convolution
@@ -32,13 +33,15 @@ def torchvision_counterpart(settings: dict[str, Any]) -> Counterpart:
     Raises:
         ValueError: if it has none, with what to do.
     """
-    name, size, channels = settings["encoder"], settings["image_size"], settings.get("channels", 3)
+    name, size, channels = published_name(settings), settings["image_size"], settings.get("channels", 3)
     if name in RESNETS:
         _refuse_other_resnets(settings, "torchvision")
         lines = ["import torch, torchvision", f"network = torchvision.models.{name}()"]
         return _resnet(torchvision.models.get_model(name), "fc", settings, lines)
-    if name not in torchvision_names():
+    if name != SCALED and name not in torchvision_names():
         raise ValueError(f"torchvision has no {name}. It is one of timm's: use --format timm.")
+    if name == SCALED:
+        return _efficientnet(settings)
     options = {"image_size": size} if name.startswith("vit_") else {}
     options |= {"input_size": (size, size)} if name == "maxvit_t" else {}
     options |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
@@ -56,7 +59,37 @@ def torchvision_counterpart(settings: dict[str, Any]) -> Counterpart:
         place, _ = first_convolution(whole)
         first = network.get_submodule(place)
         lines += [f"network.set_submodule({place!r}, torch.nn.{first})"]
+    if name in EFFICIENTNETS:
+        return _with_stem(Counterpart(network.eval(), lines), settings)
     return Counterpart(network.eval(), lines)
+
+
+def _efficientnet(settings: dict[str, Any]) -> Counterpart:
+    """An EfficientNet that torchvision can build, but has no name for."""
+    scale = {"width_mult": settings.get("width", 1.0), "depth_mult": settings.get("depth", 1.0)}
+    channels = settings.get("channels", 3)
+    multipliers = dict[str, Any](width=scale["width_mult"], depth=scale["depth_mult"], phi=None)
+    network = build_scaled(SCALED, None, channels, **multipliers)
+    given = ", ".join(f"{name}={value:g}" for name, value in scale.items())
+    lines = ["import torch", "from torchvision.models.efficientnet import EfficientNet, MBConvConfig"]
+    lines += ["network = EfficientNet(["]
+    lines += [f"    MBConvConfig({', '.join(map(str, stage))}, {given})," for stage in B0]
+    lines += ["], dropout=0)", "network.classifier = torch.nn.Identity()"]
+    if channels != 3:
+        place, first = "features.0.0", network.get_submodule("features.0.0")
+        lines += [f"network.set_submodule({place!r}, torch.nn.{first})"]
+    return _with_stem(Counterpart(network.eval(), lines), settings)
+
+
+def _with_stem(found: Counterpart, settings: dict[str, Any]) -> Counterpart:
+    """An EfficientNet with the strides of its stem."""
+    if choose_stem(settings["encoder"], settings.get("stem", "auto"), settings["image_size"]) != "small":
+        return found
+    network, lines = found.network, found.lines
+    before = {path: module.stride for path, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    take_strides_out(network)
+    moved = [path for path, stride in before.items() if network.get_submodule(path).stride != stride]
+    return Counterpart(network, [*lines, *(f"network.get_submodule({path!r}).stride = (1, 1)" for path in moved)])
 
 
 def timm_counterpart(settings: dict[str, Any]) -> Counterpart:
@@ -106,6 +139,7 @@ def _resnet(network: Any, classifier: str | None, settings: dict[str, Any], line
 def _refuse_other_resnets(settings: dict[str, Any], library: str) -> None:
     problems = [] if RESNETS[settings["encoder"]] in (18, 34, 50, 101, 152) else ["is a CIFAR network"]
     problems += [f"has width {settings['width']:g}"] if settings.get("width", 1) != 1 else []
+    problems += [f"has depth {settings['depth']:g}"] if settings.get("depth", 1) != 1 else []
     problems += [f"has shortcut {settings['shortcut']}"] if settings.get("shortcut", "B") != "B" else []
     problems += ["has no normalisation"] if settings.get("norm", "batch") != "batch" else []
     if problems:

@@ -61,13 +61,13 @@ def summarise(clock: StepClock, model: Method, images: int, precision: str) -> P
     size = model.hparams.micro_batch_size or images
     limit = measure_limit(next(model.parameters()).device, precision)
     is_float32 = dtype_of(precision) == torch.float32
-    bf16 = gain_of_bf16(model, model.hparams.views * size) if is_float32 else None
+    bf16 = gain_of_bf16(model, model.views.large * size) if is_float32 else None
     steps = clock.steps_of_a_kind
     timed, untouched = sum(clock.timed) / steps, sum(clock.untouched) / steps
     parts = {name: clock.profiler.seconds[name] / steps for name in PARTS}
     parts["rest"] = timed - sum(parts.values())
     passes = clock.profiler.calls["encoder"] / steps
-    counted = count_operations(model, model.hparams.views * size)
+    counted = count_operations(model, size)
     operations = counted and (counted[0] * passes, counted[1] * images / size)
     return Profile(
         parts,

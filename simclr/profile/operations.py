@@ -8,19 +8,21 @@ from simclr.image_sizes import on_meta
 from simclr.training.method import Method
 
 
-def count_operations(model: Method, views: int) -> tuple[int, int] | None:
-    """Floating-point operations of encoder and head, forward and backward, for so many views; None if unknown.
+def count_operations(model: Method, images: int) -> tuple[int, int] | None:
+    """Floating-point operations of encoder and head, forward and backward, for all views of images; None if unknown.
 
     Counted in a run on shapes alone: matrix products and convolutions, which are nearly all.
     """
     network = nn.Sequential(*(on_meta(part) for part in model.networks)).train()
-    side = model.views.size(0)
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.enable_grad(), counter:
-            z = network(torch.empty(views, model.hparams.get("channels", 3), side, side, device="meta"))
-            forward = counter.get_total_flops()
-            z.sum().backward()
-    except (NotImplementedError, RuntimeError):  # a network that cannot run on shapes alone
-        return None
-    return forward, counter.get_total_flops() - forward
+    forward = whole = 0
+    for views, side in model.views.groups(0):
+        counter = FlopCounterMode(display=False)
+        try:
+            with torch.enable_grad(), counter:
+                z = network(torch.empty(views * images, model.hparams.get("channels", 3), side, side, device="meta"))
+                forward += counter.get_total_flops()
+                z.sum().backward()
+        except (NotImplementedError, RuntimeError):  # a network that cannot run on shapes alone
+            return None
+        whole += counter.get_total_flops()
+    return forward, whole - forward

@@ -49,10 +49,11 @@ def draw(profile: Profile, model: Method, trainer: Trainer, images: int) -> Grou
     several = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
     at_a_time = f", {hparams.micro_batch_size} at a time" if hparams.micro_batch_size else ""
     images_per_second = images * trainer.world_size / profile.untouched
+    views = " and ".join(f"{views} views of {side} px" for views, side in model.views.groups(0))
     head = Text.assemble(
         (f"{images_per_second:,.0f} images/s", "bold"),
-        f": {hparams.encoder}, {images} images{several}{at_a_time}, {model.views.count} views of "
-        f"{model.views.size(0)} px,\n{trainer.precision} on {device.type}{threads}\n",
+        f": {hparams.encoder}, {images} images{several}{at_a_time}, "
+        f"{views},\n{trainer.precision} on {device.type}{threads}\n",
     )
     notes = Table.grid(padding=(0, 1))
     dtype = str(dtype_of(str(trainer.precision))).removeprefix("torch.")

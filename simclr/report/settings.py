@@ -13,6 +13,7 @@ from simclr.callbacks import OnlineKNN
 from simclr.checkpoint import Checkpoint
 from simclr.data import ImageData
 from simclr.data.rules import DEEPEST
+from simclr.efficientnet import encoder_in_words
 from simclr.online_quality import OnlineQuality
 from simclr.training.method import find_method
 
@@ -114,7 +115,7 @@ def _in_words(checkpoint: Checkpoint, encoder: nn.Module, config: Content) -> di
     million = sum(p.numel() for p in encoder.parameters()) / 1e6
     used = [name for name in ("rotation", "cutout", "noise", "sobel") if model.get(f"{name}_prob")]
     return {
-        "encoder": f"{model['encoder']}, stem {model.get('stem')}, width {model.get('width', 1):g}; "
+        "encoder": f"{encoder_in_words(model)}, stem {model.get('stem')}; "
         f"{million:.2f} M parameters, h of {encoder.feature_dim}",
         "projection head": f"{model.get('head')}, z of {model.get('projection_dim')}",
         "loss": checkpoint.objective.text,
@@ -154,4 +155,10 @@ def _number(value: float | None) -> str:
 def _view_size(model: Content) -> str:
     size = f"{model['image_size']} px"
     grows = model.get("start_size") is not None
+    if small := model.get("small_crops"):
+        low, high = model["small_crop_scale"]
+        crops = (
+            f"{small} small crop{'s' * (small > 1)} of {model['small_crop_size']} px, {low:g} to {high:g} of the area"
+        )
+        return f"{size} and {crops}"
     return f"{model['start_size']} px, growing to {size} over {model['grow_epochs']} epochs" if grows else size

@@ -72,8 +72,10 @@ def find_method(name: str) -> type:
 def takes(method: type, setting: str) -> bool:
     """Whether a class of a method has this setting, of its own or as one of the augmentation's."""
     known = inspect.signature(method).parameters
-    rest = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-    return setting in known or (rest and setting in inspect.signature(SimCLRAugmentation).parameters)
+    rest = [name for name, p in known.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    if setting in known:
+        return setting not in rest
+    return bool(rest) and setting in inspect.signature(SimCLRAugmentation).parameters
 
 
 def meet_images(method: Any, data: object) -> None:

@@ -12,6 +12,7 @@ from simclr.contrast.engine import ContrastStats
 from simclr.training.step_log import DIVERGED, StepLog
 
 LossName = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
+Pairs = Literal["all", "large"]  # of views that are compared: all, or those with a large one as the candidate
 
 
 class Objective(NamedTuple):
@@ -78,10 +79,15 @@ def loss_of(
         FloatingPointError: if CPU projections are not finite and nobody watches.
     """
     loss = LOSSES[settings["loss"]]
-    options = {"semi_hard": settings["semi_hard"]} if loss.semi_hard else {}
+    options: dict[str, Any] = {"semi_hard": settings["semi_hard"]} if loss.semi_hard else {}
     try:
         if len(views) > 2:
-            result = losses.sup_con(views, settings["temperature"], gather=gather, return_stats=True)
+            options = {"gather": gather, "return_stats": True}
+            large = settings.get("views", 2)
+            if len(views) > large and settings.get("pairs") == "large":
+                result = losses.nt_xent_to_large(views[:large], views[large:], settings["temperature"], **options)
+            else:
+                result = losses.sup_con(views, settings["temperature"], **options)
             assert isinstance(result, tuple)  # with return_stats
             return result
         return loss.function(*views, settings[loss.scale], gather=gather, return_stats=True, **options)
@@ -102,11 +108,17 @@ def objective_of(settings: Mapping[str, Any]) -> Objective:
     name = settings.get("loss", "nt_xent")
     if name not in LOSSES:
         return Objective(str(name), str(name), None)
-    loss, views = LOSSES[name], settings.get("views", 2)
+    loss, views, small = LOSSES[name], settings.get("views", 2), settings.get("small_crops") or 0
+    to_large = small > 0 and settings.get("pairs") == "large"
     parts = [loss.title, *(["semi-hard"] if settings.get("semi_hard") else [])]
     parts += [f"{loss.scale} {settings[loss.scale]:g}"] if loss.scale in settings else []
     parts += [f"{views} views"] if views > 2 else []
-    candidates = views * (settings.get("batch_size") or 0) - 1
+    parts += [f"{small} small crop{'s' if small > 1 else ''}"] if small else []
+    parts += ["each view against the large ones"] if to_large else []
+    batch, margin = settings.get("batch_size") or 0, settings.get("margin", 0.0)
+    candidates = (views if to_large else views + small) * batch - 1
     known = loss.chance if candidates >= 2 else None
-    chance = known(candidates, settings.get("margin", 0.0)) if known is not None else None
+    chance = known(candidates, margin) if known is not None else None
+    if chance is not None and known is not None and to_large:  # a small crop is compared with one more: not with itself
+        chance = (views * chance + small * known(candidates + 1, margin)) / (views + small)
     return Objective(loss.title, ", ".join(parts), chance)

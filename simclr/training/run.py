@@ -121,7 +121,7 @@ class PretrainingRun:
             )
 
     def batch_norm_group(self, module: nn.Module, trainer: Trainer) -> int | None:
-        """How many views share BatchNorm's statistics; None for a network without."""
+        """How many views share BatchNorm's statistics, small crops apart; None for a network without."""
         if not any(isinstance(part, BatchNorm) for part in module.modules()):
             return None
         images = self.settings.get("micro_batch_size") or self.settings["batch_size"] // trainer.world_size

@@ -4,16 +4,20 @@ import inspect
 from collections.abc import Mapping, MutableMapping
 from typing import Any, get_args
 
+from torch import nn
+
 from simclr.augment import SimCLRAugmentation
 from simclr.checks import out_of_range, refuse
 from simclr.contrast.agree import SMALLEST_TEMPERATURE
+from simclr.image_sizes import why_not
 from simclr.optim import LrScaling, OptimizerName
-from simclr.training.network import CompileMode
-from simclr.training.objective import LOSSES
+from simclr.training.network import CompileMode, replays_graphs
+from simclr.training.objective import LOSSES, Pairs
 
 _POSITIVE = ("temperature", "margin", "base_lr", "batch_size", "micro_batch_size")
 _NOT_NEGATIVE = ("weight_decay", "warmup_epochs")
 _CHOICES = {"loss": tuple(LOSSES), "optimizer": get_args(OptimizerName), "lr_scaling": get_args(LrScaling)}
+_CHOICES["pairs"] = get_args(Pairs)
 
 
 def refuse_bad_settings(settings: Mapping[str, Any]) -> None:
@@ -27,7 +31,21 @@ def refuse_bad_settings(settings: Mapping[str, Any]) -> None:
     if "weights_prefix" in given and "weights" not in given:
         problems.append(f"weights_prefix={given['weights_prefix']} needs weights, whose names begin so")
     with_labels = "num_classes" in settings
-    refuse([*problems, *_of_the_loss(given, with_labels), *_of_the_steps(given)])
+    refuse([*problems, *_of_the_loss(given, with_labels), *_of_small_crops(given), *_of_the_steps(given)])
+
+
+def refuse_sizes(encoder: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError for views of another size than image_size that an encoder cannot take.
+
+    Args:
+        encoder: of the method, which takes images of its image_size.
+        settings: of the method, complete.
+    """
+    for name in ("start_size", "small_crop_size"):
+        size = settings.get(name)
+        if size is not None and (reason := why_not(encoder, size, settings["channels"])):
+            of = settings["encoder"]
+            raise ValueError(f"{name}={size}: encoder {of} cannot take images of that size: {reason}.")
 
 
 def _of_the_loss(given: Mapping[str, Any], with_labels: bool) -> list[str]:
@@ -44,6 +62,29 @@ def _of_the_loss(given: Mapping[str, Any], with_labels: bool) -> list[str]:
         problems.append(f"views={views} leaves an image without a positive: use 2 or more")
     if views > 2 and loss != "nt_xent":
         problems.append(f"views={views} works with loss=nt_xent only, not with {loss}: use 2")
+    return problems
+
+
+def _of_small_crops(given: Mapping[str, Any]) -> list[str]:
+    count, size, scale = given.get("small_crops", 0), given.get("small_crop_size"), given.get("small_crop_scale")
+    if count < 0:
+        return [f"small_crops={count} is not 0 or more"]
+    if count == 0:
+        left = [name for name in ("small_crop_size", "small_crop_scale") if name in given]
+        left += ["pairs"] if given.get("pairs", "all") != "all" else []
+        return [f"{name}={given[name]} is of small crops, and there are none: give small_crops" for name in left]
+    problems, loss = [], given.get("loss", "nt_xent")
+    if loss != "nt_xent":
+        problems.append(f"small_crops={count} works with loss=nt_xent only, not with {loss}")
+    if size is not None and not 1 <= size <= given["image_size"]:
+        problems.append(f"small_crop_size={size} is not from 1 to image_size={given['image_size']}")
+    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        problems.append(f"small_crop_scale={scale} is not a range of area: use 0 < low <= high <= 1")
+    if given.get("start_size") is not None:
+        problems.append(f"small_crops={count} with start_size: views that grow would begin smaller than small crops")
+    if replays_graphs(given):
+        graphs = f"compile_encoder={given['compile_encoder']} replays CUDA graphs, of one size of views"
+        problems.append(f"small_crops={count}: {graphs}. Use true or max-autotune-no-cudagraphs")
     return problems
 
 

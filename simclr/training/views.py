@@ -9,6 +9,23 @@ from torch import Tensor
 
 from simclr.augment import SimCLRAugmentation
 
+SMALL_CROP_SCALE = (0.05, 0.2)  # of the image's area
+
+
+def small_crops(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of small crops with what was left open: half the side, a twentieth to a fifth of the area.
+
+    Args:
+        settings: of a method that has `small_crops`.
+    """
+    if not settings["small_crops"]:
+        return {"small_crop_size": None, "small_crop_scale": None}
+    size, scale = settings.get("small_crop_size"), settings.get("small_crop_scale")
+    return {
+        "small_crop_size": max(1, settings["image_size"] // 2) if size is None else size,
+        "small_crop_scale": SMALL_CROP_SCALE if scale is None else scale,
+    }
+
 
 class EpochViews:
     """Makes the views of a batch, a pure function of (seed, epoch, image index, view number): again, the same.
@@ -16,17 +33,44 @@ class EpochViews:
     Args:
         augment: the augmentation at full size.
         settings: of the method, all of the augmentation's among them; `views`, 2 if absent, of each image; `seed`;
-            `start_size` and `grow_epochs`, for a progressive resolution.
+            `start_size` and `grow_epochs`, for a progressive resolution; `small_crops`, which follow the views, with
+            `small_crop_size` and `small_crop_scale`.
     """
 
     def __init__(self, augment: SimCLRAugmentation, settings: Mapping[str, Any]):
         self.augment, self.settings = augment, settings
         self._growing: SimCLRAugmentation | None = None  # of the epochs while views grow
+        self._small = self._small_augment() if self.small else None
+
+    @property
+    def large(self) -> int:
+        """Views of each image at full size."""
+        return self.settings.get("views", 2)
+
+    @property
+    def small(self) -> int:
+        """Small crops of each image."""
+        return self.settings.get("small_crops") or 0
 
     @property
     def count(self) -> int:
-        """Views of each image."""
-        return self.settings.get("views", 2)
+        """Views of each image, small crops among them."""
+        return self.large + self.small
+
+    def groups(self, epoch: int | None = None) -> list[tuple[int, int]]:
+        """The views of each image that go through the network together: how many, and their side in pixels.
+
+        Args:
+            epoch: from 0; at full size if None.
+        """
+        side = self.settings["image_size"] if epoch is None else self.size(epoch)
+        small = [(self.small, self.settings["small_crop_size"])] if self.small else []
+        return [(self.large, side), *small]
+
+    @property
+    def large_for_all(self) -> float:
+        """How many views of full size have as many pixels as all views of an image."""
+        return sum(count * side**2 for count, side in self.groups()) / self.settings["image_size"] ** 2
 
     def make(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, ...]:
         """All views of a batch.
@@ -36,10 +80,10 @@ class EpochViews:
             index: (n,) integer on the CPU, the images' numbers in the data set.
             epoch: from 0.
         Returns:
-            For each view (n, C, S, S) float32, normalised.
+            For each view (n, C, S, S) float32, normalised; S of the small crops, which come last, is their own.
         """
-        augment, seed = self.augment_of(epoch), self.settings["seed"]
-        return tuple(augment.view(images, index, epoch, seed, view) for view in range(self.count))
+        seed = self.settings["seed"]
+        return tuple(self.augment_of(epoch, v).view(images, index, epoch, seed, v) for v in range(self.count))
 
     def size(self, epoch: int) -> int:
         """The side of the views of an epoch, in pixels: image_size, or less while a progressive resolution grows."""
@@ -50,12 +94,23 @@ class EpochViews:
         step = 32 if end >= 128 else 4
         return min(end, start + math.ceil((end - start) / step) * epoch // epochs * step)
 
-    def augment_of(self, epoch: int) -> SimCLRAugmentation:
-        """The augmentation of an epoch, at its resolution."""
+    def augment_of(self, epoch: int, view: int = 0) -> SimCLRAugmentation:
+        """The augmentation of an epoch, at its resolution; of a small crop, by its number among the views, its own."""
+        if view >= self.large:
+            if self._small is None or self._small.compile_views != self.augment.compile_views:
+                self._small = self._small_augment()  # settled since
+            return self._small
         size = self.size(epoch)
         if size == self.augment.image_size:
             return self.augment
         if self._growing is None or size != self._growing.image_size:
-            settings = {name: self.settings[name] for name in inspect.signature(SimCLRAugmentation).parameters}
-            self._growing = SimCLRAugmentation(**{**settings, "image_size": size})
+            self._growing = self._like(image_size=size)
         return self._growing
+
+    def _small_augment(self) -> SimCLRAugmentation:
+        size, scale = self.settings["small_crop_size"], self.settings["small_crop_scale"]
+        return self._like(image_size=size, crop_scale=scale, compile_views=self.augment.compile_views)
+
+    def _like(self, **otherwise: Any) -> SimCLRAugmentation:
+        settings = {name: self.settings[name] for name in inspect.signature(SimCLRAugmentation).parameters}
+        return SimCLRAugmentation(**{**settings, **otherwise})
