@@ -617,6 +617,15 @@ def gray_runs(tmp_path_factory):
     return place
 
 
+def test_small_crops_are_of_the_images_channels(gray_runs, tmp_path):
+    own = {"data.train_dir": gray_runs / "images", "data.channels": 1, "run_dir": tmp_path / "run"}
+    own |= {"trainer.max_epochs": 1, "data.batch_size": 6, "model.small_crops": 2}
+    run("train", *(flag for flag in flags(own) if "shapes" not in flag))
+    with Image.open(tmp_path / "run" / "views.png") as grid:
+        views = np.asarray(grid.convert("RGB"))
+    assert (views == views[..., :1]).all()  # all that is drawn is gray
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_an_encoder_of_one_channel(method, gray_runs):
     encoder = load_encoder(gray_runs / method)
