@@ -1,10 +1,12 @@
 """Features that ranks share are those of one rank, in its order, and so are the numbers of a whole evaluation."""
 
 import json
+import math
 import re
 import shutil
 import socket
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +74,8 @@ def test_ranks_have_the_features_of_one_in_its_order_and_compute_none_twice(rank
         np.testing.assert_array_equal(names, labels)
         assert digests == bytes(hashed.digests)
     assert sum(seen for *_, seen in found) == images
-    assert max(seen for *_, seen in found) <= -(-(-(-images // 4)) // ranks) * 4  # shared evenly, by whole batches
+    batches = math.ceil(images / 4)
+    assert max(seen for *_, seen in found) <= 4 * math.ceil(batches / ranks)  # shared evenly, by whole batches
 
 
 class OfOneRank(Counting):
@@ -128,11 +131,13 @@ def by_hand(where: Path, ranks: int, *args: str) -> tuple[str, str]:
         port = probe.getsockname()[1]
     told = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     program = "import sys; from simclr.cli import main; main(sys.argv[1:])"
-    started = []
-    for rank in range(ranks):
-        own = {name: str(value) for name, value in {**told, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        started.append(forked.Forked(["-c", program, *args], where, environment(ROOT) | own))
-    ended = [process.communicate(timeout=300) for process in started]
+    with ExitStack() as stack:
+        started = []
+        for rank in range(ranks):
+            own = {name: str(value) for name, value in {**told, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            process = forked.Forked(["-c", program, *args], where, environment(ROOT) | own)
+            started.append(stack.enter_context(process))
+        ended = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0] * ranks, ended
     out, err = ("".join(parts) for parts in zip(*ended, strict=True))
     return out, err
