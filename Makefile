@@ -52,6 +52,7 @@ bench: install  ## every benchmark on the CPU, about an hour; tables in benchmar
 		$(BIN)/python benchmarks/$$name.py --markdown benchmarks/results/$${name}_cpu.md || exit 1; done
 	$(BIN)/python benchmarks/decoding.py | tee benchmarks/results/decoding_cpu.md
 	$(BIN)/python benchmarks/survival.py --markdown benchmarks/results/survival_cpu.md
+	$(BIN)/python benchmarks/evaluation.py --markdown benchmarks/results/evaluation_cpu.md
 
 bench-gpu: install  ## the tests that need a GPU, and every benchmark on it; CIFAR10=FOLDER (train/, test/) for the last
 	$(BIN)/python -m pip install --quiet --editable '.[benchmarks]'

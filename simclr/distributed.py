@@ -4,7 +4,8 @@ Every function works without a process group too: then there is one rank, and a 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _LIGHTNING = ("NODE_RANK", "LOCAL_RANK")
+_FOR_EVER = timedelta(days=365)
 
 
 def is_distributed() -> bool:
@@ -79,6 +81,24 @@ def launched_rank() -> int:
     """
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if "SLURM_PROCID" in os.environ else _LIGHTNING
     return sum(int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
+
+
+def launched_ranks() -> int:
+    """How many processes share a command, as torchrun or its like has told each of them; 1 where none has."""
+    told = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in told) else 1
+
+
+@contextmanager
+def group_of_launched_ranks() -> Iterator[None]:
+    """A process group between the hosts of the ranks that a launcher has started, as long as nothing fails.
+
+    A wait in it has no limit of time: what one rank does alone may take long. One that dies is an error on the others
+    all the same.
+    """
+    dist.init_process_group("gloo", timeout=_FOR_EVER)
+    yield
+    dist.destroy_process_group()
 
 
 def _all_gather(gathered: Tensor, mine: Tensor, group: Any = None) -> None:
@@ -163,9 +183,43 @@ def from_rank_0(work: Callable[[], Any]) -> Any:
     return told[0]
 
 
+def to_rank_0(mine: Any) -> list[Any]:
+    """Every rank's object, which can be pickled, in rank order, on rank 0; nothing on the others."""
+    if world_size() == 1:
+        return [mine]
+    everyone: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(mine, everyone, dst=0, group=_host_group(dist.group.WORLD))
+    return everyone or []
+
+
+def on_every_rank(work: Callable[[], Any]) -> Any:
+    """What `work()` returns on this rank; what fails on one rank fails on all.
+
+    Args:
+        work: no rank waits for another in it.
+    Raises:
+        ValueError: on all ranks, with the words of the first of them where it has raised a ValueError or an OSError.
+        RuntimeError: likewise for any other error.
+    """
+    if world_size() == 1:
+        return work()
+    found, error = None, None
+    try:
+        found = work()
+    except Exception as failure:
+        error = failure
+    told = exchange_objects(None if error is None else (isinstance(error, ValueError | OSError), str(error)))
+    first = next((place for place, said in enumerate(told) if said is not None), None)
+    if first is None:
+        return found
+    if error is not None and first == rank():
+        raise error
+    refused, text = told[first]
+    raise (ValueError if refused else RuntimeError)(text) from error
+
+
 _host_group_of: tuple[Any, Any] | None = None  # the process group, and the one of its hosts
 _patient_group_of: tuple[Any, Any] | None = None  # the same, of the one that waits
-_FOR_EVER = timedelta(days=365)
 
 
 def _host_group(world: Any) -> Any:

@@ -31,7 +31,7 @@ def to_unit_range(images: Tensor, channels: int | None = 3) -> Tensor:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images are {got}: needed a tensor (n, {channels or 'C'}, H, W).")
     if images.dtype in (torch.uint8, torch.uint16):
-        return images.float() / (255 if images.dtype == torch.uint8 else DEEPEST)
+        return images.float().div_(255 if images.dtype == torch.uint8 else DEEPEST)
     if not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}: needed uint8, or float in [0, 1].")
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
@@ -71,7 +71,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """(images - mean) / std, channel by channel: (n, C, H, W) float in [0, 1] -> the same shape."""
     of_channels = (torch.as_tensor(v, dtype=images.dtype, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
     centre, scale = of_channels
-    return (images - centre) / scale
+    return (images - centre).div_(scale)
 
 
 def for_display(images: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
         ["training.py", "--quick"],
         ["nt_xent.py", "--quick"],
         ["gradient_cache.py", "--quick"],
+        ["evaluation.py", "--quick"],
     ],
     ids=lambda arguments: arguments[0],
 )

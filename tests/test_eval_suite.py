@@ -160,8 +160,8 @@ def test_features_are_computed_once_and_stale_or_damaged_ones_again(trained, tmp
     first = numbers()
     assert first[0] == alone
     passes = []
-    original = feature_cache.extract_features
-    monkeypatch.setattr(feature_cache, "extract_features", lambda *a, **k: passes.append(0) or original(*a, **k))
+    original = feature_cache.features_on_ranks
+    monkeypatch.setattr(feature_cache, "features_on_ranks", lambda *a, **k: passes.append(0) or original(*a, **k))
     assert numbers() == first
     assert passes == []  # nothing goes through the encoder
     # Another encoder is never taken for this one, and its features are another file.

@@ -32,6 +32,7 @@ LAYERS = [
 ]
 HEAVY = {
     "pillow_heif",
+    "faiss",
     "tifffile",
     "wandb",
     "matplotlib",

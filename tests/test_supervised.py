@@ -1,5 +1,7 @@
 """simclr.supervised: the same runs with labels, against a plain loop; the counterpart of a run at the command line."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -155,8 +157,15 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         train(flags({**SMALL, "run_dir": "run", "model.strength": 0.25, "seed_everything": 3}))
-        main(["supervised", "run"])
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            main(["supervised", "run"])
+        Path("said.txt").write_text(said.getvalue())
     return place
+
+
+def test_the_end_of_a_counterpart_says_what_to_type_next(runs):
+    last = (runs / "said.txt").read_text().splitlines()[-1]
+    assert last.endswith("; next: simclr eval run --supervised run-supervised")
 
 
 def test_the_counterpart_has_the_settings_of_the_run_and_no_others(runs):

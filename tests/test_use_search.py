@@ -9,11 +9,14 @@ import torch
 from PIL import Image
 
 from simclr.cli import main
+from simclr.cli import search as command
 from simclr.cli.messages import BAD_INPUT
+from simclr.use import index as indexing
 from simclr.use import search as searching
 from simclr.use.alike import alike_by_features, groups_of
 from simclr.use.embed import embed_folder
-from simclr.use.embedded import FEATURES, Embedded
+from simclr.use.embedded import ABOUT, FEATURES, Embedded
+from simclr.use.search import nearest_rows
 from simclr.use.source import open_source
 from tiny import fit, tiny_model
 
@@ -140,6 +143,66 @@ def test_duplicates_of_three_kinds_are_told_apart(run, photos, capsys):
     said = capsys.readouterr().out
     assert "are many: of this encoder a cosine of 0.01 tells no copies" in said
     assert "nearly the same features (cosine 0.01 or more): " in said
+
+
+def clusters(size: int, folder: Path) -> Embedded:
+    """Features in groups, as those of images are, in a folder."""
+    draw = np.random.default_rng(0)
+    centres = draw.normal(size=(20, 16))
+    features = (centres[draw.integers(0, 20, size)] + 0.5 * draw.normal(size=(size, 16))).astype(np.float32)
+    (folder / ABOUT).write_text("{}")
+    return rows(features, folder)
+
+
+def test_an_index_finds_nearly_all_that_a_loop_over_all_finds_and_is_made_once(tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="needs the extra simclr[faiss]")
+    embedded = clusters(6000, tmp_path)
+    queries = torch.from_numpy(embedded.features[::300] + 0.1)
+    made = []
+    new = indexing._new_index
+    monkeypatch.setattr(indexing, "_new_index", lambda *of: made.append(of) or new(*of))
+    hits, found = 0, []
+    for query in queries:
+        exact = dict(nearest_rows(embedded, query, 10))
+        found.append(indexing.indexed_rows(embedded, query, 10))
+        hits += len(exact.keys() & dict(found[-1]).keys())
+        assert [cosine for _, cosine in found[-1]] == sorted((cosine for _, cosine in found[-1]), reverse=True)
+        for row, cosine in found[-1]:
+            a, b = query.double().numpy(), embedded.features[row].astype(np.float64)
+            assert cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-9)
+    assert hits >= 0.95 * 10 * len(queries)
+    assert len(made) == 1
+    [file] = tmp_path.glob("*.faiss")
+    file.write_bytes(file.read_bytes()[:1000])  # damaged: made anew
+    assert indexing.indexed_rows(embedded, queries[0], 10) == found[0]
+    (tmp_path / ABOUT).write_text("{ }")  # of other features
+    indexing.indexed_rows(embedded, queries[0], 10)
+    assert len(made) == 3
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".faiss", ".faiss", ".json"]
+    with pytest.raises(ValueError, match="the query has 3 numbers"):
+        indexing.indexed_rows(embedded, torch.ones(3), 1)
+
+
+def test_a_large_folder_is_searched_by_an_index_where_there_is_faiss(run, photos, monkeypatch, capsys):
+    embed_folder("photos", open_source(run), "features")
+    monkeypatch.setattr(command, "LARGE", 5)
+    with monkeypatch.context() as without:
+        without.setattr(indexing, "has_faiss", lambda: False)
+        without.setattr(command, "has_faiss", lambda: False)
+        main(["search", "photos/a/0.png", "--in", "features", "--k", "2"])
+        assert "note: looked at all 12 rows; pip install 'simclr[faiss]'" in capsys.readouterr().out
+        with pytest.raises(SystemExit) as stopped:
+            main(["search", "photos/a/0.png", "--in", "features", "--exact", "false"])
+        assert stopped.value.code == BAD_INPUT
+        assert "exact=false needs faiss: pip install 'simclr[faiss]'" in capsys.readouterr().err
+    pytest.importorskip("faiss", reason="needs the extra simclr[faiss]")
+    main(["search", "photos/a/0.png", "--in", "features", "--k", "2", "--json", "by_index.json"])
+    assert "note: by an index that misses" in capsys.readouterr().out
+    main(["search", "photos/a/0.png", "--in", "features", "--k", "2", "--json", "all.json", "--exact", "true"])
+    assert "note" not in capsys.readouterr().out
+    by_index, all_rows = (json.loads(Path(name).read_text()) for name in ("by_index.json", "all.json"))
+    assert by_index["hits"] == all_rows["hits"]  # one list is all there is
+    assert (by_index["exact"], all_rows["exact"]) == (False, True)
 
 
 REFUSED = {

@@ -14,7 +14,9 @@ from simclr.allocator import keep_freed_memory
 from simclr.checks import out_of_range, refuse
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
+from simclr.cli.ranks import on_launched_ranks
 from simclr.container import cores
+from simclr.distributed import rank
 from simclr.use.embed import OnError, embed_folder
 from simclr.use.embedded import Embedded
 from simclr.use.embedded import in_a_line as in_a_line_of
@@ -25,6 +27,7 @@ _MOST_WORKERS = 8  # processes that decode, where nobody says how many: for one 
 
 
 @in_a_line
+@on_launched_ranks
 def embed(argv: list[str] | None = None) -> None:
     """Write the features of all images of a folder. See `simclr embed --help`."""
     quiet()
@@ -51,10 +54,14 @@ def embed(argv: list[str] | None = None) -> None:
                 )
             )
     except KeyboardInterrupt:
+        if rank() > 0:
+            sys.exit(INTERRUPTED)
         print(f"stopped after {worked[-1]:,} files; the same command goes on", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 0.", FAILED)
+    if rank() > 0:
+        return
     seconds, computed = time.monotonic() - begun, worked[-1] - (worked[1] if len(worked) > 1 else worked[-1])
     rows, width = found.features.shape
     speed = f", {computed / seconds:,.0f} images/s" if computed else ""
@@ -157,7 +164,8 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal that is told how many are done, of how many."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    disable = not console.is_terminal or rank() > 0
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(what)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

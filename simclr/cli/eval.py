@@ -18,9 +18,11 @@ from simclr.checkpoint import Checkpoint
 from simclr.cli.linear_eval import add_images, add_supervised, image_settings, parse_evaluation
 from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
+from simclr.cli.ranks import echo, on_launched_ranks
 from simclr.data import ImageData
 from simclr.data.labelled import labelled_data
 from simclr.data.module import folders_shown
+from simclr.distributed import rank
 from simclr.eval.evaluation import write_result
 from simclr.eval.protocol import OF_EVAL, find_protocol, settings_in
 from simclr.eval.suite import EVAL, YARDSTICKS, evaluate, record_sha256, refuse_unknown_protocols
@@ -34,6 +36,7 @@ _FEATURES = "features"  # in the run folder
 
 
 @in_a_line
+@on_launched_ranks
 def eval_command(argv: list[str] | None = None) -> None:
     """Measure a pretrained encoder by several protocols. See `simclr eval --help`."""
     quiet()
@@ -52,6 +55,8 @@ def eval_command(argv: list[str] | None = None) -> None:
             print(f"{name}: {entry.data}", flush=True)
         protocols = entry.protocols or _names(config.protocols)
         record, labelled = guarded(partial(_measured, config, checkpoint, data, protocols, name, device, command))
+        if rank() > 0:
+            continue
         if entry.metric:
             record["data"]["metric"] = entry.metric
             record["sha256"] = record_sha256(record)
@@ -62,6 +67,8 @@ def eval_command(argv: list[str] | None = None) -> None:
             print(f"written to {path}", flush=True)
         if not name:  # of the run's own images
             show_protocols(record, run_dir)
+    if rank() > 0:
+        return
     if config.suite:
         _print_suite(records)
         table = expanded(run_dir) / TABLE
@@ -127,6 +134,8 @@ def _measured(
             say=lambda text: print(text, flush=True),
         )
     except RuntimeError as error:  # the encoder changed, or a classifier came to nothing: there is no number
+        if echo(error) is not None:
+            raise
         fail(str(error), FAILED)
 
 

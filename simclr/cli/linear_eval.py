@@ -13,10 +13,12 @@ from rich.table import Table
 
 from simclr.allocator import keep_freed_memory
 from simclr.checkpoint import Checkpoint, read_checkpoint
-from simclr.cli.messages import guarded, in_a_line, quiet
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
+from simclr.cli.ranks import echo, on_launched_ranks
 from simclr.data import ImageData
 from simclr.data.module import folders_of_run, folders_shown
+from simclr.distributed import rank
 from simclr.eval.evaluation import linear_evaluation, remarks, write_result
 from simclr.eval.protocol import find_protocol, settings_in
 from simclr.evaluation_figures import show_evaluation
@@ -26,6 +28,7 @@ _NOT_ASKED = ("image_size", "channels", "bits", "seed", "batch_size", "held_out"
 
 
 @in_a_line
+@on_launched_ranks
 def linear_eval(argv: list[str] | None = None) -> None:
     """Measure a pretrained encoder. See `python linear_eval.py --help`."""
     quiet()
@@ -50,8 +53,11 @@ def linear_eval(argv: list[str] | None = None) -> None:
             )
         )
     except RuntimeError as error:  # the encoder changed, or a classifier diverged: there is no number
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        if echo(error) is not None:
+            raise
+        fail(str(error), FAILED)
+    if rank() > 0:
+        return
     print_result(record)
     print(f"written to {guarded(lambda: write_result(record, checkpoint.run_dir))}", flush=True)
     show_evaluation(record, checkpoint.run_dir)

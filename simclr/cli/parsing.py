@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import os
 import re
 import sys
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from simclr.cli.folders import PLACE, assignment, with_folder
 from simclr.cli.internals import destinations
 from simclr.cli.messages import fail
 from simclr.cli.recipes import recipes, with_config_files
+from simclr.distributed import world_size
 from simclr.training.method import METHODS, find_method, takes
 
 
@@ -221,7 +223,10 @@ def device_named(wanted: str) -> str:
     if wanted == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         # A Mac's GPU has no float64, in which logistic regression is fitted.
-        return found.type if found is not None and found.type != "mps" else "cpu"
+        if found is None or found.type == "mps":
+            return "cpu"
+        place = os.environ.get("LOCAL_RANK", "") if world_size() > 1 else ""  # ranks of a machine take one each
+        return f"{found.type}:{int(place) % torch.accelerator.device_count()}" if place.isdigit() else found.type
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that is not here

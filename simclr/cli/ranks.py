@@ -7,6 +7,8 @@ exchange, and as an error of its own on every rank: an echo, which is kept to it
 """
 
 import atexit
+import functools
+import io
 import os
 import re
 import signal
@@ -16,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +26,7 @@ from typing import Any, NamedTuple
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from simclr import distributed
-from simclr.cli.messages import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
+from simclr.cli.messages import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, in_a_line, speaking_if
 from simclr.nonfinite.watch import NonFiniteStep
 from simclr.run_folder import launcher
 
@@ -280,6 +283,48 @@ class WithRanks(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Told to stop, ranks go at different times."""
         self.ranks.leaving |= isinstance(exception, KeyboardInterrupt)
+
+
+def on_launched_ranks(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that several ranks may share, `torchrun --nproc_per_node 2 -m simclr eval RUN`; else it is as it was.
+
+    Each rank goes through the command, within a process group. What is printed is rank 0's, and if one fails one says
+    why and all end.
+
+    Args:
+        command: writes files on rank 0 alone.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        if distributed.launched_ranks() == 1:
+            command(*args, **kwargs)
+            return
+        ranks = Ranks()
+
+        def shared() -> None:
+            try:
+                with distributed.group_of_launched_ranks(), ExitStack() as stack:
+                    ranks.meet()
+                    if distributed.rank() > 0:
+                        stack.enter_context(redirect_stdout(io.StringIO()))
+                    command(*args, **kwargs)
+                    ranks.leaving = True
+                    distributed.barrier()
+            except Exception as error:
+                ranks.answer(error)
+                raise
+
+        try:
+            with speaking_if(ranks.may_speak):
+                in_a_line(shared)()
+        except BaseException as error:
+            ranks.end(getattr(error, "code", None))
+            raise
+        finally:
+            ranks.leaving = True
+
+    return run
 
 
 def echo(error: BaseException) -> str | None:

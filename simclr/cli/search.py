@@ -20,6 +20,7 @@ from simclr.files import write_atomically
 from simclr.paths import expanded, stored
 from simclr.use.embedded import in_a_line as of_one_line
 from simclr.use.embedded import read_embedded
+from simclr.use.index import LARGE, has_faiss, indexed_rows, need_faiss
 from simclr.use.search import contact_sheet, nearest_rows
 from simclr.use.source import reopen
 
@@ -36,6 +37,8 @@ def search(argv: list[str] | None = None) -> None:
     for place, hit in enumerate(record["hits"], 1):
         table.add_row(str(place), f"{hit['cosine']:.4f}", Text(of_one_line(hit["name"])))
     Console(width=max(100, Console().width)).print(table)
+    if record["note"]:
+        print(f"note: {record['note']}")
     print(f"written to {record['sheet']}")
 
 
@@ -51,6 +54,13 @@ def search_parser() -> Parser:
     parser.add_argument("--json", type=str | None, default=None, help="A file for what was found, for programs.")
     parser.add_argument(
         "--encoder", type=str | None, default=None, help="The encoder used, if it lies elsewhere by now."
+    )
+    parser.add_argument(
+        "--exact",
+        type=bool | None,
+        default=None,
+        help="Look at every row. false: at a part of them, by an index of faiss that the first search makes. If not "
+        "given, every row to a million, and beyond where faiss is not installed.",
     )
     parser.add_argument("--device", type=str, default="cpu", help="Where to compute: auto, cpu, cuda, cuda:1 ...")
     return parser
@@ -77,19 +87,26 @@ def _search(config: Any) -> dict[str, Any]:
     if not os.path.isfile(stored(config.image)):
         raise ValueError(f"image={config.image} is no file. Give an image.")
     found = read_embedded(config["in"])
+    large = len(found.features) > LARGE
+    exact = not (large and has_faiss()) if config.exact is None else config.exact
+    if not exact:
+        need_faiss()
     source = reopen(found.about["encoder"], config.encoder)
     placed(source, device_named(config.device), config.device)
     square = read_images([stored(config.image)], source.side, rules=source.rules)
-    hits = nearest_rows(found, source.features(square)[0], config.k)
+    hits = (nearest_rows if exact else indexed_rows)(found, source.features(square)[0], config.k)
     named = [(found.path(row), found.names[row], cosine) for row, cosine in hits]
     path = expanded(config.png) if config.png else found.folder / "search.png"
     buffer = io.BytesIO()
     contact_sheet(stored(config.image), named, source.rules).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
     record = {"query": stored(config.image), "folder": stored(found.folder), "sheet": str(path)}
+    note = None if exact else "by an index that misses some of the nearest now and then; of all rows: --exact true"
+    if exact and large and config.exact is None:
+        note = f"looked at all {len(found.features):,} rows; pip install 'simclr[faiss]' for an index, which takes less"
     lines = [{"path": path, "name": name, "row": row, "cosine": cosine}
              for (path, name, cosine), (row, _) in zip(named, hits, strict=True)]  # fmt: skip
-    record_of_hits: dict[str, Any] = {**record, "hits": lines}
+    record_of_hits: dict[str, Any] = {**record, "exact": exact, "note": note, "hits": lines}
     if config.json is not None:
         write_atomically(expanded(config.json), (json.dumps(record_of_hits, indent=2) + "\n").encode())
     return record_of_hits

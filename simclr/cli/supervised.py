@@ -27,7 +27,8 @@ def supervised(argv: list[str] | None = None) -> None:
     """Train with labels. See `simclr supervised --help`."""
     args = list(sys.argv[1:] if argv is None else argv)
     taken, rest = guarded(lambda: _taken_from_run(args))
-    train([f"--method={METHOD}", *taken, *rest], command="supervised", typed=args)
+    run = _run_in(args)[0]
+    train([f"--method={METHOD}", *taken, *rest], command="supervised", typed=args, counterpart=run)
 
 
 def _taken_from_run(args: list[str]) -> tuple[list[str], list[str]]:

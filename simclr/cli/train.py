@@ -103,6 +103,7 @@ class TrainCLI(LightningCLI):
     def __init__(self, folder: RunFolder, ranks: Ranks | None, method: type[LightningModule], **kwargs: Any):
         self.folder, self.ranks, self.method = folder, ranks, method
         self.began = time.monotonic()
+        self.counterpart: str | None = None  # a run that this one is to be compared with
         self.chosen: dict[str, Any] = {}  # options of the Trainer that follow from a measurement
         self.pace: Pace | None = None
         self.continuation: Continuation | None = None
@@ -402,13 +403,19 @@ def keep_to_quota(processes: int = 1) -> None:
 
 
 @in_a_line
-def train(argv: list[str] | None = None, command: str = "train", typed: list[str] | None = None) -> None:
+def train(
+    argv: list[str] | None = None,
+    command: str = "train",
+    typed: list[str] | None = None,
+    counterpart: str | None = None,
+) -> None:
     """Pretrain an encoder. See `python train.py --help`.
 
     Args:
         argv: the arguments; those of the process if not given.
         command: of `simclr` that this is: train, or supervised.
         typed: the arguments as they were given to the command, for the record; argv if not given.
+        counterpart: the run that this one is to be compared with, where it is known.
     """
     quiet()
     keep_freed_memory()
@@ -420,7 +427,7 @@ def train(argv: list[str] | None = None, command: str = "train", typed: list[str
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for people, without a line of code
     try:
         with speaking_if(ranks.may_speak):
-            in_a_line(_train)(args, folder, ranks, command, args if typed is None else typed)
+            in_a_line(_train)(args, folder, ranks, command, args if typed is None else typed, counterpart)
         ranks.wait_for_children()
     except KeyboardInterrupt:
         ranks.kill_children()
@@ -435,9 +442,12 @@ def train(argv: list[str] | None = None, command: str = "train", typed: list[str
         folder.let_go()
 
 
-def _train(args: list[str], folder: RunFolder, ranks: Ranks, command: str, typed: list[str]) -> None:
+def _train(
+    args: list[str], folder: RunFolder, ranks: Ranks, command: str, typed: list[str], counterpart: str | None
+) -> None:
     try:
         cli = guarded(lambda: parse_and_build(args, folder, description=_DOES[command], command=command, ranks=ranks))
+        cli.counterpart = counterpart
         guarded(lambda: check(cli))
         finished = cli.continuation if cli.continuation is not None and cli.continuation.finished else None
         if cli.trainer.fast_dev_run or finished is not None:
@@ -614,7 +624,9 @@ def _next_step(cli: TrainCLI) -> str:
     if _stopped_early(cli):
         return _how_to_continue(cli)
     if name_of(cli.model) == SUPERVISED:
-        return f"next: simclr eval RUN --supervised {cli.run_dir}, RUN a pretraining of the same images"
+        known, run = cli.counterpart is not None, shlex.quote(cli.counterpart or "RUN")
+        meaning = "" if known else ", RUN a pretraining of the same images"
+        return f"next: simclr eval {run} --supervised {shlex.quote(str(cli.run_dir))}{meaning}"
     measure = f"python linear_eval.py --checkpoint {cli.run_dir / LAST}"
     if cli.datamodule.has_labels:
         return f"next: {measure}"

@@ -167,6 +167,16 @@ class EvalLoader:
         """(M,) int64, in the order of the batches."""
         return self._labels[self.index]
 
+    def share(self, rank: int, ranks: int) -> "EvalLoader":
+        """The batches of one rank, whole ones in a row: as many as of any other rank, or one more; none twice.
+
+        Args:
+            rank: 0 .. ranks - 1.
+            ranks: that share the batches.
+        """
+        ends = [len(self) * place // ranks * self.batch_size for place in (rank, rank + 1)]
+        return EvalLoader(self.source, self.index[ends[0] : ends[1]], self.batch_size, self.workers)
+
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
 

@@ -27,13 +27,15 @@ from simclr.checkpoint import (
 )
 from simclr.checks import listed, out_of_range, refuse
 from simclr.data import EvalLoader, ImageData
+from simclr.distributed import from_rank_0
 from simclr.eval.classifier import ProbeResult
 from simclr.eval.duplicates import HashedImages, duplicates_in_words, duplicates_record
-from simclr.eval.features import encoder_sha256, extract_features, raw_pixels
+from simclr.eval.features import encoder_sha256, raw_pixels
 from simclr.eval.logreg import NotConverged, linear_probe
 from simclr.eval.metrics import confusion_matrix, wilson_interval
 from simclr.eval.predictions import packed
 from simclr.eval.protocol import FrozenFeatures, find_protocol, settings_of
+from simclr.eval.shares import features_on_ranks
 from simclr.eval.supervised import read_supervised, refuse_seen_images, supervised_in_words, supervised_record
 from simclr.files import write_atomically
 from simclr.paths import expanded, stored
@@ -73,6 +75,8 @@ def linear_evaluation(
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure a pretrained encoder, frozen: linear classifier and kNN, beside a random encoder and raw pixels.
+
+    Several ranks share the images, each calling this; classifiers are rank 0's, and all return its numbers.
 
     The yardsticks go through logistic regression on the same images. The random encoder is the run's own encoder
     before its first step: same kind, same seed. (For runs from the command line, which seeds just before it builds the
@@ -120,20 +124,20 @@ def linear_evaluation(
     train_images, test_images = HashedImages(train_loader), HashedImages(test_loader)
     features = FrozenFeatures(
         encoder,
-        extract_features(encoder, train_images, device=device),
-        extract_features(encoder, test_images, device=device),
+        features_on_ranks(encoder, train_images, device=device),
+        features_on_ranks(encoder, test_images, device=device),
         LoadedImages(train_loader),
         device,
     )
     labels = features.test[1]
     say(f"linear classifier ({protocol})")
-    linear = find_protocol(classifier)(features, **settings)
-    neighbours = find_protocol("knn")(features, **votes)
+    linear = from_rank_0(lambda: find_protocol(classifier)(features, **settings))
+    neighbours = from_rank_0(lambda: find_protocol("knn")(features, **votes))
     yardsticks = _yardsticks(read, began, train_loader, test_loader, device, say)
     with_labels: dict[str, Any] = {}
     if network is not None:
         say("yardstick: the supervised network")
-        tested = extract_features(network.encoder, test_loader, device=device)[0]
+        tested = features_on_ranks(network.encoder, test_loader, device=device)[0]
         top1, about_it = supervised_record(network, read, tested, test_loader)
         with_labels = {"supervised_top1": top1, "supervised": about_it}
     if encoder_sha256(encoder) != sha256:
@@ -240,18 +244,26 @@ def _yardsticks(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(read.model["seed"])  # the weights the run began with, if it was given none
         random = new_encoder(read)
-    features = [part for loader in (train, test) for part in extract_features(random, loader, device=device)]
+    features = [part for loader in (train, test) for part in features_on_ranks(random, loader, device=device)]
     found = {"random_encoder": _yardstick(*features, device=device, say=say)}
     if began is not None:
         say("yardstick: the weights that the run began with")
-        features = [part for loader in (train, test) for part in extract_features(began, loader, device=device)]
+        features = [part for loader in (train, test) for part in features_on_ranks(began, loader, device=device)]
         found["starting_weights"] = _yardstick(*features, device=device, say=say)
     say("yardstick: raw pixels")
-    pixels = [part for loader in (train, test) for part in raw_pixels(loader)]
-    return {**found, "raw_pixels": _yardstick(*pixels, device=device, say=say)}
+
+    def of_pixels() -> ProbeResult | None:
+        pixels = [part for loader in (train, test) for part in raw_pixels(loader)]
+        return _fit_of_yardstick(*pixels, device=device, say=say)
+
+    return {**found, "raw_pixels": from_rank_0(of_pixels)}
 
 
 def _yardstick(*split: Tensor, device: torch.device | str, say: Callable[[str], None]) -> ProbeResult | None:
+    return from_rank_0(lambda: _fit_of_yardstick(*split, device=device, say=say))
+
+
+def _fit_of_yardstick(*split: Tensor, device: torch.device | str, say: Callable[[str], None]) -> ProbeResult | None:
     """The L-BFGS protocol, or None: features that are hard to fit must not cost the encoder its number."""
     try:
         return linear_probe(*split, max_iterations=_YARDSTICK_ITERATIONS, device=device)

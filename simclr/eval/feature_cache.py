@@ -17,8 +17,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from simclr.data import EvalLoader
+from simclr.distributed import from_rank_0, rank
 from simclr.eval.duplicates import HashedImages
-from simclr.eval.features import encoder_sha256, extract_features
+from simclr.eval.features import encoder_sha256
+from simclr.eval.shares import features_on_ranks, hash_on_ranks
 from simclr.files import say_unwritten, write_atomically
 
 _SHA256 = "sha256"
@@ -26,7 +28,7 @@ _SHA256 = "sha256"
 
 @dataclass
 class FeatureCache:
-    """Features of labelled images by an encoder, computed once.
+    """Features of labelled images by an encoder, computed once, by all ranks; rank 0 keeps them.
 
     Args:
         folder: where they are kept; made if it is missing. None: they are computed each time.
@@ -54,26 +56,27 @@ class FeatureCache:
         if self.folder is None:
             return self._computed(encoder, images)
         key = f"{split}-{_key(encoder, self.device)}"
-        kept = sorted(self.folder.glob(f"{key}-*.safetensors"))
+        folder = self.folder
+        kept = from_rank_0(lambda: sorted(folder.glob(f"{key}-*.safetensors")))
         found: Tensor | None = None
         if kept:  # else one pass does for hashes and features
             if len(images.digests) == 0:
-                for _ in images:
-                    pass
-            file = self.folder / f"{key}-{images_sha256(images)[:20]}.safetensors"
+                hash_on_ranks(images)
+            file = folder / f"{key}-{images_sha256(images)[:20]}.safetensors"
             if file in kept:
-                found = self._read(file, len(loader.index))
+                found = from_rank_0(lambda: self._read(file, len(loader.index)))
             else:
-                self.say(f"the features in {self.folder} are of other {split} images: computed again")
+                self.say(f"the features in {folder} are of other {split} images: computed again")
         if found is not None:
             return found, loader.labels
         features, labels = self._computed(encoder, images)
-        self._write(self.folder / f"{key}-{images_sha256(images)[:20]}.safetensors", features)
+        if rank() == 0:
+            self._write(folder / f"{key}-{images_sha256(images)[:20]}.safetensors", features)
         return features, labels
 
     def _computed(self, encoder: nn.Module, images: HashedImages) -> tuple[Tensor, Tensor]:
         self.computed += 1
-        return extract_features(encoder, images, device=self.device)
+        return features_on_ranks(encoder, images, device=self.device)
 
     def _read(self, file: Path, size: int) -> Tensor | None:
         try:

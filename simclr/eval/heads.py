@@ -3,9 +3,9 @@ appendix B.3 and its `eval/linear.py`, whose thirteen learning rates these are).
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from simclr.data.splits import stratified_split
@@ -46,29 +46,48 @@ def train_heads(
     Returns:
         weight (H, C, F) and bias (H, C). A head that diverged holds numbers that are not finite.
     """
-    heads, size = len(lrs), len(features)
-    features = F.pad(features, (0, 1), value=1.0)  # the bias is one more column
-    factor = features.new_zeros(heads * num_classes, features.shape[1])
-    speed = torch.zeros_like(factor)
-    decay = torch.full_like(factor[0], weight_decay)
-    decay[-1] = 0.0
-    lr = torch.tensor(lrs, dtype=features.dtype, device=features.device) * (batch_size / 256)
-    lr = lr.repeat_interleave(num_classes)[:, None]  # (H C, 1)
+    heads, size, width = len(lrs), len(features), features.shape[1]
+    kwargs: dict[str, Any] = {"dtype": features.dtype, "device": features.device}
+    lr = torch.tensor(lrs, **kwargs).mul_(batch_size / 256).repeat_interleave(num_classes)[:, None]  # (H C, 1)
+    # Biases are apart: as a column of ones beside the features they would cost these their alignment.
+    weight, bias = (_Weights(torch.zeros(heads * num_classes, n, **kwargs), lr, momentum) for n in (width, 1))
     steps, step = epochs * -(-size // batch_size), 0
     for epoch in range(epochs):
         for index in epoch_order(seed, epoch, size).to(features.device).split(batch_size):
-            x, y = features[index], labels[index]
-            p = (x @ factor.T).view(len(x), heads, num_classes).softmax(2)
-            p.scatter_add_(2, y[:, None, None].expand(-1, heads, 1), p.new_full((len(x), heads, 1), -1.0))
-            gradient = p.view(len(x), -1).T @ x / len(x)  # (H C, F + 1)
+            x, y = features.index_select(0, index), labels.index_select(0, index)
+            logits = torch.addmm(bias.value, weight.value, x.T)  # (H C, n)
+            # Over classes while images lie side by side, which a CPU can take sixteen at a time: classes are few.
+            p = logits.view(heads, num_classes, len(x)).softmax(1)
+            p.scatter_add_(1, y.expand(heads, 1, -1), p.new_full((1,), -1.0).expand(heads, 1, len(x)))
+            p = p.view(-1, len(x))
+            torch.addmm(weight.gradient, p, x, beta=0, alpha=1 / len(x), out=weight.gradient)
             if weight_decay:
-                gradient += decay * factor
-            speed.mul_(momentum).add_(gradient)
+                weight.gradient.add_(weight.value, alpha=weight_decay)
+            torch.mean(p, 1, keepdim=True, out=bias.gradient)
             cosine = (1 + math.cos(math.pi * step / steps)) / 2
-            factor -= lr * cosine * (gradient + momentum * speed)
+            weight.step(cosine)
+            bias.step(cosine)
             step += 1
-    factor = factor.view(heads, num_classes, -1)
-    return factor[..., :-1].contiguous(), factor[..., -1].contiguous()
+    return weight.value.view(heads, num_classes, width), bias.value.view(heads, num_classes)
+
+
+class _Weights:
+    """Weights of all heads with what Nesterov's SGD keeps of them; a rate for each row.
+
+    Args:
+        value: (H C, n), the weights at the start.
+        lr: (H C, 1).
+        momentum: of all.
+    """
+
+    def __init__(self, value: Tensor, lr: Tensor, momentum: float):
+        self.value, self.lr, self.momentum = value, lr, momentum
+        self.gradient, self.speed = torch.zeros_like(value), torch.zeros_like(value)
+
+    def step(self, factor: float) -> None:
+        """One step along the gradient, which is written over; rates are multiplied by the factor."""
+        self.speed.mul_(self.momentum).add_(self.gradient)
+        self.value.addcmul_(self.lr, self.gradient.add_(self.speed, alpha=self.momentum), value=-factor)
 
 
 def heads(
@@ -126,7 +145,11 @@ def heads(
     if not finite.any():
         raise RuntimeError(f"every linear head diverged: lower heads.lrs, of which the least was {lrs[0]:g}.")
     right = sum(
-        (torch.einsum("nf,hcf->nhc", features[i], weight) + bias).argmax(2).eq(labels[i, None]).sum(0)
+        torch.addmm(bias.view(-1, 1), weight.flatten(0, 1), features[i].T)
+        .view(len(lrs), num_classes, -1)
+        .argmax(1)
+        .eq(labels[i])
+        .sum(1)
         for i in held.split(1024)
     )
     scores = torch.where(finite, torch.as_tensor(right), -1).tolist()

@@ -5,7 +5,8 @@ of the training data.
 """
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ REGULARIZATION_GRID = tuple(10 ** (e / 2) for e in range(10, -3, -1))
 _VALIDATION_FRACTION, _VALIDATION_LIMIT = 0.2, 10_000  # 10 000 images tell accuracies apart to .004
 _PAST_THE_BEST = 3  # the path ends after so many lambdas in a row that are worse by more than two standard errors
 _CHUNK_NUMBERS = 2**24  # numbers a chunk of features may hold
+_CACHED_NUMBERS = 2**18  # on a CPU, for each thread: what its cache holds is read from memory once for two products
+_KEPT_EVALUATIONS = 3  # of L-BFGS, the last ones: where it ends is mostly one of them
 _LOOSE = 1e-3  # tolerance of a fit whose accuracy counts, not its digits
 _GRAM_ROWS, _GRAM_WIDTH = 4096, 8192  # images that estimate the curvature; width above which it is not estimated
 
@@ -180,7 +183,8 @@ def _fit(
     kwargs: dict[str, Any] = {"dtype": torch.float64, "device": features.device}
     if start is None:
         start = torch.zeros(num_classes, width, **kwargs), torch.zeros(num_classes, **kwargs)
-    variance = _loss_and_gradient(features, labels, *start, product_dtype)[3]
+    first = _loss_and_gradient(features, labels, *start, product_dtype)
+    variance = first.variance()
     variance = max(variance, 1e-3 / num_classes)  # a perfect start has none, and the problem is not flat everywhere
     factor = variance * gram
     factor.diagonal().add_(decay)
@@ -192,16 +196,17 @@ def _fit(
     v = (start[0] @ factor).requires_grad_()
     b = (start[1] * shift).requires_grad_()
 
+    evaluations: deque[tuple[Tensor, Tensor, Tensor, Tensor]] = deque(maxlen=_KEPT_EVALUATIONS)
+
     def closure() -> Tensor:
         weight = v.detach() @ inverse
-        loss, grad_weight, grad_bias, _ = _loss_and_gradient(
-            features, labels, weight, b.detach() / shift, product_dtype
+        found = (
+            _loss_and_gradient(features, labels, weight, b.detach() / shift, product_dtype) if evaluations else first
         )
-        loss = loss + decay / 2 * weight.square().sum()
-        grad_weight = grad_weight + decay * weight
-        v.grad = grad_weight @ inverse.T
-        b.grad = grad_bias / shift
-        return loss
+        v.grad = (found.weight + decay * weight) @ inverse.T
+        b.grad = found.bias / shift
+        evaluations.append((v.detach().clone(), b.detach().clone(), v.grad, b.grad))
+        return found.loss + decay / 2 * weight.square().sum()
 
     optimizer = torch.optim.LBFGS(
         [v, b],
@@ -213,35 +218,56 @@ def _fit(
         line_search_fn="strong_wolfe",
     )
     optimizer.step(closure)
-    closure()
-    gradient = float((v.grad.square().sum() + b.grad.square().sum()).sqrt())
+    known = [kept for kept in evaluations if torch.equal(kept[0], v) and torch.equal(kept[1], b)]
+    if not known:
+        closure()
+    *_, grad_v, grad_b = known[-1] if known else evaluations[-1]
+    gradient = float((grad_v.square().sum() + grad_b.square().sum()).sqrt())
     iterations = optimizer.state[v]["n_iter"]
     return _Fit(v.detach() @ inverse, b.detach() / shift, iterations, gradient, gradient <= tolerance)
 
 
+@dataclass
+class _Evaluation:
+    loss: Tensor  # mean cross-entropy, float64
+    weight: Tensor  # its gradient, (C, F)
+    bias: Tensor  # (C,)
+    squares: Tensor  # sum of p^2 over images and classes
+    images: int
+
+    def variance(self) -> float:
+        """The mean of p (1 - p) over images and classes."""
+        return float(self.images - self.squares) / (self.images * len(self.bias))
+
+
 def _loss_and_gradient(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, product_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Mean cross-entropy, its gradient by weight and bias, and the mean of p (1 - p) over images and classes.
+) -> _Evaluation:
+    """Mean cross-entropy and its gradient by weight and bias.
 
     Products within a chunk are taken in product_dtype, everything summed over many images in float64: float32 sums
     alone leave a gradient too noisy to converge on.
     """
-    loss, variance = weight.new_zeros(()), weight.new_zeros(())
+    loss, squares = weight.new_zeros(()), weight.new_zeros(())
     grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-    factor = weight.to(product_dtype)
-    rows = max(256, min(8192, _CHUNK_NUMBERS // max(features.shape[1], len(weight))))
-    for x, y in zip(features.split(rows), labels.split(rows), strict=True):
-        x = x.to(product_dtype)
-        log_p = (x @ factor.T).double().add_(bias).log_softmax(1)  # (n, C)
-        loss -= log_p.gather(1, y[:, None]).sum()
-        residual = log_p.exp_()
-        variance += (residual - residual.square()).sum()
-        residual.scatter_add_(1, y[:, None], residual.new_full((len(y), 1), -1.0))
-        grad_weight += (residual.to(x.dtype).T @ x).double()
-        grad_bias += residual.sum(0)
-    size = len(features)
-    return loss / size, grad_weight / size, grad_bias / size, float(variance) / (size * len(weight))
+    factor, offset, size = weight.to(product_dtype), bias[:, None], len(features)
+    for x, y in zip(*(part.split(_chunk(features, len(weight))) for part in (features, labels)), strict=True):
+        x, y = x.to(product_dtype), y[None]
+        # Images lie side by side, which a CPU can take eight at a time: classes are few.
+        log_p = (factor @ x.T).double().add_(offset).log_softmax(0)  # (C, n)
+        loss -= log_p.gather(0, y).sum()
+        p = log_p.exp_()
+        squares += torch.dot(p.view(-1), p.view(-1))
+        residual = p.scatter_add_(0, y, p.new_full((1, 1), -1.0).expand_as(y))
+        grad_weight += (residual.to(x.dtype) @ x).double()
+        grad_bias += residual.sum(1)
+    return _Evaluation(loss / size, grad_weight / size, grad_bias / size, squares, size)
+
+
+def _chunk(features: Tensor, num_classes: int) -> int:
+    """Images whose logits are taken at a time."""
+    numbers = _CACHED_NUMBERS * torch.get_num_threads() if features.device.type == "cpu" else _CHUNK_NUMBERS
+    return max(256, min(8192, numbers // max(features.shape[1], num_classes)))
 
 
 def _gram(features: Tensor) -> Tensor:
@@ -276,11 +302,13 @@ def _validation_accuracies(
         )
     x, y = features[fit_index], labels[fit_index]
     gram = _gram(x)
-    scores, classifiers, start = {}, {}, None
+    scores: dict[float, float] = {}
+    classifiers: dict[float, tuple[Tensor, Tensor]] = {}
     for value in grid:
         # The choice needs accuracies, not digits, so the tolerance is loose and a slow end of the path is no error.
+        start = _further(classifiers, value)
         fit = _fit(x, y, num_classes, value, start, max_iterations=100, tolerance=_LOOSE, gram=gram)
-        start = classifiers[value] = fit.weight, fit.bias
+        classifiers[value] = fit.weight, fit.bias
         correct = 0
         for index in validation_index.split(8192):
             logits = features[index] @ fit.weight.float().T + fit.bias.float()
@@ -292,6 +320,15 @@ def _validation_accuracies(
         if len(scores) > _PAST_THE_BEST and max(list(scores.values())[-_PAST_THE_BEST:]) < best - margin:
             break
     return scores, classifiers
+
+
+def _further(path: Mapping[float, tuple[Tensor, Tensor]], value: float) -> tuple[Tensor, Tensor] | None:
+    """Where to begin for the next lambda of a path: the line through the last two classifiers, over log lambda."""
+    if len(path) < 2:
+        return next(iter(path.values()), None)
+    (before, (weight, bias)), (last, (last_weight, last_bias)) = list(path.items())[-2:]
+    step = math.log(value / last) / math.log(last / before)
+    return last_weight + step * (last_weight - weight), last_bias + step * (last_bias - bias)
 
 
 def _listed(value: float | Sequence[float]) -> Sequence[float]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from math import fsum
 from pathlib import Path
 from statistics import stdev
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from simclr.checkpoint import Checkpoint, load_encoder, new_encoder, read_checkpoint
 from simclr.checks import listed, out_of_range, refuse
 from simclr.data import EvalLoader, ImageData
+from simclr.distributed import from_rank_0
 from simclr.eval.duplicates import HashedImages, copies
 from simclr.eval.evaluation import LoadedImages, data_record, refuse_unseen_classes, versions
 from simclr.eval.feature_cache import FeatureCache, images_sha256
@@ -101,6 +103,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Measure a pretrained encoder, frozen, by several protocols on the same features.
 
+    Several ranks share the images, each calling this; the protocols are run by rank 0, and all return its numbers.
+
     Args:
         checkpoint: a run folder or a checkpoint file.
         data: labelled images; see `ImageData.eval_loader` for what serves as test where there is no test set.
@@ -155,7 +159,7 @@ def evaluate(
     for name, given in chosen.items():
         say(f"protocol {name}")
         began = time.perf_counter()
-        outcomes = _run(name, frozen, given)
+        outcomes = from_rank_0(partial(_run, name, frozen, given))
         seconds = round(time.perf_counter() - began, 2)
         for variant, outcome in outcomes.items():
             own_settings = given if outcome.settings is None else outcome.settings
@@ -355,6 +359,18 @@ def _run(name: str, frozen: FrozenFeatures, settings: Mapping[str, Any]) -> Mapp
     return {"": found} if isinstance(found, Outcome) else found
 
 
+def _run_if_possible(
+    name: str, frozen: FrozenFeatures, settings: Mapping[str, Any]
+) -> tuple[Mapping[str, Outcome], str | None]:
+    """As `_run`, or why there is nothing: features that are hard to fit must not cost the encoder its number."""
+    try:
+        return _run(name, frozen, settings), None
+    except RuntimeError as error:
+        if not isinstance(error, NotConverged) and "diverged" not in str(error):
+            raise
+        return {}, str(error)
+
+
 def _numbers(outcome: Outcome, labels: Tensor, own: Tensor) -> dict[str, Any]:
     right = outcome.predictions == labels
     correct, without = int(right.sum()), int(own.sum())
@@ -407,16 +423,9 @@ def _measure_yardstick(
     cache = FeatureCache(None, images.cache.device) if yardstick == "raw_pixels" else None
     frozen = images.features(encoder, cache, head)
     for name, given in chosen.items():
-        try:
-            outcomes = _run(name, frozen, given)
-        except NotConverged as error:
-            say(f"no number of {name} for this yardstick: {error}")
-            outcomes = {}
-        except RuntimeError as error:  # features that are hard to fit must not cost the encoder its number
-            if "diverged" not in str(error):
-                raise
-            say(f"no number of {name} for this yardstick: {error}")
-            outcomes = {}
+        outcomes, problem = from_rank_0(partial(_run_if_possible, name, frozen, given))
+        if problem:
+            say(f"no number of {name} for this yardstick: {problem}")
         for result in results:
             if result["protocol"] == name:
                 outcome = outcomes.get(result["variant"])

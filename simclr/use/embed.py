@@ -21,6 +21,7 @@ from simclr.data.ahead import in_processes
 from simclr.data.decode import ReadingRules, UnreadableError, decoder, read_images
 from simclr.data.fingerprint import digest_files
 from simclr.data.sources import Folder, PackedPaths, list_folder
+from simclr.distributed import from_rank_0, rank, to_rank_0, world_size
 from simclr.eval.features import frozen
 from simclr.files import GrowingFile, hold, remove_abandoned, write_atomically
 from simclr.paths import expanded, stored
@@ -69,6 +70,7 @@ def feature_batches(
     *,
     batch_size: int,
     first: int = 0,
+    every: int = 1,
     workers: int = 0,
 ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
     """Features of files, batch by batch: what a batch gives depends on its files alone.
@@ -78,6 +80,7 @@ def feature_batches(
         source: the encoder, on its device.
         batch_size: files of a batch.
         first: batches that are left out.
+        every: of 3, say, the first batch, the fourth and so on.
         workers: processes that decode ahead; 0 decodes between the batches, by all cores.
     Yields:
         (n, F) float32, the rows of the files that can be read, in their order; and why others cannot, by their places
@@ -85,24 +88,53 @@ def feature_batches(
     Raises:
         ValueError: if a feature is NaN or infinite, naming the image.
     """
-    parts = (paths[start : start + batch_size] for start in range(first * batch_size, len(paths), batch_size))
+    starts = range(first * batch_size, len(paths), every * batch_size)
+    parts = (paths[start : start + batch_size] for start in starts)
     tasks = (list(part) for part in parts)
     work = partial(squares_of, side=source.side, rules=source.rules, threads=1 if workers else cores())
     decoded = in_processes(work, tasks, workers) if workers else map(work, tasks)
-    for number, (squares, bad) in enumerate(decoded, first):
+    for start, (squares, bad) in zip(starts, decoded, strict=True):
         lines = {place: line for place, (line, _) in bad.items()}
         if len(squares):
             rows = source.features(torch.from_numpy(squares)).numpy()
         else:
             rows = np.empty((0, source.about["feature_dim"]), np.float32)
         if not (finite := np.isfinite(rows).all(1)).all():
-            start = number * batch_size
             good = [start + place for place in range(batch_size) if place not in lines]
             raise ValueError(
                 f"the features of {paths[good[int((~finite).argmax())]]} are NaN or infinite: "
                 "the encoder cannot be used."
             )
         yield rows, lines
+
+
+def feature_batches_on_ranks(
+    paths: PackedPaths | list[str], source: Source, *, batch_size: int, first: int = 0, workers: int = 0
+) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    """As `feature_batches`, whose batches the ranks take in turn; each goes through it, and rank 0 gets them all.
+
+    A batch is of the same files however many ranks there are.
+
+    Raises:
+        ValueError: on rank 0, for what a rank has met, once the batches before it are handed over.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        yield from feature_batches(paths, source, batch_size=batch_size, first=first, workers=workers)
+        return
+    own = feature_batches(paths, source, batch_size=batch_size, first=first + rank(), every=ranks, workers=workers)
+    for _ in range(first, -(-len(paths) // batch_size), ranks):
+        batch: tuple[np.ndarray, dict[int, str]] | None = None
+        problem: str | None = None
+        try:
+            batch = next(own, None)
+        except ValueError as error:
+            problem = str(error)
+        for done, said in to_rank_0((batch, problem)):
+            if said is not None:
+                raise ValueError(said)
+            if done is not None:
+                yield done
 
 
 def embed_folder(
@@ -118,7 +150,8 @@ def embed_folder(
     """Write the features of all images of a folder: `features.npy`, `paths.txt` and `about.json`.
 
     They are written as they come. A process that was killed, stopped or had no more room on the disk goes on from the
-    last few seconds when it is begun again, and ends in the same bits: batches are always of the same files.
+    last few seconds when it is begun again, and ends in the same bits: batches are always of the same files. Several
+    ranks share the batches, each calling this; rank 0 writes, and more or fewer may go on.
 
     Args:
         images: a folder of images, nested or flat.
@@ -137,6 +170,9 @@ def embed_folder(
         BlockingIOError: if another process is at work there.
     """
     listed, folder = list_folder(images, "images"), expanded(out)
+    if rank() > 0:
+        _help_to_embed(listed, source, workers)
+        return read_embedded(folder)
     _refuse_strange(folder, out)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +202,7 @@ def _embed(
         found = read_embedded(folder)
         _refuse_other({**found.about, "encoder": _identity(found.about)}, what, folder, source)
         _tidy(folder)
+        _tell_ranks(None)
         return found
     size = source.transform.image_size
     state: dict[str, Any] = {"simclr_embed": VERSION, **what}
@@ -185,14 +222,10 @@ def _embed(
     try:
         saved = time.monotonic()
         advance(state["files"], files)
+        plan = {"batch_size": state["batch_size"], "first": -(-state["files"] // state["batch_size"])}
+        _tell_ranks({"images": listed.fingerprint, "weights": source.identity, **plan})
         with frozen(source.encoder):
-            batches = feature_batches(
-                listed.paths,
-                source,
-                batch_size=state["batch_size"],
-                first=-(-state["files"] // state["batch_size"]),
-                workers=workers,
-            )
+            batches = feature_batches_on_ranks(listed.paths, source, workers=workers, **plan)
             for rows, bad in batches:
                 first = state["files"]
                 if bad and on_error == "raise":
@@ -212,6 +245,7 @@ def _embed(
             raise ValueError(f"none of the {files:,} images in {listed.root} can be read: {state['unreadable'][0][1]}.")
         _save(growing, state, folder)
         _finish(growing, state, listed, source, folder, top)
+        _tell_ranks(None)
     except BaseException as error:
         if (
             state["rows"]
@@ -227,6 +261,25 @@ def _embed(
     finally:
         growing.close()
     return read_embedded(folder)
+
+
+def _tell_ranks(plan: dict[str, Any] | None) -> None:
+    """What the other ranks wait for: what is to be computed, or None, that all is written."""
+    from_rank_0(lambda: plan)
+
+
+def _help_to_embed(listed: Folder, source: Source, workers: int) -> None:
+    """What ranks other than the first do until all is written."""
+    plan = from_rank_0(lambda: None)
+    if plan is None:
+        return
+    mine = {"images": listed.fingerprint, "weights": source.identity}
+    if differ := [name for name, value in mine.items() if plan.pop(name) != value]:
+        raise ValueError(f"rank {rank()} has other {' and '.join(differ)} than rank 0. Give all of them the same.")
+    with frozen(source.encoder):
+        for _ in feature_batches_on_ranks(listed.paths, source, workers=workers, **plan):
+            pass
+    from_rank_0(lambda: None)
 
 
 def _finish(
