@@ -92,8 +92,16 @@ def operations(model: Method, batch_size: int) -> float | None:
     return counted and sum(counted) / images * batch_size
 
 
+def most_operations(model: Method, batch_size: int) -> float:
+    """More operations than a step makes: each weight is used once at each pixel, and twice as often backward."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return 6.0 * weights * model.views.size(0) ** 2 * model.views.count * batch_size
+
+
 def is_long(model: Method, batch_size: int, steps: float) -> bool:
     """Whether a run on a CPU is worth a measurement before it: by the operations of its encoder."""
+    if most_operations(model, batch_size) * steps <= _LONG_RUN:  # counting them would take as long as some steps
+        return False
     of_a_step = operations(model, batch_size)
     return of_a_step is None or of_a_step * steps > _LONG_RUN
 

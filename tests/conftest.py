@@ -3,10 +3,10 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 import forked
 from strict import sitecustomize as strict
@@ -30,8 +30,11 @@ def _refuse_a_lenient_child(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("gpu"):
+        import torch  # not above: the process that only hands out tests does without
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
     marked = [line for mark in item.iter_markers("filterwarnings") for line in mark.args]
     lines = [*item.config.getini("filterwarnings"), *marked]
     for line in lines:
@@ -42,5 +45,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and torch.cuda.is_available():
-        torch.cuda.set_sync_debug_mode("default")  # a test that failed while it watched leaves the next one alone
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("default")  # a test that failed while it watched leaves the next one alone
+
+
+@pytest.fixture(scope="module")
+def few_lambdas() -> Iterator[None]:
+    """Logistic regression chooses among four regularisations, not fifteen, for a module that is not about the choice.
+
+    The weakest ones, which take most of the time, are not among them.
+    """
+    from simclr.eval.logreg import linear_probe
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert "regularization" in linear_probe.__kwdefaults__
+        patch.setitem(linear_probe.__kwdefaults__, "regularization", (1e4, 1e3, 1e2, 1e1))
+        yield

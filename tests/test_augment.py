@@ -181,12 +181,9 @@ def test_a_view_does_not_depend_on_the_batch_around_it_to_the_last_bit(size):
     for view in (0, 1):
         again = augmentation.view(images[shuffle], index[shuffle], 1, 2, view)
         assert torch.equal(again, whole[view][shuffle])
-        for parts in (7, 1):
-            chunked = [
-                augmentation.view(x, i, 1, 2, view)
-                for x, i in zip(images.split(parts), index.split(parts), strict=True)
-            ]
-            assert torch.equal(torch.cat(chunked), whole[view])
+        for parts, chosen in ((7, index), (1, index[::5])):  # some of them each by itself
+            chunked = [augmentation.view(images[i], i, 1, 2, view) for i in chosen.split(parts)]
+            assert torch.equal(torch.cat(chunked), whole[view][chosen])
 
 
 def test_the_number_of_threads_changes_no_bit():

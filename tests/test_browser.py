@@ -39,27 +39,50 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def opened(browser):
-    """Opens a page; at the end of the test it must have complained of nothing and asked nobody."""
-    contexts, complaints, asked, files = [], [], [], set()
+class Watched:
+    """A context of the browser, with all that its pages complain of and ask for."""
 
-    def open_page(path: Path, width: int = 1280, height: int = 900, address: str = "", **settings):
-        context = browser.new_context(viewport={"width": width, "height": height}, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+    def __init__(self, browser, **settings):
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
+        self.complaints, self.asked = [], []
+        self.context.on("console", lambda message: self.complaints.append(message.text))
+        self.context.on("weberror", lambda error: self.complaints.append(str(error.error)))
+        self.context.on("request", lambda request: self.asked.append(request.url))
+
+
+@pytest.fixture(scope="session")
+def desk(browser):
+    """The usual context and its one page: a new one costs as much as most tests."""
+    watched = Watched(browser)
+    return watched, watched.context.new_page()
+
+
+@pytest.fixture
+def opened(browser, desk):
+    """Opens a page; at the end of the test it must have complained of nothing and asked nobody."""
+    contexts, files = [], set()
+    usual, page_of_usual = desk
+
+    def open_page(path: Path, address: str = "", **settings):
+        contexts.append(Watched(browser, **settings) if settings else usual)
+        page = contexts[-1].context.new_page() if settings else page_of_usual
         files.add(path.as_uri())
+        page.goto("about:blank")  # another place in the page that is open would not load it anew
         page.goto(path.as_uri() + address)
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    if usual in contexts:
+        page_of_usual.evaluate("localStorage.clear()")
+        page_of_usual.mouse.move(0, 0)
+    for watched in contexts:
+        if watched is not usual:
+            watched.context.close()
+    complaints = [text for watched in contexts for text in watched.complaints]
+    asked = {url.split("#")[0] for watched in contexts for url in watched.asked}
+    usual.complaints.clear(), usual.asked.clear()
     assert complaints == []
-    assert {url.split("#")[0] for url in asked if not url.startswith(("data:", "blob:"))} <= files
+    assert {url for url in asked if not url.startswith(("data:", "blob:", "about:"))} <= files
 
 
 @pytest.fixture(scope="session")
@@ -134,14 +157,17 @@ def data_of(page, name="atlas-data"):
     return json.loads(page.locator(f"#{name}").text_content())
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 768, 1920])
 @pytest.mark.parametrize("which", ["report", "comparison"])
-def test_a_page_fits_every_width_with_text_that_can_be_read(opened, request, which, width, theme):
-    page = opened(request.getfixturevalue(which), width, color_scheme=theme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(TEXT) == []
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128") == (theme == "dark")
+def test_a_page_fits_every_width_in_both_themes_with_text_that_can_be_read(opened, request, which):
+    page = opened(request.getfixturevalue(which), color_scheme="dark", viewport={"width": 360, "height": 900})
+    for width in (360, 768, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        for theme in ("dark", "light"):
+            page.emulate_media(color_scheme=theme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(TEXT) == []
+            background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
+            assert (int(background) < 128) == (theme == "dark")
 
 
 def test_names_are_text_wherever_they_stand(opened, report, comparison):
@@ -274,7 +300,7 @@ def test_the_atlas_is_used_by_the_keyboard_alone(opened, report):
 
 
 def test_a_tap_looks_and_a_second_one_chooses(opened, report):
-    page = opened(report, 360, 740, has_touch=True, is_mobile=True)
+    page = opened(report, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     atlas(page)
     _number, x, y = places(page)[-1]
     page.touchscreen.tap(x, y)
@@ -313,7 +339,7 @@ def test_curves_tell_their_values_and_zoom_together(opened, report):
 
 
 def test_the_switch_changes_page_and_charts_and_is_remembered(opened, report):
-    page = opened(report, color_scheme="light")
+    page = opened(report)
     until(page, "document.getElementById('curves').charts.panels[0].frame")
     canvas = page.locator("#curves canvas").first
     light = canvas.evaluate("(canvas) => canvas.toDataURL()")

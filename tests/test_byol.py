@@ -18,6 +18,8 @@ from simclr.cli.train import train
 from simclr.nonfinite.watch import FiniteSteps
 from tiny import BATCH, STEPS, fit, flags
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 SMALL = {"method": "byol", "model.projection_dim": 8, "model.warmup_epochs": 0, "trainer.log_every_n_steps": 1}
 
 

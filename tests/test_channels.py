@@ -522,6 +522,7 @@ def run(*typed: object) -> None:
     main([str(word) for word in typed])
 
 
+@pytest.mark.usefixtures("few_lambdas")
 @pytest.mark.parametrize("channels", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_whole_run_from_a_folder_to_an_encoder_that_is_used(channels, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

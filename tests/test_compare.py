@@ -30,6 +30,8 @@ from simclr.files import hold
 from suite_record import result, suite_record
 from tiny import flags
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 METRICS = (
     "epoch,knn_top1,lr,rankme,retrieval_top1,step,train_loss,train_loss_epoch\n"
     "0,,0.1,,,4,2.5,\n0,,,,,9,,2.25\n1,,0.2,,,14,2.0,\n1,0.4375,,7.5,0.5,19,,1.75\n"

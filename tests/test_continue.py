@@ -35,6 +35,8 @@ from simclr.run_folder import RunFolder
 from simclr.supervised import Supervised
 from tiny import BATCH, STEPS, Record, fit, flags, tiny_data, tiny_model
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 EPOCHS = 3
 TOTAL = EPOCHS * STEPS
 # The warm-up lasts longer than max_steps: until there the learning rate is that of the whole run.

@@ -32,10 +32,13 @@ RUN |= {"data.shapes_train": 10 * BATCH, "trainer.devices": 2, "trainer.strategy
 
 
 class HaltOnOneRank(Callback):
-    """Asks to stop in the second epoch, on the second rank only."""
+    """Asks to stop in an epoch, the first being 0, on the second rank only."""
+
+    def __init__(self, epoch: int = 1):
+        self.epoch = epoch
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        trainer.should_stop |= (trainer.global_rank, trainer.current_epoch, batch_idx) == (1, 1, 3)
+        trainer.should_stop |= (trainer.global_rank, trainer.current_epoch, batch_idx) == (1, self.epoch, 3)
 
 
 HALT = {"trainer.callbacks": "test_continue_ranks.HaltOnOneRank"}
@@ -78,6 +81,37 @@ def run_ways(root: str, ways: list[str]) -> dict[str, tuple]:
     return found
 
 
+def run_and_cut(root: str) -> tuple:
+    """A run that nothing cuts, and one that is cut in each of its epochs, each time otherwise, and goes on."""
+    rank, said = dist.get_rank(), []
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}  # as Lightning tells the ranks that it launches
+    os.chdir(root)
+    codes = [run_and_code(flags({**RUN, "run_dir": "whole"}))]
+    halt = {**HALT, "trainer.callbacks.epoch": 2}
+    start, on = flags({**RUN, **LIMIT, **halt, "run_dir": "cut"}), ["--ckpt_path", "cut"]
+    steps = [(start, 1, signal_at(5, signal.SIGTERM)), (on, 0, time_is_up_at(15)), (on, None, None), (on, None, None)]
+    for arguments, who, cut in steps:
+        out = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            if who == rank:
+                cut(patch)
+            codes.append(run_and_code(arguments))
+        dist.barrier()
+        said.append(out.getvalue())
+    runs = [(digest(Path(run)), (Path(run) / "metrics.csv").read_text()) for run in ("whole", "cut")]
+    return codes, said, *runs
+
+
+def test_two_ranks_that_are_cut_by_a_signal_a_limit_and_a_callback_go_on_to_the_same_bits(tmp_path):
+    """The signal comes on the second rank, the limit passes on the first, the callback asks on the second."""
+    codes, said, whole, cut = run_ranks(run_and_cut, 2, str(tmp_path))[0]
+    assert codes == [0, 143, 0, 0, 0], said
+    ends = ["stopped at", "stopped by max_time at", "stopped by a callback on another rank at", "trained"]
+    for text, end, step in zip(said, ends, (9, 19, 29, None), strict=True):
+        assert (end if step is None else f"{end} step {step} of 30") in text
+    assert cut == whole
+
+
 @pytest.fixture(scope="module")
 def found(request, tmp_path_factory):
     """(the working folder, what `run_ways` gave on the first rank, of the ways that tests ask for)"""
@@ -87,10 +121,8 @@ def found(request, tmp_path_factory):
     return root, run_ranks(run_ways, 2, str(root), [way for way in WAYS if way in asked])[0]
 
 
-SLOW = ("max_time in the last epoch", "max_steps", "EarlyStopping")
-
-
-@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS])
+@pytest.mark.slow  # each way by itself
+@pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_that_end_early_go_on_to_the_same_bits(found, way):
     code, said, on, weights, metrics = found[1][way]
     assert (code, on) == (WAYS[way][3], 0), said

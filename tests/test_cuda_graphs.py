@@ -74,7 +74,7 @@ def graphs(monkeypatch):
         {"accumulate_grad_batches": 2},
         {"micro_batch_size": 4},
         {"micro_batch_size": 8, "accumulate_grad_batches": 2, "optimizer": "sgd"},
-        {"micro_batch_size": 4, "precision": "bf16-mixed"},
+        pytest.param({"micro_batch_size": 4, "precision": "bf16-mixed"}, marks=pytest.mark.slow),
         {"start_size": 8, "grow_epochs": 1},
     ],
     ids=str,

@@ -318,7 +318,10 @@ def test_encoder_names_are_in_order_and_known():
     ("name", "image_size", "message"),
     [
         ("alexnet", 32, r"alexnet cannot take images of 32 px: .*Output size is too small\. It needs at least 63"),
-        ("inception_v3", 32, r"inception_v3 cannot take images of 32 px: .*\. It needs at least 75"),
+        pytest.param(
+            *("inception_v3", 32, r"inception_v3 cannot take images of 32 px: .*\. It needs at least 75"),
+            marks=pytest.mark.slow,  # its initial weights take seconds
+        ),
         pytest.param("efficientformer_l1", 64, r"efficientformer_l1 cannot .* 64 px: .*It needs", marks=needs_timm),
     ],
 )
@@ -368,7 +371,8 @@ def strided_projections(encoder):
     return [c for c in convolutions if c.kernel_size == (1, 1) and c.stride != (1, 1) and c.in_channels < 16]
 
 
-GUARDED = ["resnet8", *(pytest.param(n, marks=needs_timm) for n in ("gernet_s", "mobileone_s0", "fastvit_t8"))]
+GUARDED = ["resnet8", pytest.param("gernet_s", marks=needs_timm)]
+GUARDED += [pytest.param(name, marks=[needs_timm, pytest.mark.slow]) for name in ("mobileone_s0", "fastvit_t8")]
 
 
 @pytest.mark.parametrize("name", GUARDED)

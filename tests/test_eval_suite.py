@@ -30,6 +30,7 @@ from simclr.eval.verify import differing, records_of, verify_record
 from simclr.seeding import epoch_order
 from tiny import flags, tiny_data
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
 RATE = {"model.base_lr": 1.0}
 
 
@@ -65,7 +66,7 @@ def measured(trained):
         trained / "seed5",
         data(),
         ["knn", "logreg", "heads", "semi"],
-        settings={"knn": {"k": [1, 5]}, "semi": {"fractions": [0.25], "draws": 2}},
+        settings={"knn": {"k": [1, 5]}, "heads": {"epochs": 2}, "semi": {"fractions": [0.25], "draws": 2}},
     )
     return trained / "seed5", *found
 
@@ -281,7 +282,7 @@ def test_eval_writes_its_files_and_verify_finds_them_equal(run, tmp_path, monkey
         "--semi.fractions",
         "[0.3]",
         "--semi.draws",
-        "2",
+        "1",
     ]
     main([*typed, "--yardsticks", "[raw_pixels]", "--csv", "all.csv"])
     said = capsys.readouterr().out

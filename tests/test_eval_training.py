@@ -25,6 +25,7 @@ from simclr.optim import LARS
 from simclr.seeding import epoch_order
 from tiny import flags, tiny_data
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
 SHORT = {"epochs": 2, "batch_size": 32, "base_lr": 0.4}
 
 

@@ -17,6 +17,7 @@ from simclr.module import SimCLR
 from test_eval_linear import of_views, plain_sgd
 from tiny import fit, flags, tiny_data
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
 RATE = {"model.base_lr": 1.0}  # with so few images the features of a faster run are all alike
 
 

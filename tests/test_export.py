@@ -189,6 +189,7 @@ def test_an_export_of_safetensors_opens_anywhere_by_itself(run, tmp_path, images
     assert "CC0-1.0" in done.card.read_text()
 
 
+@pytest.mark.usefixtures("few_lambdas")
 def test_a_card_tells_data_recipe_and_results(tmp_path, capsys):
     folder = tmp_path / "run"
     main(["train", *flags({"run_dir": folder, "trainer.max_epochs": 1})])

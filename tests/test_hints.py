@@ -302,15 +302,27 @@ def test_no_hint_names_what_would_be_refused(parsers, monkeypatch, tmp_path):
     more = {"embed": ["--images=x", "--encoder=x", "--out=x"]}
     more |= {"search": ["--image=x", "--in=x"], "duplicates": ["--folder=x"]}
     more |= {"fit": ["--encoder=x", "--data.train_dir=x"], "predict": ["--images=[x]", "--classifier=x"]}
+
+    def given(command: str) -> list[str]:
+        return [needed[command]] if command in needed else more.get(command, [])
+
+    together: dict[str, set[str]] = {command: set() for command in parsers}
     for command, name, text in {(c, n if t.startswith("Leave") else "", t) for c, n, t in ALL_HINTS}:
         said = hints._use(text, None)
         assert "{" not in said, said
         named = [f"{option}30m" if option.endswith("=") else option for option in options(said)]  # of a time alone
         assert named or text.startswith(("Leave it out: ", "Use simclr")), (name, text)
-        given = [needed[command]] if command in needed else more.get(command, [])
-        parsers[command].parse_args([*given, *named])
         for other in re.findall(r"simclr ([a-z-]+)", said):
             assert other in (*COMMANDS, "--version"), said
+        # What belongs to an object that another option names needs this one beside it: by itself.
+        if any(option.count(".") > 1 for option in named):
+            parsers[command].parse_args([*given(command), *named])
+        together[command] |= set(named)
+    for command, named in together.items():
+        while named:  # an option a time: all that it was given
+            once = {option.partition("=")[0]: option for option in sorted(named)}
+            parsers[command].parse_args([*given(command), *once.values()])
+            named -= set(once.values())
 
 
 def test_no_hint_is_for_an_option_that_exists(parsers):

@@ -19,6 +19,8 @@ from simclr.training.method import find_method, name_of
 from tiny import STEPS, flags, tiny_model
 from toy import Toy
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 SMALL = {"method": "toy.Toy", "model.projection_dim": 8, "model.warmup_epochs": 0, "trainer.log_every_n_steps": 1}
 
 

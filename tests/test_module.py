@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback
 from torch.utils.data import DataLoader, TensorDataset
 
+from ranks import run_ranks
 from simclr import LARS, ProjectionHead, SimCLR, SimCLRAugmentation, build_encoder
 from simclr.cli.saving import newest_checkpoint
 from simclr.cli.train import train
@@ -310,7 +312,7 @@ def assert_same(a, b, where="checkpoint"):
         assert a == b, where
 
 
-@pytest.fixture(scope="module", params=["lars", "adamw"])
+@pytest.fixture(scope="module")
 def whole_run(request, tmp_path_factory):
     """(optimizer, what it logged, its last checkpoint) of an uninterrupted run."""
     root, record = tmp_path_factory.mktemp("whole"), Record()
@@ -319,7 +321,11 @@ def whole_run(request, tmp_path_factory):
 
 
 # In the first epoch, on the border of two epochs, in the middle of the second, at the very last step.
-@pytest.mark.parametrize("step", [1, STEPS, STEPS + 2, 3 * STEPS - 1])
+STOPS = [("lars", step) for step in (1, STEPS, STEPS + 2, 3 * STEPS - 1)] + [("adamw", STEPS + 2)]
+SLOW = [pytest.param("adamw", step, marks=pytest.mark.slow) for step in (1, STEPS, 3 * STEPS - 1)]
+
+
+@pytest.mark.parametrize(("whole_run", "step"), [*STOPS, *SLOW], indirect=["whole_run"])
 def test_a_run_stopped_at_any_step_and_continued_is_the_whole_run_bit_for_bit(tmp_path, whole_run, step):
     optimizer, whole, expected = whole_run
     before, after = Record(), Record()
@@ -553,11 +559,16 @@ def on_ranks(number: int) -> list[str]:
     return [*BN_FREE, "--trainer.devices", str(number), "--trainer.strategy", "ddp"]
 
 
+def train_as_a_rank(folder: str, arguments: list[str]) -> None:
+    os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "NODE_RANK": "0"}  # as Lightning tells the ranks it launches
+    os.chdir(folder)
+    train(arguments)
+
+
 @pytest.fixture(scope="module")
 def run_of_two(tmp_path_factory):
     root = tmp_path_factory.mktemp("ranks")
-    done = launched(root, *on_ranks(2), "--run_dir", "more")
-    assert done.returncode == 0, done.stderr
+    run_ranks(train_as_a_rank, 2, str(root), [*on_ranks(2), "--run_dir", "more"])
     return root / "more"
 
 

@@ -274,6 +274,18 @@ def test_short_runs_are_not_measured_and_long_ones_are():
     assert pace.is_long(wide, 128, 390 * 15)  # the CIFAR-10 recipe
 
 
+@pytest.mark.parametrize("encoder", ["resnet8", "resnet18", "efficientnet_b0", "vit_tiny_patch16_224"])
+def test_a_run_that_is_short_by_its_weights_is_short_by_its_operations(encoder, monkeypatch):
+    pytest.importorskip("timm")
+    model = SimCLR(encoder, image_size=32, batch_size=8)
+    counted = pace.operations(model, 8)
+    assert 0 < counted < pace.most_operations(model, 8)
+    monkeypatch.setattr(pace, "operations", lambda *_: pytest.fail("counted"))
+    assert not pace.is_long(model, 8, pace._LONG_RUN / pace.most_operations(model, 8))
+    with pytest.raises(pytest.fail.Exception, match="counted"):
+        pace.is_long(model, 8, 1.01 * pace._LONG_RUN / pace.most_operations(model, 8))
+
+
 # A budget of time
 
 

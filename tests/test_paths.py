@@ -20,6 +20,8 @@ from simclr.loggers import build_loggers
 from simclr.paths import expanded, shown, stored
 from tiny import flags
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 
 def photos(root: Path, count: int = 32, seed: int = 0) -> None:
     """PNGs of two classes that differ in brightness."""

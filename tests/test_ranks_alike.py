@@ -1,5 +1,7 @@
 """Ranks that were launched apart, seconds apart, are of one run, in one folder; or they say what differs, and where."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -11,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback
 
 import forked
+import simclr
+from ranks import run_ranks
 from simclr.cli.agreement import code_of, refuse_strangers
 from simclr.data.loader import GlobalBatchSampler
 from strict.sitecustomize import environment
-from test_continue import RUN, photos
+from test_continue import RUN, photos, run_and_code
 from test_ranks_fail import TORCHRUN, said
 from tiny import BATCH, IMAGES, STEPS, flags, tiny_data
 
@@ -60,7 +65,20 @@ def test_the_second_node_may_come_first(tmp_path):
     assert [code for code, _, _ in done] == [0, 0], done
 
 
-def test_other_code_settings_and_images_on_one_rank_are_found_before_the_first_step(tmp_path):
+def one_run(folder: str, arguments: list[list[str]], package: str | None = None) -> tuple[int, str, str]:
+    """On a rank: its command, with the code of a package on the second one; exit code, standard output and error."""
+    rank, out, err = dist.get_rank(), io.StringIO(), io.StringIO()
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}  # as Lightning tells the ranks that it launches
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        if package is not None and rank == 1:
+            patch.setattr(simclr, "__file__", package)
+        code = run_and_code(arguments[rank])
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("launcher", ["none", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_other_code_settings_and_images_on_one_rank_are_found_before_the_first_step(tmp_path, launcher):
     source = tmp_path / "source"
     shutil.copytree(ROOT / "simclr", source / "simclr", ignore=shutil.ignore_patterns("__pycache__"))
     with open(source / "simclr" / "heads.py", "a") as file:
@@ -69,7 +87,12 @@ def test_other_code_settings_and_images_on_one_rank_are_found_before_the_first_s
     photos(tmp_path / "a", 40)
     photos(tmp_path / "b", 40, seed=1)
     changed = {"data.train_dir": tmp_path / "a"}, {"data.train_dir": tmp_path / "b", "model.temperature": 0.3}
-    done = nodes(tmp_path, *changed, path=(ROOT, source), run_dir="run", **{"data.batch_size": 8})
+    if launcher == "torchrun":
+        done = nodes(tmp_path, *changed, path=(ROOT, source), run_dir="run", **{"data.batch_size": 8})
+    else:
+        two = {**RUN, "trainer.devices": 2, "trainer.strategy": "ddp", "data.workers": 0, "run_dir": "run"}
+        arguments = [flags({**two, "data.batch_size": 8, **own}) for own in changed]
+        done = run_ranks(one_run, 2, str(tmp_path), arguments, str(source / "simclr" / "__init__.py"))
     assert all(code != 0 for code, _, _ in done)
     lines = [line for _, _, err in done for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, lines
@@ -136,19 +159,24 @@ class Batches(Callback):
 WATCHED = {**RUN, "trainer.callbacks": "test_ranks_alike.Batches", "data.workers": 0, "run_dir": "run"}
 
 
-def launched(where: Path, *arguments: str) -> str:
-    done = forked.run([forked.TRAIN, *arguments], cwd=where, env=environment(ROOT, ROOT / "tests"))
-    assert done.returncode == 0, done.stderr
-    assert not said(done.stderr)
-    return done.stdout
+def trained(where: Path, ranks: int, *arguments: str) -> str:
+    """What the first of so many ranks says."""
+    arguments = (*arguments, "--trainer.strategy", "ddp", "--trainer.devices", str(ranks))
+    if ranks > 1:
+        done = run_ranks(one_run, ranks, str(where), [list(arguments)] * ranks)
+    else:
+        alone = forked.run([forked.TRAIN, *arguments], cwd=where, env=environment(ROOT, ROOT / "tests"))
+        done = [(alone.returncode, alone.stdout, alone.stderr)]
+    assert [code for code, _, _ in done] == [0] * ranks, done
+    assert not [line for _, _, err in done for line in said(err)]
+    return done[0][1]
 
 
 @pytest.mark.parametrize("devices", [(2, 1), pytest.param((1, 2), marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_the_same_global_batches_on_another_number_of_ranks(tmp_path, devices):
     first, then = devices
-    ddp = ["--trainer.strategy", "ddp", "--trainer.devices"]
-    launched(tmp_path, *flags({**WATCHED, "trainer.max_epochs": 1}), *ddp, str(first))
-    out = launched(tmp_path, "--ckpt_path", "run", *ddp, str(then), "--trainer.max_epochs", "2")
+    trained(tmp_path, first, *flags({**WATCHED, "trainer.max_epochs": 1}))
+    out = trained(tmp_path, then, "--ckpt_path", "run", "--trainer.max_epochs", "2")
     views = {1: 2 * BATCH, 2: BATCH}
     assert (
         f"trainer.devices={then}, was {first}: the same batches and views, BatchNorm over {views[then]} views, "

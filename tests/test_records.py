@@ -26,6 +26,8 @@ from simclr.training.objective import LOSSES, LossName, objective_of
 from simclr.training.views import EpochViews
 from tiny import BATCH, IMAGES, STEPS, fit, flags, tiny_data, tiny_model
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -33,16 +33,14 @@ train(sys.argv[2:])
 AGAIN = flags({**RUN, "run_dir": "run", "resume": "auto"})
 
 
-def killed_at(step: int, arguments: list[str], fresh: bool = False) -> None:
-    command = ["-c", KILLED, str(step), *arguments]
-    of_new = {"capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, *command], **of_new) if fresh else forked.run(command)
+def killed_at(step: int, arguments: list[str]) -> None:
+    done = forked.run(["-c", KILLED, str(step), *arguments])
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def test_the_same_command_starts_goes_on_after_kills_and_says_when_it_is_done(tmp_path, monkeypatch, capsys, whole):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    killed_at(2, AGAIN, fresh=True)  # before the first checkpoint
+    killed_at(2, AGAIN)  # before the first checkpoint
     assert not list(Path("run").rglob("*.ckpt"))
     killed_at(STEPS + 2, AGAIN)  # from the start again, into the second epoch
     train(AGAIN)

@@ -27,6 +27,8 @@ from strict.sitecustomize import environment
 from test_continue import files_of
 from tiny import fit, flags, tiny_model
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 ROOT = Path(__file__).parents[1]
 FAST = {"knn.every_n_epochs": 0, "quality.every_n_epochs": 0, "dashboard.every_n_epochs": 0}
 STILL = {**FAST, "trainer.max_epochs": 1}

@@ -26,6 +26,8 @@ from simclr.nonfinite.replay import compute
 from simclr.seeding import epoch_order
 from tiny import BATCH, IMAGES, STEPS, fit, flags, tiny_data
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 OFF = {"knn.every_n_epochs": 0, "quality.every_n_epochs": 0, "dashboard.every_n_epochs": 0}
 SMALL = {"model.warmup_epochs": 0, "trainer.log_every_n_steps": 1, "model.base_lr": 0.5, **OFF}
 

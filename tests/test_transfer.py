@@ -22,6 +22,8 @@ from simclr.eval.predictions import unpacked
 from simclr.eval.transfer import read_suite
 from tiny import flags
 
+pytestmark = pytest.mark.usefixtures("few_lambdas")
+
 HELD = {"image_size": 16, "batch_size": 2, "workers": 0, "held_out": 0}
 
 

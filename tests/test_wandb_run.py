@@ -15,6 +15,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import forked
 from simclr.cli.eval import eval_command
 from simclr.cli.linear_eval import linear_eval
 from simclr.cli.train import train
@@ -106,17 +107,26 @@ PICTURES = {"views", "neighbours", "spectrum", "map"}
 HISTOGRAMS = {"cosines/positive", "cosines/negative", "features/spectrum"}
 
 
+# `wandb leet inspect --json FOLDER` of each folder, in one process that has imported wandb.
+INSPECT = """
+import sys
+from wandb.cli.cli import cli
+for folder in sys.argv[1:]:
+    try:
+        cli(["leet", "inspect", "--json", folder])
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+
+
 def records_of(run_dir: Path) -> list[dict]:
     """What W&B has written, in the order of time."""
-    tool = Path(sys.executable).with_name("wandb")
-    found = []
-    for folder in sorted((run_dir / "wandb").glob("offline-run-*")):
-        done = subprocess.run([tool, "leet", "inspect", "--json", folder], capture_output=True, text=True)
-        if "No such command" in done.stderr:
-            pytest.skip("this wandb cannot read its own files: leet inspect came later")
-        assert done.returncode == 0, done.stderr
-        found += [json.loads(line) for line in done.stdout.splitlines()]
-    return found
+    done = forked.run(["-c", INSPECT, *sorted((run_dir / "wandb").glob("offline-run-*"))])
+    if "No such command" in done.stderr:
+        pytest.skip("this wandb cannot read its own files: leet inspect came later")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def numbers_of(records: list[dict]) -> dict[str, dict[int, float]]:
@@ -152,7 +162,7 @@ def watched(tmp_path_factory):
     return root / "run", records_of(root / "run")
 
 
-pytestmark = pytest.mark.filterwarnings("default")  # W&B's own
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("few_lambdas")]  # W&B's own warnings
 
 
 def test_csv_tensorboard_and_wandb_have_the_same_names_steps_and_values(watched):
