@@ -53,6 +53,7 @@ class StepFigures(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What the run's settings say."""
         self._chance = pl_module.objective(pl_module.hparams).chance
+        self._parameters = parameters_of(pl_module)
         self._has_norms = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # others divide the weights
         pl_module.step_log.collected = True
         self._warm, self._ended, self._epoch_began = False, None, None
@@ -75,7 +76,7 @@ class StepFigures(Callback):
     ) -> None:
         """The gradients are whole, and not clipped."""
         if self._has_norms and _is_logged(trainer):
-            self._norms = norms(pl_module, gradient_scale(trainer, optimizer))
+            self._norms = norms(self._parameters, gradient_scale(trainer, optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -154,23 +155,28 @@ def log_row(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
         logger.save()
 
 
-def norms(module: LightningModule, scale: float = 1.0) -> dict[str, Tensor]:
+def parameters_of(module: LightningModule) -> list[tuple[str, torch.nn.Parameter]]:
+    """A method's parameters, each with its part. They are listed once: it takes longer than the norms."""
+    encoder = {id(p) for p in module.encoder.parameters()}
+    return [("encoder" if id(p) in encoder else "head", p) for p in module.parameters()]
+
+
+def norms(parameters: Sequence[tuple[str, torch.nn.Parameter]], scale: float = 1.0) -> dict[str, Tensor]:
     """The 2-norms of a method's gradients and weights, as scalars on their device.
 
     Args:
-        module: a method, after its backward pass.
+        parameters: see `parameters_of`; after the backward pass.
         scale: what the gradients are multiplied by.
     """
-    encoder = {id(p) for p in module.encoder.parameters()}
-    trained = [p for p in module.parameters() if p.requires_grad]
-    having = [p for p in trained if p.grad is not None]
+    trained = [p for _, p in parameters if p.requires_grad]
+    having = [(part, p.grad) for part, p in parameters if p.requires_grad and p.grad is not None]
     found = {"weight_norm": _total(torch._foreach_norm([p.detach() for p in trained]))} if trained else {}
     if not having:
         return found
-    each = torch._foreach_norm([p.grad for p in having])
+    each = torch._foreach_norm([gradient for _, gradient in having])
     parts: dict[str, list[Tensor]] = {"encoder": [], "head": []}
-    for p, norm in zip(having, each, strict=True):
-        parts["encoder" if id(p) in encoder else "head"].append(norm)
+    for (part, _), norm in zip(having, each, strict=True):
+        parts[part].append(norm)
     of_parts = {name: _total(part) / scale for name, part in parts.items() if part}
     found |= {f"{name}_gradient_norm": norm for name, norm in of_parts.items()}
     return found | {"gradient_norm": _total([*of_parts.values()])}

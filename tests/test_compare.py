@@ -109,6 +109,27 @@ def test_a_setting_that_another_version_lacks_is_told_and_not_taken_for_a_differ
     assert "b: of another version, it does not record model.blur_prob" in found.notes
 
 
+def test_a_run_of_another_method_is_not_one_of_another_version_and_its_loss_does_not_compare(tmp_path):
+    runs = [hand_made(tmp_path / name, **model) for name, model in {"a": {"blur_prob": 0.5}, "b": {"decay": 1}}.items()]
+    for folder, method in zip(runs, ("simclr", "byol"), strict=True):
+        path = folder / "config.yaml"
+        path.write_text(path.read_text() + f"\nmethod: {method}\n")
+    found = compare_runs(runs)
+    assert not any("of another version" in note for note in found.notes)
+    assert "losses do not compare: the runs differ in method, on which their level depends" in found.notes
+
+
+def test_a_narrow_table_breaks_between_the_settings_of_a_protocol(tmp_path):
+    runs = [hand_made(tmp_path / name, temperature=0.1 + seed) for seed, name in enumerate("ab")]
+    record = suite_record([result("linear", "epochs=100,batch_size=512,weight_decay=0", [True, False] * 20)])
+    for folder in runs:
+        (folder / "eval.json").write_text(json.dumps(record))
+    said = io.StringIO()
+    print_comparison(compare_runs(runs), Console(file=said, width=60))
+    assert "batch_size=512," in said.getvalue()
+    assert "weight_decay=0" in said.getvalue()
+
+
 def test_settings_are_those_that_a_run_went_on_with(tmp_path):
     a, b = hand_made(tmp_path / "a"), hand_made(tmp_path / "b")
     changed = yaml.safe_load((b / "config.yaml").read_text()) | {"minutes": 3}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from simclr.eval import encoder_sha256, extract_features, raw_pixels
-from simclr.eval.features import check_split
+from simclr.eval.features import check_split, frozen
 
 
 class _Encoder(nn.Module):
@@ -69,6 +69,37 @@ def test_an_encoder_that_changes_is_an_error():
     with pytest.raises(RuntimeError, match="the encoder changed"):
         extract_features(Restless(), _batches(images, labels))
     extract_features(_Encoder(), _batches(images, labels))
+
+
+CHANGES = {
+    "a bit of a weight": (lambda e: e.conv.bias.data.__setitem__(0, 1e-45), "conv.bias"),
+    "a zero's sign": (lambda e: e.conv.bias.data.neg_(), "conv.bias"),
+    "a buffer": (lambda e: e.bn.num_batches_tracked.add_(1), "bn.num_batches_tracked"),
+    "a type": (lambda e: setattr(e.bn, "running_var", e.bn.running_var.double()), "bn.running_var"),
+    "a buffer more": (lambda e: e.register_buffer("extra", torch.zeros(()), persistent=False), "extra"),
+    "a buffer less": (lambda e: delattr(e.bn, "running_mean"), "bn.running_mean"),
+    "all": (lambda e: e.bfloat16(), "conv.weight, conv.bias, bn.weight and "),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_in_an_encoder_is_named(name):
+    change, said = CHANGES[name]
+    encoder = _Encoder()
+    torch.nn.init.zeros_(encoder.conv.bias)
+    with pytest.raises(RuntimeError, match=f"the encoder changed while it was evaluated: {said}"), frozen(encoder):
+        change(encoder)
+
+
+def test_weights_that_are_no_numbers_or_of_another_type_have_not_changed():
+    encoder = _Encoder()
+    encoder.conv.weight.data.fill_(torch.nan)
+    encoder.register_buffer("phase", torch.full((2,), torch.nan, dtype=torch.complex64))
+    encoder.register_buffer("of_16_bits", torch.ones(2, dtype=torch.bfloat16))
+    encoder.register_buffer("mask", torch.tensor([True, False]))
+    encoder.to(memory_format=torch.channels_last)
+    with frozen(encoder):
+        pass
 
 
 def test_autocast_around_it_does_not_reach_the_features():

@@ -175,6 +175,7 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     settings = {"rows": {hostile: hostile}, "differ": [row], "left_open": [row], "has_config": False}
     usage = {"path": hostile, "feature_dim": hostile}
     words = {"title": hostile, "headline": headline, "missing": hostile, "settings": settings, "usage": usage}
+    words |= {"with_labels": False}
     page = render(**words, provenance=provenance, **left_out)
     assert page.count("<script") == Page(page).scripts == 1
     assert page.count("&lt;script") == 18
@@ -306,6 +307,29 @@ def test_figures_without_labels_and_settings_other_than_the_defaults_are_told(la
     assert titles == ["NT-Xent loss", "retrieval of the other view, %", "effective rank of h"]
     assert "trainer.accumulate_grad_batches31" in page.text.replace(" ", "")
     assert "knn.k" not in page.text  # as by default
+
+
+def test_a_run_that_learned_classes_is_told_as_one(labelled):
+    (labelled / "metrics.csv").write_text(
+        "epoch,retrieval_top1,retrieval_top1_before,step,train_loss_epoch,uniformity\n1,0.1,0.125,19,1.75,-0.001\n"
+    )
+    path = labelled / "checkpoints" / "last.ckpt"
+    saved = torch.load(path) | {"global_step": 3000}
+    torch.save(saved, path)
+    text = ReportPage(write_report(labelled)).text
+    assert "is found no more often than by the untrained network" in text
+    assert "views below each other are of one image" in text
+    assert "Frames are the classes, which training never saw." in text
+    assert "uniformity 0.00 How" in text
+    assert "z stands for" not in text
+    saved["hyper_parameters"] = {**saved["hyper_parameters"], "num_classes": 3, "head": None}
+    torch.save(saved, path)
+    text = ReportPage(write_report(labelled)).text
+    assert "the untrained network:" not in text, "advice by what it was not trained for"
+    assert "It learns the class of each view." in text
+    assert "Frames are the classes, which training learned on its own images." in text
+    assert "z stands for its class scores" in text
+    assert "projection head" not in text
 
 
 def test_an_evaluation_by_protocol_is_a_table_and_the_first_sentence_where_there_is_no_other(labelled):

@@ -273,6 +273,11 @@ def _joined(figures: list[dict[Column, Figure]]) -> dict[Column, Figure]:
     return joined
 
 
+def _method(run: Run) -> str:
+    """A run's, of which an early version recorded none: there was one."""
+    return str(run.settings.get("method", "simclr"))
+
+
 def _notes(runs: list[Run], differing: list[str], unpaired: list[str]) -> list[str]:
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
     notes += [f"{run.name}: not finished, stands at {run.stands}" for run in runs if not run.complete]
@@ -282,12 +287,18 @@ def _notes(runs: list[Run], differing: list[str], unpaired: list[str]) -> list[s
         if key in seen:
             notes.append(f"{run.name}: the same settings and seed as {seen[key]}, so not another sample")
         seen.setdefault(key, run.name)
-    every = {name for run in runs for name in run.settings}
     for run in runs:
+        # A run of another method has other settings of its model.
+        every = {
+            name
+            for other in runs
+            for name in other.settings
+            if not name.startswith("model.") or _method(other) == _method(run)
+        }
         if lacking := sorted(every - run.settings.keys()):
             notes.append(f"{run.name}: of another version, it does not record {listed(lacking, 5)}")
     levels = ("loss", "temperature", "views", "small_crops", "pairs")
-    decides = [name for name in differing if name in ("data.batch_size", *(f"model.{level}" for level in levels))]
+    decides = [n for n in differing if n in ("method", "data.batch_size", *(f"model.{level}" for level in levels))]
     if decides:
         notes.append(f"losses do not compare: the runs differ in {', '.join(decides)}, on which their level depends")
     if len({column.title for run in runs for column in figures_of(run) if column.place == 0}) > 1:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 from rich import box
 from rich.console import Console
@@ -23,14 +24,21 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
         table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for number, name in enumerate(head):
             table.add_column(
-                Text(printable(name, console.encoding)), justify="right" if number else "left", overflow="fold"
+                Text(printable(_breakable(name), console.encoding)),
+                justify="right" if number else "left",
+                overflow="fold",
             )
         for line in lines:
-            table.add_row(*(Text(printable(text, console.encoding)) for text in line))
+            table.add_row(*(Text(printable(_breakable(text), console.encoding)) for text in line))
         console.print(table)
         console.print()
     if not found.differing:
         console.print("No setting differs but the seed.", highlight=False)
+
+
+def _breakable(text: str) -> str:
+    """A text that a narrow column breaks after the settings of a protocol, not inside the name of one."""
+    return re.sub(r",(?=[a-z_]+=)", ", ", text)
 
 
 def printable(text: str, encoding: str) -> str:

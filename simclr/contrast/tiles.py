@@ -286,13 +286,14 @@ def histogram(z: Tensor, views: int, bins: int = 64, tile: tuple[int, int] | Non
     Returns:
         (bins,) int64 on the device of z: pairs, each counted once from either end.
     """
-    counts = torch.zeros(bins, dtype=torch.int64, device=z.device)
+    counts = torch.zeros(1 + bins, dtype=torch.int64, device=z.device)  # what is left out, then the bins
     same_image = tuple(range(0, len(z), len(z) // views))
     for _, band in _Matrix(z, z, 0, 1.0, same_image, tile):
         for _, mirrored, cosines in band:
-            place = cosines[cosines > -torch.inf].add_(1).mul_(bins / 2).long().clamp_(0, bins - 1)
-            counts += torch.bincount(place, minlength=bins) * (2 if mirrored else 1)
-    return counts
+            # To int before 1 is added: -1, which rounds to a little less, is of the first bin.
+            place = cosines.add_(1).mul_(bins / 2).clamp_(-1, bins - 1).int().add_(1)
+            counts += torch.bincount(place.flatten(), minlength=1 + bins) * (2 if mirrored else 1)
+    return counts[1:]
 
 
 class _Matrix:

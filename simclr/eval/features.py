@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from simclr.checks import refuse
+from simclr.checks import listed, refuse
 from simclr.inputs import fit_to_size, normalize, to_unit_range
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 def encoder_sha256(encoder: nn.Module) -> str:
@@ -35,13 +37,14 @@ def encoder_sha256(encoder: nn.Module) -> str:
 def frozen(encoder: nn.Module) -> Iterator[None]:
     """Hold an encoder in eval mode without gradients, and prove that nothing in it changed.
 
-    The training flag of every submodule is put back at the end, also after an error.
+    The training flag of every submodule is put back at the end, also after an error. A copy of its weights and buffers
+    is held meanwhile where they are: a hash of an encoder on a GPU would bring all of it to the CPU, twice.
 
     Raises:
-        RuntimeError: on leaving, if a parameter or buffer differs from what it was on entering.
+        RuntimeError: on leaving, if a parameter or buffer differs from what it was on entering, in any bit.
     """
     modes = [(module, module.training) for module in encoder.modules()]
-    before = encoder_sha256(encoder)
+    before = {name: tensor.detach().clone() for name, tensor in _state(encoder)}
     encoder.eval()
     try:
         with torch.no_grad():
@@ -49,12 +52,29 @@ def frozen(encoder: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-    after = encoder_sha256(encoder)
-    if after != before:
+    after = dict(_state(encoder))
+    if changed := [name for name in {**before, **after} if not _same(before.get(name), after.get(name))]:
         raise RuntimeError(
-            f"the encoder changed while it was evaluated: sha256 {before[:16]}... became {after[:16]}...; "
+            f"the encoder changed while it was evaluated: {listed(changed, 3)}; "
             "a forward pass in eval mode must write no parameter or buffer (a BatchNorm that ignores eval()?)."
         )
+
+
+def _state(encoder: nn.Module) -> list[tuple[str, Tensor]]:
+    """All parameters and buffers by name, those that a checkpoint leaves out too."""
+    return [*encoder.named_parameters(), *encoder.named_buffers()]
+
+
+def _same(before: Tensor | None, after: Tensor | None) -> bool:
+    """Whether two tensors are there and equal in every bit: NaN equals itself, and 0 does not equal -0."""
+    if before is None or after is None or (before.dtype, before.device) != (after.dtype, after.device):
+        return False
+    return torch.equal(_bits(before), _bits(after))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return tensor.detach().view(_INTEGERS[tensor.element_size()]) if tensor.is_floating_point() else tensor
 
 
 def encode(encoder: nn.Module, images: Tensor) -> Tensor:

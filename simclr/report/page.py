@@ -118,6 +118,7 @@ def write_report(
         title=f"{folder.resolve().name}: {checkpoint.model['encoder']}",
         headline=sections.headline(checkpoint, results, sha256, history, test, evaluations),
         missing=missing,
+        with_labels=sections.learned_labels(checkpoint),
         usage=sections.usage(checkpoint, encoder),
         settings=settings(checkpoint, encoder, read_config(folder)),
         provenance=sections.provenance(checkpoint, results, sha256, evaluations),

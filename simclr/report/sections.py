@@ -56,6 +56,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}\u00a0%"
 
 
+def learned_labels(checkpoint: Checkpoint) -> bool:
+    """Whether a run was trained on classes, as `simclr supervised` does."""
+    return checkpoint.model.get("num_classes") is not None
+
+
 def headline(
     checkpoint: Checkpoint,
     results: list[Content],
@@ -251,6 +256,11 @@ def _panels(history: History, objective: Objective, classes: int | None) -> list
     return [panel for panel in found if panel.series]
 
 
+def _hundredths(value: float) -> str:
+    """Two digits, of which zero has no sign."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def quality(history: History, objective: Objective, encoder: nn.Module) -> Content | None:
     """The figures that need no labels, each with what it says; None where none was measured."""
     last = {name: values[-1] for name, values in history.items() if values}
@@ -265,7 +275,7 @@ def quality(history: History, objective: Objective, encoder: nn.Module) -> Conte
         ("heldout_top1", "held-out top-1", percent, "How often the loss finds the other view first, in a batch."),
         ("rankme", "effective rank", "{:.1f}".format, f"In about how many of {width} dimensions h varies (RankMe)."),
         ("alignment", "alignment", "{:.2f}".format, "Mean squared distance of two views of an image: 0 is the same."),
-        ("uniformity", "uniformity", "{:.2f}".format, "How evenly z fills the sphere: 0 is one point, -4 even."),
+        ("uniformity", "uniformity", _hundredths, "How evenly z fills the sphere: 0 is one point, -4 even."),
         ("z_spread", "spread of z", "{:.2f}".format, "1 where z fills the sphere, near 0 where it has collapsed."),
     ]
     figures = [
@@ -295,7 +305,8 @@ def advice(checkpoint: Checkpoint, results: list[Content], history: History) -> 
     last = {name: values[-1][1] for name, values in history.items() if values}
     if steps < FEWEST_STEPS:
         return few + longer
-    if last.get(RETRIEVAL, 1.0) <= last.get(BEFORE, 0.0):
+    # Where classes were learned, views of two images of one are to be alike.
+    if not learned_labels(checkpoint) and last.get(RETRIEVAL, 1.0) <= last.get(BEFORE, 0.0):
         return f"The other view of an image is found no more often than by the untrained network: {learning}."
     return None
 

@@ -117,7 +117,7 @@ def _in_words(checkpoint: Checkpoint, encoder: nn.Module, config: Content) -> di
     return {
         "encoder": f"{encoder_in_words(model)}, stem {model.get('stem')}; "
         f"{million:.2f} M parameters, h of {encoder.feature_dim}",
-        "projection head": f"{model.get('head')}, z of {model.get('projection_dim')}",
+        "projection head": f"{model['head']}, z of {model.get('projection_dim')}" if model.get("head") else "",
         "loss": checkpoint.objective.text,
         "batch and length": f"{model.get('batch_size')} images; {checkpoint.epochs} epochs, "
         f"{checkpoint.global_step:,} steps",
