@@ -256,7 +256,8 @@ def test_what_does_not_fit_is_a_line_and_leaves_no_folder(kind, tmp_path, monkey
         ),
         (
             {"model.weights": "torchvision:IMAGENET1K_V1"},
-            "model.weights=torchvision:IMAGENET1K_V1: torchvision has no resnet8, width 0.25, of which these would be the weights.",
+            "model.weights=torchvision:IMAGENET1K_V1: torchvision has no resnet8, width 0.25, of which these would be "
+            "the weights.",
         ),
         (
             {"model.weights": "https://example.org/w.pt"},
