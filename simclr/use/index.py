@@ -32,6 +32,10 @@ def has_faiss() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
+def _faiss() -> Any:  # whose own types do not know all of it
+    return importlib.import_module("faiss")
+
+
 def need_faiss() -> None:
     """Refuse to go on without it.
 
@@ -76,8 +80,7 @@ def indexed_rows(embedded: Embedded, query: Tensor, k: int) -> list[tuple[int, f
 
 def _index_of(embedded: Embedded) -> Any:
     """The index that is kept, or a new one."""
-    import faiss
-
+    faiss = _faiss()
     about = hashlib.sha256((embedded.folder / ABOUT).read_bytes()).hexdigest()[:16]
     file = embedded.folder / f"search-{about}.faiss"
     if file.is_file():
@@ -93,8 +96,7 @@ def _index_of(embedded: Embedded) -> Any:
 
 
 def _new_index(features: np.ndarray, name: str) -> Any:
-    import faiss
-
+    faiss = _faiss()
     size, width = features.shape
     lists = max(1, min(int(_LISTS * size**0.5), size // _OF_A_LIST))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
@@ -113,8 +115,7 @@ def _normalized(part: np.ndarray, name: str) -> np.ndarray:
 
 def _write(index: Any, file: Path) -> None:
     """To the disk piece by piece: it is as large as the features."""
-    import faiss
-
+    faiss = _faiss()
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         growing = GrowingFile(unfinished)
