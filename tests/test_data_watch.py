@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -92,6 +94,21 @@ def test_a_worker_that_dies_is_told_with_its_file_long_before_the_limit(folder):
         ValueError, match=r"a process that reads images died: .*\. It was reading .*\.png\. Is there too"
     ):
         list(coming)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3])
+def test_a_process_that_ends_just_now_is_dead_though_nobody_has_asked_for_it(folder, after_s):
+    """A connection breaks before the process is gone, and one that is gone keeps its name until its parent asks."""
+    _, workers = workers_of(FileImages("files", sorted(map(str, folder[0].iterdir())), 8), 2, 1)
+    ending, other = (subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2))
+    workers.table[:, :2] = torch.tensor([[ending.pid, 4], [other.pid, 5]])
+    threading.Timer(after_s, lambda: os.kill(ending.pid, signal.SIGKILL)).start()
+    try:
+        assert workers.images_of_dead() == [4]
+    finally:
+        for process in (ending, other):
+            process.kill()
+            process.wait()
 
 
 def test_a_worker_that_was_stopped_between_two_files_is_told(tmp_path):

@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from simclr.files import mark_sockets, remove_abandoned_sockets
 from simclr.seeding import epoch_order
 
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows ends a process by either
+_TO_END = 2.0  # seconds in which a process whose connection broke is seen to be dead
 _ORDER_AHEAD = 2**16  # images whose order is worked out at a time
 
 
@@ -248,7 +251,7 @@ class Batches:
         except (RuntimeError, EOFError, ConnectionError) as error:
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            raise ValueError(self._what_happened(str(error))) from error
+            raise ValueError(self._what_happened(str(error) or "its connection broke")) from error
 
     def _what_happened(self, reason: str) -> str:
         """What became of a worker, and of which image, as far as that can be told."""
@@ -262,7 +265,7 @@ class Batches:
                 "seconds, none at a file: were they stopped?"
             )
         lines = reason.strip().splitlines()
-        what = f"a process that reads images died: {lines[-1].rstrip('.') if lines else reason}."
+        what = f"a process that reads images died: {lines[-1].rstrip('.')}."
         at = [] if paths is None else [paths[i] for i in self._workers.images_of_dead()]
         reading = f" It was reading {', '.join(at[:3])}." if at else ""
         return f"{what}{reading} Is there too little memory?"
@@ -326,16 +329,25 @@ class _Workers:
                 return
 
     def images_of_dead(self) -> list[int]:
-        """The images that workers were reading when they died."""
-        return [image for pid, image, _ in self.table.tolist() if image >= 0 and not _alive(pid)]
+        """The images that workers were reading when they died; a connection breaks a moment before its process ends."""
+        until = time.monotonic() + _TO_END
+        while True:
+            dead = [image for pid, image, _ in self.table.tolist() if image >= 0 and not _alive(pid)]
+            if dead or time.monotonic() >= until:
+                return dead
+            time.sleep(0.02)
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process is there, and is no more than a name that its parent has not asked for yet."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:  # it has gone since, or the system has no /proc
+        return not Path("/proc/self").exists()
 
 
 def _ahead(pixels: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
