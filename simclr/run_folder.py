@@ -229,13 +229,17 @@ def record_continuation(run_dir: Path, begun: Path, settings: str, record: dict[
         run_dir: the run folder.
         begun: the folder of the run that is continued, mostly the same.
         settings: those it goes on with, as YAML; written as `config.continued-N.yaml` if they differ from the last.
-        record: what else there is to know; added to `continuations.json` with versions and the settings that differ.
+        record: what else there is to know; added to `continuations.json` with versions, the settings that differ and
+            those that the run was begun without, by a version that did not have them: they are no change of it.
     """
     before, given = latest_config(begun), yaml.safe_load(settings)
-    changed = {}
+    changed, added = {}, {}
     if before is not None:
         was, now = (flat(content) for content in (yaml.safe_load(before.read_text()), given))
-        changed = {name: {"was": was.get(name), "is": value} for name, value in now.items() if was.get(name) != value}
+        changed = {
+            name: {"was": was[name], "is": value} for name, value in now.items() if was.get(name, value) != value
+        }
+        added = {name: value for name, value in now.items() if name not in was}
     records = _continuations(run_dir)
     if not (run_dir / CONFIG).exists():
         if before is None:
@@ -243,10 +247,11 @@ def record_continuation(run_dir: Path, begun: Path, settings: str, record: dict[
         else:
             first = begun / CONFIG if (begun / CONFIG).is_file() else before
             write_atomically(run_dir / CONFIG, first.read_bytes())
-    if changed:
+    if changed or added:
         write_atomically(run_dir / f"config.continued-{len(records) + 1}.yaml", settings.encode())
     versions = {"simclr": __version__, **{name: version(name) for name in DECIDE}}
-    records.append({**record, "changed": {**record["changed"], **changed}, "versions": versions})
+    changed = {**record["changed"], **changed}
+    records.append({**record, "changed": changed, "settings_since": added, "versions": versions})
     write_atomically(run_dir / CONTINUATIONS, (json.dumps(records, indent=2) + "\n").encode())
 
 

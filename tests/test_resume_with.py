@@ -140,7 +140,7 @@ def test_only_what_is_refused_otherwise_needs_a_purpose():
 
 
 def test_a_copied_or_moved_run_goes_on_where_it_lies_and_so_does_one_of_an_earlier_version(
-    run, halted, tmp_path, monkeypatch
+    run, halted, tmp_path, monkeypatch, capsys
 ):
     shutil.copytree(run, "copy")
     (tmp_path / "elsewhere").mkdir()
@@ -149,7 +149,17 @@ def test_a_copied_or_moved_run_goes_on_where_it_lies_and_so_does_one_of_an_earli
     old = content(Path("old"))
     for key in ("order", "optimizer_tensors"):  # what the first version did not write
         old["run"].pop(key)
+    since = {"depth": 1.0, "phi": None, "small_crops": 0, "small_crop_size": None, "small_crop_scale": None}
+    config = yaml.safe_load(Path("old/config.yaml").read_text())
+    for name in since:  # and settings that it did not have
+        old["hyper_parameters"].pop(name)
+        config["model"].pop(name)
+    Path("old/config.yaml").write_text(yaml.safe_dump(config))
     torch.save(old, Path("old/checkpoints/last.ckpt"))
+    for setting, refused in (("depth=2", "depth=2.0 but the checkpoint has 1.0"), ("small_crops=2", "small_crops")):
+        with pytest.raises(SystemExit):
+            train(["--ckpt_path", "old", f"--model.{setting}"])
+        assert refused in capsys.readouterr().err
     monkeypatch.chdir("elsewhere")
     places = tmp_path / "copy", tmp_path / "elsewhere" / "moved", tmp_path / "old"
     for place in places:
@@ -157,4 +167,7 @@ def test_a_copied_or_moved_run_goes_on_where_it_lies_and_so_does_one_of_an_earli
         assert (place / "encoder.pt").exists()
         assert len(json.loads((place / "continuations.json").read_text())) == 1
     assert_same_run(places[0], places[1])
+    record = json.loads((places[2] / "continuations.json").read_text())[0]  # what it says of them did happen
+    assert record["changed"] == {}
+    assert record["settings_since"] == {f"model.{name}": value for name, value in since.items()}
     assert [path.name for path in Path().iterdir()] == ["moved"]  # the old place is not made again
