@@ -98,8 +98,13 @@ def test_weights_that_are_no_numbers_or_of_another_type_have_not_changed():
     encoder.register_buffer("of_16_bits", torch.ones(2, dtype=torch.bfloat16))
     encoder.register_buffer("mask", torch.tensor([True, False]))
     encoder.to(memory_format=torch.channels_last)
+    reached = False
     with frozen(encoder):
-        pass
+        reached = True
+    assert reached  # and nothing was said on leaving; one bit of them is
+    for name, other in (("phase", complex(float("nan"), 1)), ("of_16_bits", 1.0078125), ("mask", False)):
+        with pytest.raises(RuntimeError, match=f"while it was evaluated: {name};"), frozen(encoder):
+            encoder.get_buffer(name)[0] = other
 
 
 def test_autocast_around_it_does_not_reach_the_features():

@@ -572,7 +572,7 @@ def run_of_two(tmp_path_factory):
     return root / "more"
 
 
-def is_the_run_of(one: Path, more: Path) -> None:
+def assert_the_run_of(one: Path, more: Path) -> None:
     assert [path.name for path in more.parent.iterdir()] == ["more"]
     losses, found = curve(one), curve(more)
     assert len(losses) == 20
@@ -589,14 +589,14 @@ def is_the_run_of(one: Path, more: Path) -> None:
 
 
 def test_two_ranks_train_the_run_of_one(run_of_one, run_of_two):
-    is_the_run_of(run_of_one, run_of_two)
+    assert_the_run_of(run_of_one, run_of_two)
 
 
 @pytest.mark.slow
 def test_three_ranks_of_micro_batches_train_the_run_of_one(tmp_path, run_of_one):
     done = launched(tmp_path, *on_ranks(3), "--model.micro_batch_size", "4", "--run_dir", "more")
     assert done.returncode == 0, done.stderr
-    is_the_run_of(run_of_one, tmp_path / "more")
+    assert_the_run_of(run_of_one, tmp_path / "more")
 
 
 class Interrupt(Callback):

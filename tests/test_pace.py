@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import Callback
+from torch import nn
 
 from simclr import pace
 from simclr.cli import unset
@@ -284,6 +285,14 @@ def test_a_run_that_is_short_by_its_weights_is_short_by_its_operations(encoder, 
     assert not pace.is_long(model, 8, pace._LONG_RUN / pace.most_operations(model, 8))
     with pytest.raises(pytest.fail.Exception, match="counted"):
         pace.is_long(model, 8, 1.01 * pace._LONG_RUN / pace.most_operations(model, 8))
+
+
+def test_more_operations_than_a_step_makes_are_hardly_more_where_every_pixel_meets_every_weight():
+    """Backward is twice forward, but for the images, which need no gradient."""
+    model = SimCLR("resnet8", image_size=16, batch_size=8)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False))
+    model.encoder, model.head = network, nn.Identity()
+    assert 0.98 * pace.most_operations(model, 8) < pace.operations(model, 8) <= pace.most_operations(model, 8)
 
 
 # A budget of time

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import Logger
 from torch.overrides import TorchFunctionMode
 
 from simclr.progress import LogInterval
-from simclr.step_figures import FIGURES, MACHINE, StepFigures
+from simclr.step_figures import FIGURES, MACHINE, StepFigures, norms, parameters_of
 from simclr.training.internals import gradient_scale
 from tiny import BATCH, STEPS, fit, tiny_model
 
@@ -44,10 +44,10 @@ class Norms(Callback):
     "settings", [{}, {"micro_batch_size": 4, "norm": "none", "head_batch_norm": False}], ids=["whole", "micro-batches"]
 )
 def test_norms_are_those_of_all_numbers_before_clipping_and_chance_is_that_of_the_loss(tmp_path, settings):
-    norms = Norms()
-    fit(tmp_path, tiny_model(**settings), callbacks=[StepFigures(), norms], max_epochs=1, gradient_clip_val=0.01)
-    assert len(norms.logged) == STEPS
-    for step, (expected, found) in enumerate(zip(norms.expected, norms.logged, strict=True)):
+    seen = Norms()
+    fit(tmp_path, tiny_model(**settings), callbacks=[StepFigures(), seen], max_epochs=1, gradient_clip_val=0.01)
+    assert len(seen.logged) == STEPS
+    for step, (expected, found) in enumerate(zip(seen.expected, seen.logged, strict=True)):
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
         assert found["images_seen"] == BATCH * (step + 1)
         assert found["loss_chance"] == pytest.approx(math.log(2 * BATCH - 1))
@@ -166,6 +166,20 @@ def test_in_a_step_that_is_not_logged_torch_is_not_asked_for_anything(tmp_path, 
     fit(tmp_path, callbacks=[StepFigures()], max_epochs=1, log_every_n_steps=3)
     assert len(counts) == 3 * STEPS
     assert {batch for batch, _, count in counts if count} == {2}
+
+
+def test_gradients_that_are_scaled_have_the_norms_of_those_that_are_not():
+    model = tiny_model()
+    for number, p in enumerate(model.parameters()):
+        p.grad = torch.full_like(p, 1e-3 * (number + 1))
+    plain = norms(parameters_of(model))
+    for p in model.parameters():
+        p.grad *= 1024
+    scaled = norms(parameters_of(model), 1024.0)
+    assert plain["gradient_norm"] > 0
+    assert {name: value.item() for name, value in scaled.items()} == pytest.approx(
+        {name: value.item() for name, value in plain.items()}, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("marked", [False, True])
