@@ -13,7 +13,6 @@ On a GPU the time is the wall clock's, with the device waited for before and aft
 """
 
 import argparse
-import platform
 import shlex
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from simclr import SimCLRAugmentation
+from simclr.container import processor
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CONTENDERS = ("ours, compiled", "ours", "Kornia", "lightly", "torchvision v2")
@@ -198,12 +198,7 @@ def describe(device: str) -> str:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    if device == "cuda":
-        machine = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-        machine = f"one core of {models[0].split(':')[1].strip() if models else platform.machine()}"
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"one core of {processor()}"
     return (
         f"`python {shlex.join(sys.argv)}`, commit {commit}, {machine}, torch {torch.__version__}, "
         f"kornia {kornia.__version__}. Images/s: median, ± half the distance of the quartiles, ratio to {BASELINE}."

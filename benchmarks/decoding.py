@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from simclr.container import processor
 from simclr.data import FileImages
 from simclr.data.loader import Batches
 from simclr.data.sources import fingerprint_of, list_folder
@@ -81,16 +82,12 @@ def make_photographs(scratch: Path, count: int) -> Path:
 
 def print_machine(folder: Path | None, paths: list[str], options: argparse.Namespace) -> None:
     """What was measured on: machine, versions, the number of images and their median size on disk in kB."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "pillow", "numpy")]
     sizes = statistics.median(os.path.getsize(path) for path in paths) / 1e3
     with Image.open(paths[len(paths) // 2]) as image:
         size = f"{image.width} x {image.height}"
-    print(f"{platform.system()} {platform.machine()}, {cpu}, {cores} cores usable; {', '.join(versions)}")
+    print(f"{platform.system()} {platform.machine()}, {processor()}, {cores} cores usable; {', '.join(versions)}")
     where = f"images of {folder.name}" if folder else "JPEGs made here"
     print(
         f"{len(paths):,} {where}, {size} the middle one, {sizes:.0f} kB the median, squares of {options.load_size} px"

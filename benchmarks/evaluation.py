@@ -19,7 +19,6 @@ features: images as files -> `embed_folder` -> `features.npy`, against the encod
 import argparse
 import itertools
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from simclr.container import processor
 from simclr.data.splits import stratified_split
 from simclr.encoders import build_encoder
 from simclr.eval import logreg
@@ -311,7 +311,7 @@ def main() -> None:
         text += [*lines, ""]
     git = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
-    about = f"{args.threads} thread(s) of {_processor()}, torch {torch.__version__}, commit {commit}."
+    about = f"{args.threads} thread(s) of {processor()}, torch {torch.__version__}, commit {commit}."
     print(about)
     if args.markdown:
         args.markdown.write_text("\n".join([*text, about, ""]))
@@ -329,14 +329,6 @@ def set_threads(count: int) -> None:
         daal4py.daalinit(count)
     except ImportError:
         pass
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

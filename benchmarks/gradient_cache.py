@@ -11,7 +11,6 @@ and of the second, over all steps: 0, or rounding, says that the gradient was ex
 """
 
 import argparse
-import platform
 import resource
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pytorch_lightning import Callback, Trainer
 
 from simclr import SimCLR
 from simclr.cli import quiet
+from simclr.container import processor
 from simclr.memory import estimate
 
 WARM_UP, BAR = 2, 0.72
@@ -170,7 +170,7 @@ def main() -> None:
     ]
     print("\n".join(head), flush=True)
     lines = head + [line for case in chosen for line in measure(case, args.steps, args.rounds, args.device)]
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"one core of {_processor()}"
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"one core of {processor()}"
     git = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
     about = f"{where}, torch {torch.__version__}, commit {commit}; {args.rounds} rounds of {args.steps} steps; median "
@@ -180,14 +180,6 @@ def main() -> None:
     print(f"\n{about}")
     if args.markdown:
         args.markdown.write_text("\n".join([*lines, "", about, ""]))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simclr.container import processor
+
 TEMPERATURE = 0.1
 WIDTH = 128
 CHECK_N = 200  # not a power of two, and beyond what `simclr.nt_xent` gives to its dense form
@@ -453,13 +455,9 @@ def machine(device: str) -> str:
     """What the figures are of."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f", load average {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
-    return f"{platform.system()} {platform.machine()}, {model}, 1 thread, {cores} cores usable{load}"
+    return f"{platform.system()} {platform.machine()}, {processor()}, 1 thread, {cores} cores usable{load}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ are given, because what else a machine does only ever makes them slower.
 
 import argparse
 import io
-import platform
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ import simclr.augment
 from simclr import SimCLR
 from simclr.cli import quiet
 from simclr.cli.saving import InsideEpochs, Schedule, newest_checkpoint, take_over_checkpoints
+from simclr.container import processor
 from simclr.data import jpeg, png
 from simclr.data.loader import GlobalBatchSampler, TrainLoader
 from simclr.data.sources import MemoryImages
@@ -292,20 +292,12 @@ def main() -> None:
     git = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
     about = (
-        f"One core of {_processor()}, torch {torch.__version__}, torchvision {torchvision.__version__}, commit "
+        f"One core of {processor()}, torch {torch.__version__}, torchvision {torchvision.__version__}, commit "
         f"{commit}; {args.rounds} rounds; fastest (median)."
     )
     print(about)
     if args.markdown:
         args.markdown.write_text("\n".join([*lines, about, ""]))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Options that are not named below are those of `simclr train`.
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ import torch
 
 from simclr import load_encoder
 from simclr.checkpoint import LAST, read_checkpoint
+from simclr.container import processor
 from simclr.data.module import images_of_run
 from simclr.eval import extract_features, linear_probe
 
@@ -104,7 +104,7 @@ def describe(device: str) -> str:
     git = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip() or "unknown"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    kind = torch.cuda.get_device_name() if device == "cuda" else processor()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "pytorch-lightning"))
     return f"`python {shlex.join(sys.argv)}`, commit {commit}, {kind}, {cores} cores, {versions}."
 

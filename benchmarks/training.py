@@ -21,7 +21,6 @@ import ctypes
 import gc
 import multiprocessing
 import os
-import platform
 import shlex
 import shutil
 import socket
@@ -46,6 +45,7 @@ from pytorch_lightning import Callback, Trainer
 
 from simclr.cli import quiet
 from simclr.cli.saving import newest_checkpoint
+from simclr.container import processor
 from simclr.data import ImageData
 from simclr.data.loader import GlobalBatchSampler, TrainLoader
 from simclr.data.sources import MemoryImages, list_folder
@@ -618,13 +618,11 @@ def on_gpu(base: Contender, rounds: int, compiled: Sequence[bool | str]) -> Iter
 
 def describe(options: argparse.Namespace) -> str:
     """Command, commit, machine and versions."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = (
-        f"{torch.cuda.get_device_name()}, {cores} cores" if options.device == "cuda" else f"{cores} cores of {cpu}"
+        f"{torch.cuda.get_device_name()}, {cores} cores"
+        if options.device == "cuda"
+        else f"{cores} cores of {processor()}"
     )
     here = Path(__file__).parent
     try:

@@ -1,7 +1,8 @@
-"""What a container allows: memory and cores of the control groups that this process is in (Linux)."""
+"""The processor, and what a container allows: memory and cores of the control groups of this process (Linux)."""
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +73,11 @@ def _read(path: Path) -> str | None:
         return path.read_text().strip()
     except OSError:
         return None
+
+
+def processor() -> str:
+    """The name of the CPU, as well as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -1,7 +1,5 @@
 """`simclr ablate`: the findings of papers, run again."""
 
-import os
-import re
 import shutil
 import sys
 import textwrap
@@ -16,7 +14,7 @@ from simclr.ablate.verdict import judge
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.cli.recipes import recipes
-from simclr.container import cores
+from simclr.container import cores, processor
 from simclr.data.sources import list_folder
 from simclr.paths import expanded
 
@@ -123,17 +121,15 @@ def about(place: Place, trains: bool) -> str:
     images = (
         "the built-in shapes" if place.images is None else f"{place.training_images:,} images of {place.images.name}"
     )
-    return f"{images}, {processor() if place.device == 'cpu' else torch.cuda.get_device_name()}"
+    return f"{images}, {processor_in_words() if place.device == 'cpu' else torch.cuda.get_device_name()}"
 
 
-def processor() -> str:
+def processor_in_words() -> str:
     """The CPU, its vector instructions, and how much of it is used."""
-    given = re.search(r"(?m)^model name\s*: (.+)$", _cpuinfo())
-    name = given[1] if given else os.uname().machine
     bf16 = "with" if "amx_bf16" in _cpuinfo() or "avx512_bf16" in _cpuinfo() else "without"
     threads = torch.get_num_threads()
     each = f"{threads} thread{'s' if threads > 1 else ''} a cell"
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()}, {bf16} bf16), {cores()} cores, {each}"
+    return f"{processor()} ({torch.backends.cpu.get_cpu_capability()}, {bf16} bf16), {cores()} cores, {each}"
 
 
 def _cpuinfo() -> str:
