@@ -24,7 +24,7 @@ from simclr.eval.finetune import finetune
 from simclr.eval.logreg import linear_probe
 from simclr.eval.predictions import unpacked
 from simclr.eval.protocol import FrozenFeatures, Outcome
-from simclr.eval.suite import STARTING, evaluate
+from simclr.eval.suite import STARTING, RawPixels, evaluate
 from simclr.eval.tables import COLUMNS
 from simclr.eval.verify import differing, records_of, verify_record
 from simclr.seeding import epoch_order
@@ -96,6 +96,11 @@ def test_yardsticks_go_through_every_protocol(measured):
     assert all(r["yardsticks"].keys() == {"random_encoder", "raw_pixels"} for r in record["results"])
     pixels = [*raw_pixels(data().eval_loader("train")), *raw_pixels(data().eval_loader("test"))]
     assert by_name(record)["logreg"]["yardsticks"]["raw_pixels"]["top1"] == linear_probe(*pixels).accuracy
+
+
+def test_raw_pixels_are_the_values_themselves_which_knn_tells_from_shifted_ones():
+    features, _ = extract_features(RawPixels(16), data().eval_loader("test"))
+    assert torch.equal(features, raw_pixels(data().eval_loader("test"))[0])
 
 
 def test_starting_weights_are_a_yardstick_where_the_run_has_them(run):
