@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from simclr.eval.features import check_finite
 from simclr.paths import expanded
 
 VERSION = 1
@@ -39,6 +41,13 @@ class Embedded:
     def root(self) -> str:
         """The folder that the images were in."""
         return self.about["images"]
+
+    def refuse_query(self, query: Tensor) -> None:
+        """Raise a ValueError for a query that is not (F,), or not of finite numbers."""
+        width = self.features.shape[1]
+        if query.shape != (width,):
+            raise ValueError(f"the query has {query.numel()} numbers, those of {self.folder} have {width}.")
+        check_finite("the query's features", query[None])
 
     def path(self, row: int) -> str:
         """The file of a row."""

@@ -61,10 +61,7 @@ def indexed_rows(embedded: Embedded, query: Tensor, k: int) -> list[tuple[int, f
     Raises:
         ValueError: if features are not finite, or the query has another width.
     """
-    width = embedded.features.shape[1]
-    if query.shape != (width,):
-        raise ValueError(f"the query has {query.numel()} numbers, those of {embedded.folder} have {width}.")
-    check_finite("the query's features", query[None])
+    embedded.refuse_query(query)
     index = _index_of(embedded)
     index.nprobe = max(1, index.nlist // _LOOKED_AT, min(index.nlist, 8))
     wanted = min(_MORE * k, len(embedded.features))

@@ -30,12 +30,9 @@ def nearest_rows(embedded: Embedded, query: Tensor, k: int) -> list[tuple[int, f
     Raises:
         ValueError: if features are not finite, or the query has another width.
     """
-    width = embedded.features.shape[1]
-    if query.shape != (width,):
-        raise ValueError(f"the query has {query.numel()} numbers, those of {embedded.folder} have {width}.")
-    check_finite("the query's features", query[None])
+    embedded.refuse_query(query)
     found: list[tuple[float, int]] = []
-    rows = max(1, _NUMBERS // width)
+    rows = max(1, _NUMBERS // embedded.features.shape[1])
     for start in range(0, len(embedded.features), rows):
         chunk = torch.from_numpy(np.array(embedded.features[start : start + rows]))
         check_finite(f"the features in {embedded.folder}", chunk)
