@@ -253,7 +253,7 @@ def _print_table(head: list[str], rows: list[list[str]], left: int = 1) -> None:
         if place < left:  # where all does not fit, names are broken, and not numbers
             shown.add_column(name, overflow="fold")
         else:
-            shown.add_column("\n".join(name.rsplit(" ", 1)), justify="right", no_wrap=True)
+            shown.add_column(name if len(name) < 9 else "\n".join(name.rsplit(" ", 1)), justify="right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
     Console(width=max(100, Console().width)).print(shown)
