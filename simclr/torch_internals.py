@@ -1,4 +1,4 @@
-"""What is borrowed from torch and torchvision though it is not public, one function each; tests/test_torch_internals.py
+"""What is borrowed from torch and torchvision though it is not public, one function each; tests/test_internals.py
 says whether it is still there and still means this."""
 
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ import copy
 import inspect
 import math
 import multiprocessing
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,12 +17,13 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies.launchers import subprocess_script
 from torch import nn
 
 from simclr import torch_internals
 from simclr.cli.internals import destinations
-from simclr.training import internals
+from simclr.training import hooks, internals
 from simclr.views import internals as views
 from tiny import STEPS, fit, tiny_model
 
@@ -84,6 +86,55 @@ def test_optimizer_batches_are_those_that_stepped_before(tmp_path, accumulate):
     seen = Steps()
     fit(tmp_path, callbacks=[seen], max_epochs=2, accumulate_grad_batches=accumulate)
     assert seen.counted == [batch // accumulate for batch in range(2 * STEPS)]
+
+
+class Heard(PassThroughProfiler):
+    """What Lightning calls, by the names under which it would be timed."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def start(self, action_name):
+        self.calls.append(action_name)
+
+    def of(self, callback: Callback) -> Counter:
+        mine = f"[Callback]{callback.state_key}."
+        return Counter(call.removeprefix(mine) for call in self.calls if call.startswith(mine))
+
+
+def test_a_step_calls_no_hook_that_a_callback_lacks(tmp_path):
+    class Deaf(Callback):
+        pass
+
+    heard, callbacks = Heard(), [Steps(), Deaf()]
+    fit(tmp_path, callbacks=callbacks, max_steps=3, profiler=heard)
+    once, in_steps = (heard.of(callback) for callback in callbacks)
+    assert in_steps["on_train_epoch_start"] == 1
+    assert not set(in_steps) & set(internals.STEP_HOOKS)
+    assert {hook: n for hook, n in once.items() if hook in internals.STEP_HOOKS} == {"on_train_batch_start": 3}
+    assert callbacks[0].counted == [0, 1, 2]
+
+
+def test_the_hooks_of_a_step_are_all_that_lightning_calls_in_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(hooks, "call_only_own_hooks", lambda callbacks: None)
+    heard, deaf = Heard(), Callback()
+    fit(tmp_path, callbacks=[deaf], max_steps=3, profiler=heard)
+    assert {hook for hook, calls in heard.of(deaf).items() if calls == 3} == set(internals.STEP_HOOKS)
+
+
+def test_a_hook_given_to_one_callback_alone_is_called(tmp_path):
+    seen = []
+
+    class Sub(Steps):
+        def on_train_batch_end(self, *args):
+            super().on_train_batch_end(*args)  # Lightning's own, empty
+
+    callback = Sub()
+    callback.on_after_backward = lambda trainer, *args: seen.append(trainer.global_step)
+    fit(tmp_path, callbacks=[callback], max_steps=2)
+    assert seen == [0, 1]
+    assert callback.counted == [0, 1]
 
 
 class Rows(Logger):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 
+from simclr.training.internals import call_only_own_hooks
 from simclr.training.parts import clears_gradients
 from simclr.training.run import PretrainingRun, to_device
 from simclr.training.step_log import StepLog
@@ -41,8 +42,9 @@ class Pretraining(LightningModule):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_train_start(self) -> None:
-        """Know from where on the run goes."""
+        """Know from where on the run goes, and whom to ask in its steps."""
         self.run.start(self)
+        call_only_own_hooks(self.trainer.callbacks)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch."""
