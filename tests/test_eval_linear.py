@@ -131,6 +131,19 @@ def test_the_gradient_of_the_definition_vanishes_where_lbfgs_stops():
     assert off.abs().max() > 1e-4  # the bound can tell
 
 
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
+def test_a_fit_ends_as_soon_as_the_norm_of_its_gradient_is_small(monkeypatch, tolerance):
+    x, labels, *_ = _data(n=2000, classes=10, width=60)
+    mean, scale = logreg.standardisation(x)
+    evaluations, evaluate = [], logreg._loss_and_gradient
+    monkeypatch.setattr(logreg, "_loss_and_gradient", lambda *a: evaluations.append(1) or evaluate(*a))
+    fit = logreg._fit((x - mean) * scale, labels, 10, 1.0, tolerance=tolerance)
+    assert fit.converged
+    # The largest entry is about a tenth of the norm here: a fit that went by it would go on to .05 tolerance or less.
+    assert tolerance / 5 < fit.gradient <= tolerance
+    assert len(evaluations) <= 2 * fit.iterations + 2  # and a step is known where the one before ended
+
+
 def test_a_separable_problem_is_solved_and_shuffled_labels_are_chance():
     x, y, test_x, test_y = _data(n=600, m=400, spread=0.05)
     assert linear_probe(x, y, test_x, test_y).accuracy == 1

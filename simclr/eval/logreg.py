@@ -196,35 +196,50 @@ def _fit(
     v = (start[0] @ factor).requires_grad_()
     b = (start[1] * shift).requires_grad_()
 
-    evaluations: deque[tuple[Tensor, Tensor, Tensor, Tensor]] = deque(maxlen=_KEPT_EVALUATIONS)
+    evaluations: deque[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = deque(maxlen=_KEPT_EVALUATIONS)
+
+    def known() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+        """What was found where v and b stand."""
+        return next((kept for kept in evaluations if torch.equal(kept[0], v) and torch.equal(kept[1], b)), None)
 
     def closure() -> Tensor:
-        weight = v.detach() @ inverse
-        found = (
-            _loss_and_gradient(features, labels, weight, b.detach() / shift, product_dtype) if evaluations else first
-        )
-        v.grad = (found.weight + decay * weight) @ inverse.T
-        b.grad = found.bias / shift
-        evaluations.append((v.detach().clone(), b.detach().clone(), v.grad, b.grad))
-        return found.loss + decay / 2 * weight.square().sum()
+        if (kept := known()) is None:
+            weight = v.detach() @ inverse
+            found = (
+                _loss_and_gradient(features, labels, weight, b.detach() / shift, product_dtype)
+                if evaluations
+                else first
+            )
+            grad_v, grad_b = (found.weight + decay * weight) @ inverse.T, found.bias / shift
+            loss = found.loss + decay / 2 * weight.square().sum()
+            kept = v.detach().clone(), b.detach().clone(), grad_v, grad_b, loss
+            evaluations.append(kept)
+        *_, v.grad, b.grad, loss = kept
+        return loss
 
+    def gradient() -> float:
+        closure()
+        return float((v.grad.square().sum() + b.grad.square().sum()).sqrt())
+
+    # An iteration at a time: torch compares the largest entry of the gradient, up to sqrt(C F) times smaller than the
+    # norm that counts, and would go on to where the noise of float32 products is all that its line search sees.
     optimizer = torch.optim.LBFGS(
         [v, b],
-        max_iter=max_iterations,
-        max_eval=max_iterations * 2,
-        tolerance_grad=tolerance / v.numel() ** 0.5,  # torch compares the largest entry: this bounds the norm
+        max_iter=1,
+        max_eval=26,  # of its line search, and one that is known
+        tolerance_grad=0,
         tolerance_change=1e-14,
         history_size=20,
         line_search_fn="strong_wolfe",
     )
-    optimizer.step(closure)
-    known = [kept for kept in evaluations if torch.equal(kept[0], v) and torch.equal(kept[1], b)]
-    if not known:
-        closure()
-    *_, grad_v, grad_b = known[-1] if known else evaluations[-1]
-    gradient = float((grad_v.square().sum() + grad_b.square().sum()).sqrt())
-    iterations = optimizer.state[v]["n_iter"]
-    return _Fit(v.detach() @ inverse, b.detach() / shift, iterations, gradient, gradient <= tolerance)
+    iterations, norm = 0, gradient()
+    while norm > tolerance and iterations < max_iterations:
+        before = v.detach().clone(), b.detach().clone()
+        optimizer.step(closure)
+        iterations, norm = iterations + 1, gradient()
+        if torch.equal(before[0], v) and torch.equal(before[1], b):
+            break  # no step downhill is left at this precision
+    return _Fit(v.detach() @ inverse, b.detach() / shift, iterations, norm, norm <= tolerance)
 
 
 @dataclass
