@@ -37,6 +37,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from simclr.allocator import keep_freed_memory
 from simclr.container import processor
 from simclr.data.splits import stratified_split
 from simclr.encoders import build_encoder
@@ -298,6 +299,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--markdown", type=Path)
     args = parser.parse_args()
+    keep_freed_memory()  # as `simclr eval` and `simclr embed` do
     set_threads(args.threads)
     parts: dict[str, Callable[[], list[str]]] = {
         "logreg": lambda: sweep_of_strengths(args.quick, args.every),

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -204,6 +205,21 @@ def test_what_decodes_shares_no_image_among_more_threads_and_leaves_torch_its_ow
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {1}
+
+
+@pytest.mark.parametrize(("alone", "in_threads"), [(0.0, 0.004), (0.002, 0.002)])
+def test_files_are_read_alone_where_threads_are_slower(alone, in_threads):
+    main, by = threading.get_ident(), {}
+
+    def read(i):
+        by.setdefault(i, []).append(threading.get_ident())
+        time.sleep(alone if threading.get_ident() == main else in_threads)
+
+    decode_module._alone_or_in_threads(read, 200, 4)
+    assert sorted(by) == list(range(200))
+    assert all(len(readers) == 1 for readers in by.values())
+    rest = {reader for i in range(100, 200) for reader in by[i]}  # behind those that were tried
+    assert (rest == {main}) is (alone < in_threads)
 
 
 def test_threads_change_nothing(tmp_path):
