@@ -34,6 +34,7 @@ import simclr.dashboard
 import simclr.loggers
 import simclr.online_quality
 from simclr import SimCLR
+from simclr.allocator import keep_freed_memory
 from simclr.callbacks import EpochLines, ViewGrid
 from simclr.cli import quiet
 from simclr.contrast.engine import ContrastStats
@@ -200,6 +201,7 @@ def of_epochs() -> Iterator[dict[str, float]]:
 
 def main() -> None:
     """Measure and print."""
+    keep_freed_memory()  # as `simclr train` does
     quiet()
     threads = torch.get_num_threads()
     print(f"torch {torch.__version__}, {platform.machine()}, {threads} threads; shares are of {1e3 * STEP:g} ms a step")
