@@ -267,5 +267,5 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"model": {"width": 2}} -> {"model.width": 2}"""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found

@@ -318,6 +318,79 @@ def test_a_row_that_is_half_written_is_not_read(tmp_path):
     assert found.runs[1].history["lr"] == found.runs[0].history["lr"] == [(0.5, 0.1), (1.5, 0.2)]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "epoch,knn_t", METRICS.split("\n")[0] + "\n", "\0" * 512, "epoch,lr,step,train_loss\n0,0.1,4,2.5\n"],
+    ids=["empty", "half a header", "header", "zeros", "first epoch"],
+)
+def test_metrics_without_an_epoch_are_a_note_and_no_damage(tmp_path, text):
+    a, b = hand_made(tmp_path / "a"), hand_made(tmp_path / "b", metrics=text, temperature=0.3)
+    found = compare_runs([a, b])
+    assert [note for note in found.notes if note.startswith("b:")] == [
+        "b: no curves: its metrics.csv has no whole epoch"
+    ]
+    assert found.rows[1].stands == "epoch 2"
+    (b / "metrics.csv").unlink()
+    assert "b: no curves: it has no metrics.csv" in compare_runs([a, b]).notes
+
+
+def damaged_evaluation(folder: Path) -> None:
+    record = suite_record([result("knn", "k=5", [True, False])])
+    del record["results"][0]["protocol"]
+    (folder / "eval.json").write_text(json.dumps(record))
+
+
+def damaged_linear_evaluation(folder: Path) -> None:
+    (folder / "linear_eval.json").write_text(json.dumps(evaluated(0.5) | {"ci95": [0.4, 0.5, 0.6]}))
+
+
+def damaged_settings(folder: Path) -> None:
+    (folder / "config.yaml").write_text("model: {temperature: 0.2, 1: 2}\ndata: {batch_size: many}\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "metrics.csv").write_text(METRICS.replace("0.5", "half")), "in line 5: could not"),
+        (lambda folder: (folder / "metrics.csv").write_text("epoch,lr\n0,0.1\n"), "in line 2: it has no step"),
+        (lambda folder: (folder / "eval.json").write_bytes(bytes(300)), "eval.json cannot be read: Expecting value"),
+        (damaged_evaluation, "eval.json is not a whole evaluation: it has no protocol"),
+        (damaged_linear_evaluation, "not a linear evaluation: its ci95 is [0.4, 0.5, 0.6]"),
+        (damaged_settings, "of another version, it does not record"),
+    ],
+)
+def test_of_fifty_runs_a_damaged_one_costs_no_other_its_place(tmp_path, monkeypatch, capsys, damage, words):
+    monkeypatch.chdir(tmp_path)
+    for i in range(50):
+        hand_made(Path("runs", f"r{i:02}"), seed=i, temperature=0.2, result=evaluated(0.4 + 0.001 * i))
+    damage(Path("runs", "r07"))
+    compare(["runs", "--text", "--csv", "all.csv"])
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert [words in line for line in said.out.splitlines() if line.startswith("note: r07:")].count(True) == 1
+    rows = list(csv.DictReader(Path("all.csv").read_text().splitlines()))
+    assert sorted(row["run"] for row in rows) == [f"r{i:02}" for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("linear_top1", value) for value in (None, "a lot", True, [0.5])),
+        *(("ci95", value) for value in (None, 0.5, [0.5], ["a", "b"])),
+        *(("data", value) for value in ("shapes", {"test_images": "many"})),
+        *(("confusion_matrix", value) for value in ("x", [[1, 2], [3]], [1])),
+        *((name, "x") for name in ("knn_top1", "supervised_top1", "predictions")),
+    ],
+)
+def test_a_linear_evaluation_of_other_kinds_of_values_is_named_with_the_value(tmp_path, name, value):
+    a = hand_made(tmp_path / "a", result=evaluated(0.5))
+    b = hand_made(tmp_path / "b", temperature=0.3, result=evaluated(0.5) | {name: value})
+    found = compare_runs([a, b])
+    said = f"linear_eval.json is not a linear evaluation: its {name} is {json.dumps(value)}"
+    assert [note.endswith(said) for note in found.notes if note.startswith("b:")] == [True]
+    assert found.runs[1].result is None
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path):
     a, b = hand_made(tmp_path / "x" / "run"), hand_made(tmp_path / "y" / "run", temperature=0.3)
     assert [run.name for run in compare_runs([a, b]).runs] == ["x/run", "y/run"]
@@ -369,6 +442,36 @@ def test_the_page_needs_nothing_and_takes_no_name_for_its_own_marks(tmp_path):
 def numbers(data: dict, place: int) -> list[float]:
     """An array of a page's data."""
     return np.frombuffer(base64.b64decode(data["arrays"][place]), "<f4").tolist()
+
+
+def first_words(page: Page) -> str:
+    return page.text.partition("What they reached")[0]
+
+
+def test_the_page_says_first_which_run_is_the_best_and_how_sure_that_is(tmp_path):
+    right = [i % 4 != 0 for i in range(400)]  # 300 of 400
+    few, many = ([r and i >= less for i, r in enumerate(right)] for less in (5, 100))
+    runs = [hand_made(tmp_path / "best", result=evaluated(0.75, right))]
+    for name, other, temperature in (("near", few, 0.3), ("far", many, 0.4)):
+        run = hand_made(tmp_path / name, temperature=temperature, result=evaluated(sum(other) / 400, other))
+        page = Page(write_page(compare_runs([*runs, run]), tmp_path / "out.html").read_text())
+        points = f"{75 - sum(other) / 4:.1f}"
+        assert f"best reaches 75.0 % (70.0 to 80.0), {points} points above {name}" in first_words(page)
+        assert "By linear (lbfgs, 400 of shapes). 2 runs, 1 setting differs." in first_words(page)
+        chance = f"a lead that these test images cannot tell from chance (p {binomtest(0, 3).pvalue:.2g})"
+        assert (chance in first_words(page)) == (name == "near")
+    same = hand_made(tmp_path / "same", temperature=0.5, result=evaluated(0.75, right))
+    for others in ([same], [hand_made(tmp_path / "no result", temperature=0.6)]):
+        page = Page(write_page(compare_runs([*runs, *others]), tmp_path / "out.html").read_text())
+        assert "reaches" not in first_words(page)
+        assert "2 runs, 1 setting differs" in first_words(page)
+
+
+def test_the_first_figure_stands_beside_the_name_of_its_run(tmp_path):
+    runs = [hand_made(tmp_path / name, temperature=t, result=evaluated(t)) for name, t in (("a", 0.1), ("b", 0.2))]
+    page = Page(write_page(compare_runs(runs), tmp_path / "out.html").read_text())
+    assert re.search(r"run\s*linear \(lbfgs, 40 of shapes\)\s*seed\s*stands at\s*model.temperature\s*kNN", page.text)
+    assert re.search(r"b\s*20.0 % \(15.0 to 25.0\)\s*0\s*epoch 2\s*0.2\s*50.0 %", page.text)
 
 
 def test_the_page_has_every_curve_and_what_places_it_in_time(tmp_path):

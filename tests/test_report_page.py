@@ -14,6 +14,7 @@ from page import Page
 from simclr.checkpoint import load_encoder
 from simclr.data import ImageData
 from simclr.eval import encoder_sha256
+from simclr.files import hold
 from simclr.module import SimCLR
 from simclr.report import write_report
 from simclr.report.page import render
@@ -265,6 +266,15 @@ def test_an_evaluation_of_another_encoder_is_called_that(labelled):
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, encoder_sha256="0" * 64, epoch=1)))
     text = ReportPage(write_report(labelled)).text
     assert "These numbers are of another encoder (epoch 1) than the checkpoint now holds (epoch 2)" in text
+
+
+def test_a_run_that_goes_on_is_said_to(labelled):
+    let_go = hold(labelled)
+    try:
+        assert "The checkpoint stands at epoch 2, and the run goes on." in ReportPage(write_report(labelled)).text
+    finally:
+        let_go()
+    assert "The checkpoint stands" not in ReportPage(write_report(labelled)).text
 
 
 def test_images_that_are_gone_leave_the_rest_of_the_page(labelled):

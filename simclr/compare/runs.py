@@ -11,10 +11,16 @@ from typing import Any
 import yaml
 
 from simclr.checkpoint import LAST, Checkpoint, read_checkpoint
-from simclr.files import hold
-from simclr.heartbeat import is_written
 from simclr.paths import expanded
-from simclr.report.run import clocks, read_clock, read_evaluations, read_metrics, read_results, steps_per_epoch
+from simclr.report.run import (
+    clocks,
+    is_going_on,
+    read_clock,
+    read_evaluations,
+    read_metrics,
+    read_results,
+    steps_per_epoch,
+)
 from simclr.run_folder import CONFIG, flat, latest_config
 
 SEEDS = ("seed_everything", "model.seed", "data.seed")
@@ -111,14 +117,19 @@ def read_run(folder: Path, name: str) -> Run:
     if any((folder / LAST.parent).glob("*.ckpt")):
         checkpoint = _tried(lambda: read_checkpoint(folder), notes)
     known = checkpoint.run.get("steps_per_epoch") if checkpoint else None
-    history = _tried(lambda: read_metrics(folder, known), notes) or {}
+    history = _tried(lambda: read_metrics(folder, known), notes)
+    if history == {}:
+        there = "its metrics.csv has no whole epoch" if (folder / "metrics.csv").exists() else "it has no metrics.csv"
+        notes.append(f"no curves: {there}")
+    history = history or {}
     results = _tried(lambda: read_results(folder), notes) or []
     if not (config or history or checkpoint):
         raise ValueError("; ".join(notes) or "it is empty: no settings, no metrics, no checkpoint")
     settings = config or flat({"model": checkpoint.model, "data": checkpoint.data} if checkpoint else {})
     if not config:
-        notes.append("no config.yaml: only the settings in its checkpoint are known" if settings else "no settings")
-    going_on = _is_going_on(folder)
+        known_settings = "only the settings in its checkpoint are known, not those of a config.yaml"
+        notes.append(known_settings if settings else "no settings")
+    going_on = is_going_on(folder)
     result = results[0] if results else None
     evaluations = _tried(lambda: read_evaluations(folder), notes) or []
     for record in filter(None, (result, *evaluations[:1])):
@@ -173,16 +184,6 @@ def _config(folder: Path) -> dict[str, Any]:
     return flat(content)
 
 
-def _is_going_on(folder: Path) -> bool:
-    try:
-        hold(folder)()
-    except BlockingIOError:
-        return True
-    except OSError:  # a folder of someone else
-        return False
-    return is_written(folder)
-
-
 def _stands(checkpoint: Checkpoint | None, history: dict[str, Any], going_on: bool) -> str:
     if checkpoint is None:
         done = max((values[-1][0] for values in history.values()), default=0)
@@ -194,8 +195,9 @@ def _stands(checkpoint: Checkpoint | None, history: dict[str, Any], going_on: bo
 
 def _images_per_step(settings: dict[str, Any]) -> int:
     """Of an optimiser step, over all devices; 0 if not recorded."""
-    batch = settings.get("data.batch_size") or settings.get("model.batch_size") or 0
-    return batch * (settings.get("trainer.accumulate_grad_batches") or 1)
+    batch = settings.get("data.batch_size") or settings.get("model.batch_size")
+    parts = settings.get("trainer.accumulate_grad_batches") or 1
+    return batch * parts if isinstance(batch, int) and isinstance(parts, int) else 0
 
 
 def _pace(folder: Path, images: int) -> tuple[float | None, float | None]:

@@ -15,6 +15,9 @@ from simclr.data import ImageData
 from simclr.data.module import folders_shown, images_of_run
 from simclr.eval.evaluation import RESULT
 from simclr.eval.suite import EVAL, SCHEMA
+from simclr.eval.tables import as_markdown
+from simclr.files import hold
+from simclr.heartbeat import is_written
 
 
 def read_metrics(folder: Path, per_epoch: float | None = None) -> dict[str, list[tuple[float, float]]]:
@@ -32,15 +35,15 @@ def read_metrics(folder: Path, per_epoch: float | None = None) -> dict[str, list
     """
     rows, by_file = _rows_and_steps(folder)
     per_epoch = per_epoch or by_file
-    try:
-        found: dict[str, dict[float, float]] = {}
-        for row in rows if per_epoch else ():
+    found: dict[str, dict[float, float]] = {}
+    for number, row in enumerate(rows if per_epoch else (), start=2):
+        try:
             time = (int(row["step"]) + 1) / per_epoch
             for name in row.keys() - {"step", "epoch"}:
                 if row[name]:
                     found.setdefault(name, {})[time] = float(row[name])  # a continued run writes some steps again
-    except (KeyError, TypeError, ValueError) as error:
-        raise _not_metrics(folder, error) from error
+        except (TypeError, ValueError) as error:
+            raise _not_metrics(folder, error, number) from error
     return {name: sorted(values.items()) for name, values in found.items()}
 
 
@@ -62,15 +65,31 @@ def _rows_and_steps(folder: Path) -> tuple[list[dict[str, str]], float]:
         text = path.read_bytes().decode()
         # A row is there when its line ends: of a run that goes on, or of a copy, the last may not be whole.
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
-        # An epoch that was cut short has fewer steps than the others.
-        ends = [(int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows if row["train_loss_epoch"]]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise _not_metrics(folder, error) from error
-    return rows, max(ends, default=0.0)
+    ends = [0.0]
+    for number, row in enumerate(rows, start=2):
+        try:
+            step = int(row["step"])
+            if row.get("train_loss_epoch"):  # of which there is no column before the first epoch has ended
+                ends.append((step + 1) / (int(row["epoch"]) + 1))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _not_metrics(folder, error, number) from error
+    return rows, max(ends)  # an epoch that was cut short has fewer steps than the others
 
 
-def _not_metrics(folder: Path, error: Exception) -> ValueError:
-    return ValueError(f"{folder / 'metrics.csv'} cannot be read as metrics of a run: {error!r}.")
+def _not_metrics(folder: Path, error: Exception, line: int | None = None) -> ValueError:
+    where = "" if line is None else f" in line {line}"
+    return ValueError(f"{folder / 'metrics.csv'} cannot be read as metrics of a run{where}: {_why(error)}.")
+
+
+def _why(error: Exception) -> str:
+    """Why a file cannot be read, for people."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, TypeError | AttributeError):
+        return "its values are of other kinds than a run writes"
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -83,13 +102,37 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     for path in _kept(folder, RESULT):
         try:
             record = json.loads(path.read_text())
-            missing = [k for k in ("linear_top1", "ci95", "random_encoder_top1", "raw_pixels_top1") if k not in record]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}.") from error
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {_why(error)}.") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} is not a linear evaluation.")
+        missing = [k for k in ("linear_top1", "ci95", "random_encoder_top1", "raw_pixels_top1") if k not in record]
         if missing:
             raise ValueError(f"{path} is not a linear evaluation: it has no {' and no '.join(missing)}.")
+        if strange := [name for name in record if not _is_usual(name, record[name])]:
+            name = strange[0]
+            raise ValueError(f"{path} is not a linear evaluation: its {name} is {json.dumps(record[name])[:60]}.")
         results.append(record)
     return results
+
+
+def _is_usual(name: str, value: Any) -> bool:
+    """Whether a value of a linear evaluation is of the kind that pages and tables show under this name."""
+    if name == "ci95":
+        return _are_numbers(value) and len(value) == 2
+    if value is None:
+        return name != "linear_top1"
+    if name == "confusion_matrix":
+        return isinstance(value, list) and all(_are_numbers(row) and len(row) == len(value) for row in value)
+    if name == "data":
+        return isinstance(value, dict) and _are_numbers([value.get(of, 0) for of in ("test_images", "train_images")])
+    if name in ("predictions", "versions", "starting_weights"):
+        return isinstance(value, dict)
+    return not name.endswith(("_top1", "_top5")) or _are_numbers([value])
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -102,11 +145,16 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     for path in _kept(folder, EVAL):
         try:
             record = json.loads(path.read_text())
-            known = record.get("schema") == SCHEMA and all(record[name] for name in ("results", "data", "labels"))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} cannot be read: {error!r}.") from error
-        if not known:
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {_why(error)}.") from error
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ValueError(f"{path} is not an evaluation that this version reads: its schema is not {SCHEMA}.")
+        try:
+            as_markdown(record)  # which asks for all that is shown of it
+            if not (record["results"] and record["labels"]):
+                raise KeyError("results" if record["labels"] else "labels")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(f"{path} is not a whole evaluation: {_why(error)}.") from error
         records.append(record)
     return records
 
@@ -117,6 +165,17 @@ def _kept(folder: Path, name: str) -> list[Path]:
     numbers = [int(m[1]) for p in folder.glob(f"{stem}.*.json") if (m := re.fullmatch(rf"{stem}\.(\d+)\.json", p.name))]
     paths = [folder / name, *(folder / f"{stem}.{number}.json" for number in sorted(numbers, reverse=True))]
     return [path for path in paths if path.exists()]
+
+
+def is_going_on(folder: Path) -> bool:
+    """Whether a process holds a run folder, on this host or, by its heartbeat, on another."""
+    try:
+        hold(folder)()
+    except BlockingIOError:
+        return True
+    except OSError:  # a folder of someone else
+        return False
+    return is_written(folder)
 
 
 def read_clock(folder: Path, per_epoch: float) -> list[tuple[float, float]]:

@@ -36,6 +36,7 @@ from simclr.report.pictures import (
     save_chart,
     to_picture,
 )
+from simclr.report.run import is_going_on
 from simclr.report.sample import Sample, choose_queries, pixels_of, tsne
 from simclr.training.objective import Objective
 
@@ -44,6 +45,7 @@ History = dict[str, list[tuple[float, float]]]  # as `read_metrics` gives it
 
 _QUERIES, _NEIGHBOURS, _MISTAKES = 10, 8, 8
 _FEWEST_ON_MAP = 30  # images
+_STRONGEST = 54  # percent of colour in a cell, on which its number has a contrast of 4.5 in both themes
 _FIRST = ("linear", "logreg", "heads", "knn")  # protocols of which one stands for all
 _PROTOCOLS = {
     "lbfgs": "L\u2011BFGS, regularisation chosen on a split of the training images",
@@ -72,7 +74,7 @@ def headline(
     """The one thing that matters, first: what a linear classifier reaches, and on what it stands."""
     content = {
         "run": checkpoint.run_dir.resolve().name,
-        "stands": checkpoint.stands if checkpoint.finished is False else None,
+        "stands": _stands(checkpoint),
         "how_to_measure": shlex.join(["python", "linear_eval.py", "--checkpoint", str(checkpoint.run_dir)]),
         "epochs": checkpoint.epochs,
         "result": results[0] if results else None,
@@ -97,6 +99,13 @@ def headline(
         "guessing": _guessing(result.get("confusion_matrix")),
         **_fine_print(result),
     }
+
+
+def _stands(checkpoint: Checkpoint) -> str | None:
+    """How far a run has come that has not come to its end, or that goes on; None for one that has ended."""
+    if is_going_on(checkpoint.run_dir):
+        return f"{checkpoint.stands.removesuffix(', the run not finished')}, and the run goes on"
+    return checkpoint.stands if checkpoint.finished is False else None
 
 
 def _ahead(result: Content) -> list[tuple[float, str]]:
@@ -464,7 +473,7 @@ def _mistaken(test: Sample | None, said: Tensor | None, true: int, taken_for: in
 
 def _cell(is_right: bool, share: float) -> Content:
     """A cell of the table: its number, and how strongly it is coloured, in percent."""
-    strength = min(100, round(100 * share if is_right else 200 * share))  # mistakes are rarer: twice as strong
+    strength = round(_STRONGEST * min(1.0, share if is_right else 2 * share))  # mistakes are rarer: twice as strong
     return {"colour": "accent" if is_right else "wrong", "strength": strength, "share": share}
 
 
