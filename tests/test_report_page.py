@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from page import Page
-from simclr.checkpoint import load_encoder
+from simclr.checkpoint import load_encoder, read_checkpoint
 from simclr.data import ImageData
 from simclr.eval import encoder_sha256
 from simclr.files import hold
 from simclr.module import SimCLR
 from simclr.report import write_report
 from simclr.report.page import render
+from simclr.report.sections import usage
 from suite_record import result, suite_record
 
 CLASSES = ["<script>alert('1')", "a & b", 'say "c"']
@@ -174,12 +175,12 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     left_out = dict.fromkeys(("protocols", "curves", "quality", "atlas", "neighbours", "alike", "confusion", "views"))
     row = {"name": hostile, "value": hostile, "default": hostile}
     settings = {"rows": {hostile: hostile}, "differ": [row], "left_open": [row], "has_config": False}
-    usage = {"path": hostile, "feature_dim": hostile}
+    usage = {"path": hostile, "feature_dim": hostile, "image": hostile}
     words = {"title": hostile, "headline": headline, "missing": hostile, "settings": settings, "usage": usage}
     words |= {"with_labels": False}
     page = render(**words, provenance=provenance, **left_out)
     assert page.count("<script") == Page(page).scripts == 1
-    assert page.count("&lt;script") == 18
+    assert page.count("&lt;script") == 19
     tile = {"kind": hostile, "number": hostile, "name": hostile, "is_small": True, "source": hostile}
     one = SimpleNamespace(name=hostile, index=[0], whole=2)
     neighbours = {"k": hostile, "tiles": [tile], "test": one, "bank": one, "share_of_own_class": None}
@@ -214,7 +215,7 @@ def test_what_is_put_into_a_page_is_escaped_wherever_it_stands():
     assert Page(page).scripts == 1
     assert page.count("<script") == 3
     assert Page(page).data == {"curves-data": {"names": [hostile]}, "atlas-data": {hostile: hostile}}
-    assert page.count("&lt;script") == 69
+    assert page.count("&lt;script") == 70
     headline |= {"result": None, "evaluated": {"name": hostile, "top1": 0.5, "interval": None, "draws": 3, "ahead": []}}
     page = render(**words, provenance=provenance, **shown, atlas=atlas | {"has_predictions": True})
     assert Page(page).scripts == 1
@@ -266,6 +267,19 @@ def test_an_evaluation_of_another_encoder_is_called_that(labelled):
     (labelled / "linear_eval.json").write_text(json.dumps(result_of(labelled, encoder_sha256="0" * 64, epoch=1)))
     text = ReportPage(write_report(labelled)).text
     assert "These numbers are of another encoder (epoch 1) than the checkpoint now holds (epoch 2)" in text
+
+
+def test_the_settings_of_built_in_images_are_not_those_of_a_folder(labelled):
+    text = ReportPage(write_report(labelled)).text
+    assert "train_dir=" in text
+    assert "shapes_train" not in text
+
+
+def test_an_encoder_of_four_channels_is_not_shown_a_jpeg(labelled):
+    checkpoint = read_checkpoint(labelled)
+    assert usage(checkpoint, load_encoder(labelled))["image"] == "photo.jpg"
+    checkpoint.model["channels"] = 4
+    assert usage(checkpoint, load_encoder(labelled))["image"] == "image.tif"
 
 
 def test_a_run_that_goes_on_is_said_to(labelled):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_NAMES = 12  # rows that a legend can name; the table has the colours of all
+_MEASURED = {0: "linear classifier", 10: "", 12: ""}  # places of accuracies on test images, and what their pairs are by
+_LEAST = 0.0005  # by which one row is above another, in points with one digit
+_SURE = 0.05  # p from which on the order of two runs is not sure
 _MOST_POINTS = 400  # of a curve in a file: more than it shows
 _PANELS = {
     "train_loss_epoch": "loss",
@@ -61,6 +64,7 @@ def write_page(found: Comparison, path: Path, beside: dict[str, Any] | None = No
         colours=colours,
         curves=curve_data(found, colours),
         scatter=scatter_data(found, colours),
+        lead=lead_of(found),
         beside=beside,
         name=name,
         csv=base64.b64encode(as_csv(found).encode()).decode(),
@@ -86,6 +90,36 @@ def curve_data(found: Comparison, colours: list[str]) -> dict[str, Any] | None:
         for run in found.runs
     ]
     return chart_data(panels, times, legend=False) if panels else None
+
+
+def lead_of(found: Comparison) -> dict[str, str] | None:
+    """What the page says first: which row is the best by the first accuracy on test images, and by how much.
+
+    None where no two rows have one by the same protocol on the same images, or where the best two are equal.
+    """
+    measured = [(c, [row for row in found.rows if c in row.figures]) for c in found.columns if c.place in _MEASURED]
+    column, rows = next(((column, rows) for column, rows in measured if len(rows) > 1), (None, []))
+    if column is None:
+        return None
+    best, other = sorted(rows, key=lambda row: -row.figures[column].value)[:2]
+    alone = len(best.runs) == len(other.runs) == 1
+    runs = {best.runs[0].name, other.runs[0].name}
+    by = _MEASURED[column.place] or column.title
+    pair = next((pair for pair in found.pairs if alone and pair.by == by and {pair.best, pair.other} == runs), None)
+    ahead = pair.difference if pair else best.figures[column].value - other.figures[column].value
+    if ahead < _LEAST:
+        return None
+    value, _, spread = best.figures[column].text(column).partition(" %")
+    chance = f", a lead that these test images cannot tell from chance (p {pair.p:.2g})" if pair else ""
+    return {
+        "best": best.name,
+        "other": other.name,
+        "value": value,
+        "spread": spread,
+        "ahead": f"{100 * ahead:.1f}",
+        "surety": chance if pair and pair.p >= _SURE else "",
+        "by": column.title,
+    }
 
 
 def scatter_data(found: Comparison, colours: list[str]) -> dict[str, Any] | None:

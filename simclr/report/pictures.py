@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MOST_NAMES = 20  # classes that a chart can name
 
 # Colours of the light page.
-INK, MUTED, GRID, PAPER, ACCENT, WRONG = "#1b1f24", "#667080", "#e4e7eb", "#fefefe", "#2460c8", "#d4541a"
+INK, MUTED, GRID, PAPER, ACCENT, WRONG = "#1b1f24", "#667080", "#e4e7eb", "#fefefe", "#2460c8", "#bf4711"
 # Tableau 10: apart from each other on white and on black.
 CLASS_COLOURS = ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"]
 CLASS_COLOURS += ["#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"]

@@ -497,7 +497,8 @@ def usage(checkpoint: Checkpoint, encoder: nn.Module) -> Content:
     """What to write in a program to use the encoder."""
     weights = (checkpoint.run_dir / ENCODER).with_suffix(".safetensors")
     path = weights if weights.is_file() else checkpoint.run_dir
-    return {"path": repr(str(path)), "feature_dim": encoder.feature_dim}
+    image = "photo.jpg" if checkpoint.model.get("channels", 3) in (1, 3) else "image.tif"
+    return {"path": repr(str(path)), "feature_dim": encoder.feature_dim, "image": image}
 
 
 def views(folder: Path) -> Content | None:

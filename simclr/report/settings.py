@@ -113,6 +113,8 @@ def _in_words(checkpoint: Checkpoint, encoder: nn.Module, config: Content) -> di
     model, data = checkpoint.model, checkpoint.data
     trainer = config.get("trainer") or {}
     million = sum(p.numel() for p in encoder.parameters()) / 1e6
+    of_a_folder = data.get("train_dir") is not None or data.get("source", "auto") not in ("auto", "shapes")
+    named = [name for name in _DATA_SHOWN if not (of_a_folder and name.startswith("shapes_"))]
     used = [name for name in ("rotation", "cutout", "noise", "sobel") if model.get(f"{name}_prob")]
     return {
         "encoder": f"{encoder_in_words(model)}, stem {model.get('stem')}; "
@@ -128,7 +130,7 @@ def _in_words(checkpoint: Checkpoint, encoder: nn.Module, config: Content) -> di
         f"area, colour strength {model.get('strength'):g}, grey {model.get('gray_prob'):g}, "
         f"blur {model.get('blur_prob'):g}, flip {model.get('flip_prob'):g}"
         + "".join(f", {name} {model[f'{name}_prob']:g}" for name in used),
-        "data": " ".join(f"{k}={v}" for k, v in data.items() if k in _DATA_SHOWN and v not in (None, "auto"))
+        "data": " ".join(f"{k}={v}" for k, v in data.items() if k in named and v not in (None, "auto"))
         or data.get("source", "not recorded"),
         "images": _images(model, data),
         "seed": str(model.get("seed")),

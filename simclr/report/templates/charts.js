@@ -66,9 +66,10 @@ const charts = (root, data, { change = () => {}, smoothing = false, height = 250
   const reset = make("button", { type: "button", text: "Whole range", hidden: true });
   const smooth = make("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: 0, "aria-label": "smoothing" });
   const hint = make("span", { class: "hint mouse", text: "Drag to zoom, double-click for all. Keys: arrows, + and \u2212, 0." });
+  const touch = make("span", { class: "hint touch", text: "Pinch to zoom." });
   if (data.axes.length > 1) tools.append(axis);
   if (smoothing) tools.append(make("label", { class: "slider" }, "smoothing", smooth));
-  tools.append(reset, hint);
+  tools.append(reset, hint, touch);
   const grid = make("div", { class: "panels" });
   const missing = make("p", { class: "caption", hidden: true });
   const spoken = make("p", { class: "spoken", "aria-live": "polite" });
