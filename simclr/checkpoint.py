@@ -488,7 +488,17 @@ def _plain_weights(encoder: nn.Module) -> dict[str, Tensor]:
 def as_encoder_file(weights: dict[str, Tensor], settings: dict[str, Any]) -> bytes:
     """A safetensors file that `load_encoder` opens: weights, and in its metadata the settings and a hash of both."""
     text = json.dumps(settings)
-    return save(weights, {"format": "pt", _SETTINGS: text, _SHA256: sha256_of(weights, text)})
+    return as_safetensors(weights, {"format": "pt", _SETTINGS: text, _SHA256: sha256_of(weights, text)})
+
+
+def as_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same content: the library writes metadata in an order of chance."""
+    written = save(tensors, metadata)
+    end = 8 + int.from_bytes(written[:8], "little")
+    header = {**json.loads(written[8:end]), "__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # where tensors begin, as the library has it
+    return len(text).to_bytes(8, "little") + text + written[end:]
 
 
 def sha256_of(weights: Mapping[str, Tensor], settings: str = "") -> str:

@@ -15,6 +15,9 @@ from torch import Tensor
 
 _LIGHTNING = ("NODE_RANK", "LOCAL_RANK")
 _FOR_EVER = timedelta(days=365)
+# What torchrun tells a process of itself and of the others, beside names that begin with TORCHELASTIC_.
+_TOLD = {f"{of}{what}" for of in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE")}
+_TOLD |= {"MASTER_ADDR", "MASTER_PORT", "ROLE_NAME"}
 
 
 def is_distributed() -> bool:
@@ -87,6 +90,21 @@ def launched_ranks() -> int:
     """How many processes share a command, as torchrun or its like has told each of them; 1 where none has."""
     told = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in told) else 1
+
+
+def left_to_this_rank() -> bool:
+    """Whether work that ranks do not share is this process's: rank 0's, which is alone from then on.
+
+    What a launcher has told it is taken out of its environment, so that neither it nor a process that it starts waits
+    for others.
+    """
+    if launched_ranks() == 1:
+        return True
+    if launched_rank() > 0:
+        return False
+    for name in [name for name in os.environ if name in _TOLD or name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]
+    return True
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -104,6 +105,14 @@ def test_a_file_gives_back_what_was_written_and_damage_is_refused(fitted, tmp_pa
     )
     with pytest.raises(ValueError, match="of version 9"):
         read_classifier(tmp_path / "c.safetensors")
+
+
+def test_the_same_classifier_is_the_same_file(fitted, tmp_path):
+    for number in range(20):  # chance would have to be alike twenty times
+        save_classifier(fitted, tmp_path / f"{number}.safetensors")
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+    tensors = safetensors.torch.load_file(tmp_path / "0.safetensors")
+    assert all(torch.equal(tensors[name], getattr(fitted, name)) for name in ("weight", "bias", "reference", "spacing"))
 
 
 def test_fit_and_predict_from_folders_to_a_csv(run, labelled, tmp_path, monkeypatch, capsys):

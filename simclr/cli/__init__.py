@@ -103,10 +103,18 @@ COMMANDS = {
     ),
 }
 
+# Commands whose work ranks share, `torchrun --nproc_per_node 2 -m simclr eval RUN`; any other is rank 0's alone.
+SHARED = {"train", "supervised", "profile", "linear-eval", "eval", "embed", "duplicates", "fit", "predict"}
+
 
 def main(argv: list[str] | None = None) -> None:
     """`simclr <command>`: reaches every command of the project."""
     args = sys.argv[1:] if argv is None else argv
+    if not SHARED.intersection(args[:1]) and os.environ.get("WORLD_SIZE"):  # of a launcher
+        from simclr.distributed import left_to_this_rank  # not above: it brings torch
+
+        if not left_to_this_rank():
+            return
     if not args or args[0] in ("-h", "--help"):
         lines = [f"  {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()]
         print("usage: simclr <command> [options]\n\n" + "\n".join(lines))

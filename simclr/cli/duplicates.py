@@ -11,19 +11,22 @@ from rich.console import Console
 from rich.text import Text
 
 from simclr.cli.check_data import add_channels, record_of, rules_of, scan_folder, write_list
-from simclr.cli.embed import placed, progress_bar, workers_for
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.embed import placed, progress_bar, stop, workers_for
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
+from simclr.cli.ranks import on_launched_ranks
 from simclr.cli.search import writable
 from simclr.container import cores
+from simclr.data.scan import Scanned
 from simclr.data.sources import Folder, list_folder
+from simclr.distributed import rank
 from simclr.files import write_atomically
 from simclr.paths import expanded, shown, stored
 from simclr.use.alike import alike_by_features, groups_of
-from simclr.use.embed import embed_folder
+from simclr.use.embed import embed_folder, help_to_embed
 from simclr.use.embedded import Embedded, read_embedded
 from simclr.use.embedded import in_a_line as of_one_line
-from simclr.use.source import open_source
+from simclr.use.source import Source, open_source
 
 _NAMED = 10  # groups of a kind on the screen
 _MANY = 0.1  # of the images: so many that look alike are no duplicates
@@ -31,21 +34,23 @@ _KINDS = {"exact": "the same pixels", "near": "nearly the same pixels", "feature
 
 
 @in_a_line
+@on_launched_ranks
 def duplicates(argv: list[str] | None = None) -> None:
     """Find images that are there twice, or nearly. See `simclr duplicates --help`."""
     quiet()
     config = guarded(lambda: duplicates_parser().parse_args(sys.argv[1:] if argv is None else argv))
     folder, embedded = guarded(lambda: _opened(config))
     try:
+        if rank() > 0:
+            guarded(lambda: _help(config, folder))
+            return
         rules = guarded(lambda: rules_of(config, [folder]))
         scanned = scan_folder(folder, config.load_size, config.workers or cores(), rules)
-        if config.encoder is not None:
-            embedded = None
+        guarded(lambda: _refuse_unreadable(folder, scanned))
         found = record_of({"train": folder}, {"train": scanned}, rules, config.workers or cores())
         pairs = guarded(lambda: _by_features(config, folder, embedded))
     except KeyboardInterrupt:
-        print("stopped: not all images were looked at", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        stop("stopped: not all images were looked at")
     except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 1.", FAILED)
     record = _record(folder, found["folders"]["train"], pairs, found["alike_not_looked_at"])
@@ -102,6 +107,11 @@ def _opened(config: Any) -> tuple[Folder, Embedded | None]:
     return folder, embedded
 
 
+def _refuse_unreadable(folder: Folder, scanned: list[Scanned]) -> None:
+    if all(found.error for found in scanned):
+        raise ValueError(f"none of the {len(scanned):,} images in {folder.root} can be read: {scanned[0].error}.")
+
+
 def _names(folder: Folder) -> set[str]:
     top = len(os.path.join(stored(folder.root), ""))
     return {path[top:].replace(os.sep, "/") for path in folder.paths}
@@ -113,18 +123,29 @@ def _by_features(config: Any, folder: Folder, embedded: Embedded | None) -> list
         return _pairs(embedded, _names(folder), config.min_cosine)
     if config.encoder is None:
         return None
-    source = open_source(config.encoder)
-    device = placed(source, device_named(config.device), config.device)
+    source, workers = _encoder(config)
     with tempfile.TemporaryDirectory() as place, progress_bar(config.folder) as advance:
         made = embed_folder(
             config.folder,
             source,
             os.path.join(place, "features"),
-            workers=workers_for(device, None),
+            workers=workers,
             on_error="skip",
             advance=advance,
         )
         return _pairs(made, _names(folder), config.min_cosine)
+
+
+def _help(config: Any, folder: Folder) -> None:
+    """What ranks other than the first do: their share of the features."""
+    if config.encoder is not None:
+        help_to_embed(folder, *_encoder(config))
+
+
+def _encoder(config: Any) -> tuple[Source, int]:
+    """The encoder on its device, and how many processes decode for it."""
+    source = open_source(config.encoder)
+    return source, workers_for(placed(source, device_named(config.device), config.device), None)
 
 
 def _pairs(embedded: Embedded, own: set[str], min_cosine: float) -> list[tuple[str, str, float]]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -54,10 +54,7 @@ def embed(argv: list[str] | None = None) -> None:
                 )
             )
     except KeyboardInterrupt:
-        if rank() > 0:
-            sys.exit(INTERRUPTED)
-        print(f"stopped after {worked[-1]:,} files; the same command goes on", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        stop(f"stopped after {worked[-1]:,} files; the same command goes on")
     except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 0.", FAILED)
     if rank() > 0:
@@ -157,6 +154,13 @@ def workers_for(device: str, asked: int | None) -> int:
     if asked is not None:
         return asked
     return 0 if device.startswith("cpu") else max(1, min(_MOST_WORKERS, cores() - 1))
+
+
+def stop(said: str) -> NoReturn:
+    """The end of a command by Ctrl-C: a line on standard error, of several ranks rank 0's, and the exit code."""
+    if rank() == 0:
+        print(said, file=sys.stderr, flush=True)
+    sys.exit(INTERRUPTED)
 
 
 @contextmanager

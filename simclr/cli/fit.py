@@ -5,10 +5,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from simclr.cli.embed import add_computing, add_encoder, encoder_of, progress_bar, workers_for
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.embed import add_computing, add_encoder, encoder_of, progress_bar, stop, workers_for
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser
+from simclr.cli.ranks import on_launched_ranks
 from simclr.cli.search import writable
+from simclr.distributed import rank
 from simclr.eval.logreg import NotConverged
 from simclr.paths import expanded
 from simclr.use.classify import fit_classifier, save_classifier
@@ -17,6 +19,7 @@ from simclr.use.embedded import in_a_line as of_one_line
 
 
 @in_a_line
+@on_launched_ranks
 def fit(argv: list[str] | None = None) -> None:
     """Fit a classifier to class folders. See `simclr fit --help`."""
     quiet()
@@ -38,12 +41,13 @@ def fit(argv: list[str] | None = None) -> None:
                 )
             )
     except KeyboardInterrupt:
-        print("stopped: nothing is written", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        stop("stopped: nothing is written")
     except NotConverged as error:
         fail(str(error), FAILED)
     except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 0.", FAILED)
+    if rank() > 0:
+        return
     guarded(lambda: save_classifier(classifier, out))
     held, about = classifier.about["held_out"], classifier.about
     low, high = (f"{100 * bound:.1f}" for bound in held["ci95"])

@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from simclr.checks import out_of_range, refuse
-from simclr.cli.embed import placed, progress_bar, workers_for
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.embed import placed, progress_bar, stop, workers_for
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
+from simclr.cli.ranks import on_launched_ranks
 from simclr.cli.search import writable
 from simclr.data.sources import list_folder
+from simclr.distributed import rank
 from simclr.files import write_atomically
 from simclr.paths import expanded, shown, stored
 from simclr.use.classify import UNLIKE, features_of, read_classifier
@@ -28,6 +30,7 @@ _ROWS = 40  # on the screen
 
 
 @in_a_line
+@on_launched_ranks
 def predict(argv: list[str] | None = None) -> None:
     """Say what images show. See `simclr predict --help`."""
     quiet()
@@ -35,10 +38,11 @@ def predict(argv: list[str] | None = None) -> None:
     try:
         rows, skipped = guarded(lambda: _predicted(config))
     except KeyboardInterrupt:
-        print("stopped: nothing is written", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        stop("stopped: nothing is written")
     except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 0.", FAILED)
+    if rank() > 0:
+        return
     if config.csv is not None:
         guarded(lambda: write_atomically(expanded(config.csv), _as_csv(rows)))
     _print(rows, config.csv)
@@ -82,6 +86,8 @@ def _predicted(config: Any) -> tuple[list[dict[str, Any]], list[str]]:
         features, kept, skipped = features_of(
             paths, source, workers=workers_for(device, config.workers), on_error=config.on_error, advance=advance
         )
+    if rank() > 0:
+        return [], []
     found = classifier.predict(features)
     columns = (found.classes, found.probability, found.distance, found.quantile)
     rows = [

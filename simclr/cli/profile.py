@@ -10,7 +10,9 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from simclr.allocator import keep_freed_memory
-from simclr.cli.messages import INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.embed import stop
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
+from simclr.cli.ranks import one_speaks
 from simclr.cli.train import TrainCLI, check, parse_and_build
 from simclr.nonfinite.watch import FiniteSteps
 from simclr.profile import StepClock, draw, summarise
@@ -60,14 +62,16 @@ def profile(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     folder = RunFolder()
     try:
-        cli = guarded(
-            lambda: parse_and_build(args, folder, ProfileCLI, "Say where the time of a training step goes.", "profile")
-        )
-        guarded(lambda: check(cli))
-        print_profile(cli)
+        with one_speaks():
+            cli = guarded(
+                lambda: parse_and_build(
+                    args, folder, ProfileCLI, "Say where the time of a training step goes.", "profile"
+                )
+            )
+            guarded(lambda: check(cli))
+            print_profile(cli)
     except KeyboardInterrupt:
-        print("stopped: no profile", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        stop("stopped: no profile")
 
 
 def print_profile(cli: TrainCLI) -> None:
@@ -82,8 +86,7 @@ def print_profile(cli: TrainCLI) -> None:
     try:
         trainer.fit(model, data)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        fail(str(error), FAILED)
     except ValueError as error:  # an image that cannot be read
         if os.environ.get("SIMCLR_TRACEBACK"):
             raise

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from simclr.run_folder import launcher
 _LOOK_EVERY = 0.3  # seconds
 _TO_LEAVE = 3.0  # seconds that a rank has to end by itself, once another has failed: in a collective it cannot
 _TO_HEAR = 5.0  # seconds that a rank whose connection is lost waits to hear why
+_TO_BE_HEARD = 1.5  # seconds that the host of the store stays after its note, for all to look at it
 _TO_CLEAR_UP = 60.0  # seconds for ranks that have trained
 _SAID = (FAILED, BAD_INPUT, INTERRUPTED, TERMINATED)  # exit codes of a rank that has said why
 
@@ -139,6 +140,9 @@ class Ranks:
         self.kill_children()
         if self._places:
             self._failed_with = code if isinstance(code, int) else FAILED
+            hosts = self._rank() == 0 and not distributed.launcher_has_store()
+            if self._mine and hosts and not self._children:
+                time.sleep(_TO_BE_HEARD)
 
     def _exit_at_once(self) -> None:
         """At exit: threads of torch's that still talk to a rank which is gone end a process by SIGABRT."""
@@ -283,6 +287,28 @@ class WithRanks(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Told to stop, ranks go at different times."""
         self.ranks.leaving |= isinstance(exception, KeyboardInterrupt)
+
+
+@contextmanager
+def one_speaks() -> Iterator[None]:
+    """Within it one of the ranks that a launcher has started says why they cannot go on, if they cannot."""
+    ranks = Ranks()
+
+    def say(error: Exception) -> None:
+        ranks.answer(error)
+        raise error
+
+    try:
+        with speaking_if(ranks.may_speak):
+            try:
+                yield
+            except Exception as error:
+                in_a_line(say)(error)
+    except BaseException as error:
+        ranks.end(getattr(error, "code", None))
+        raise
+    finally:
+        ranks.leaving = True
 
 
 def on_launched_ranks(command: Callable[..., None]) -> Callable[..., None]:

@@ -59,7 +59,7 @@ from simclr.dashboard import Dashboard
 from simclr.data import ImageData
 from simclr.data.module import FOLDERS, LEFT_OUT, SKIPPED, folders_of_run
 from simclr.diagnosis import Diagnosis
-from simclr.distributed import launched_rank
+from simclr.distributed import launched_rank, launched_ranks
 from simclr.efficientnet import SCALED, encoder_in_words
 from simclr.encoders import choose_stem
 from simclr.eval.supervised import METHOD as SUPERVISED
@@ -788,6 +788,13 @@ def check(cli: TrainCLI) -> None:
     Raises:
         ValueError: with what to use.
     """
+    # Else each would be a run of its own, in one folder.
+    if (launched := launched_ranks()) not in (1, cli.trainer.world_size):
+        here = os.environ.get("LOCAL_WORLD_SIZE", str(launched))
+        raise ValueError(
+            f"{launched} ranks were launched, and these settings train on {cli.trainer.world_size}. "
+            f"Add --trainer.devices {here}."
+        )
     if cli.resumed and cli.resumed.data:
         cli.datamodule.adopt(cli.resumed.data)
     with folders_of_run(cli.datamodule, cli.resumed.data if cli.resumed else {}):

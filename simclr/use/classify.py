@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from simclr import __version__
+from simclr.checkpoint import as_safetensors
 from simclr.checks import listed
 from simclr.data.sources import list_folder
 from simclr.data.splits import stratified_split
+from simclr.distributed import from_rank_0, on_every_rank, rank, world_size
 from simclr.eval.features import frozen
 from simclr.eval.knn import nearest
 from simclr.eval.logreg import linear_probe
 from simclr.files import write_atomically
 from simclr.paths import expanded
-from simclr.use.embed import OnError, default_batch_size, feature_batches
+from simclr.use.embed import OnError, default_batch_size, feature_batches_on_ranks, refuse_unlike_rank_0
 from simclr.use.source import Source
 
 VERSION = 1
@@ -108,7 +109,7 @@ def fit_classifier(
 
     A fifth of each class is held out. On the others the regularisation is chosen (`simclr.eval.logreg.linear_probe`,
     by a split of them) and a classifier fitted, whose accuracy on what was held out is the one that is stated. Then all
-    images are fitted, with that regularisation.
+    images are fitted, with that regularisation. Several ranks share the features, each calling this; rank 0 fits.
 
     Args:
         images: a folder with a folder for each class.
@@ -117,7 +118,7 @@ def fit_classifier(
         on_error: of an image that cannot be read: raise, or skip.
         seed: of what is held out.
     Returns:
-        The classifier, and a line for each file that was skipped.
+        The classifier, and a line for each file that was skipped, which is rank 0's to tell.
     Raises:
         ValueError: without two classes of three images and more, for files that cannot be read, for features that are
             not finite.
@@ -129,15 +130,20 @@ def fit_classifier(
             f"data.train_dir={images} has no labels: needed two or more folders with the images of a class each, and "
             "none beside them."
         )
-    counts = folder.labels.bincount(minlength=len(folder.classes))
-    _refuse_few(counts, folder.classes, images)
+    names = folder.classes
+    _refuse_few(folder.labels.bincount(minlength=len(names)), names, images)
     paths = [folder.paths[i] for i in range(len(folder.paths))]
     with frozen(source.encoder):
         features, kept, skipped = _features(paths, source, batch_size, workers, on_error, advance)
     labels = folder.labels[kept]
-    _refuse_few(labels.bincount(minlength=len(folder.classes)), folder.classes, images)
+    found = from_rank_0(lambda: _fitted(images, features, labels, names, source, seed))
+    return found, skipped
+
+
+def _fitted(images: str, features: Tensor, labels: Tensor, names: list[str], source: Source, seed: int) -> Classifier:
+    classes = len(names)
+    _refuse_few(labels.bincount(minlength=classes), names, images)
     train, held = stratified_split(labels, _HELD_OUT, seed=seed)
-    classes = len(folder.classes)
     probe = linear_probe(features[train], labels[train], features[held], labels[held], num_classes=classes, seed=seed)
     chosen = probe.regularization
     assert chosen is not None  # of L-BFGS
@@ -148,7 +154,7 @@ def fit_classifier(
     bank = normalize(features[reference], dim=1)
     about = {
         "simclr_classifier": VERSION,
-        "classes": folder.classes,
+        "classes": names,
         "encoder": source.about,
         "held_out": {"accuracy": probe.accuracy, "ci95": list(probe.ci95), "images": len(held)},
         "regularization": chosen,
@@ -157,7 +163,7 @@ def fit_classifier(
         "seed": seed,
         "simclr_version": __version__,
     }
-    return Classifier(final.weight, final.bias, bank, _spacing(bank), about), skipped
+    return Classifier(final.weight, final.bias, bank, _spacing(bank), about)
 
 
 def _refuse_few(counts: Tensor, classes: list[str], images: str) -> None:
@@ -179,6 +185,8 @@ def features_of(
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Features of files in memory: (n, F); which files they are of, (n,) int64; and a line for each that was skipped.
 
+    Several ranks share the work, each calling this; rank 0 gets it all, and the others nothing, n = 0.
+
     Args:
         paths, source, workers, on_error, advance: as for `fit_classifier`.
     """
@@ -195,10 +203,15 @@ def _features(
     advance: Callable[[int, int], None],
 ) -> tuple[Tensor, Tensor, list[str]]:
     size = batch_size or default_batch_size(source.transform.image_size)
+    if world_size() > 1:
+        listing = hashlib.sha256("\0".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
+        mine = {"images": listing, "weights": source.identity, "batch_size": size}
+        first = from_rank_0(lambda: mine)
+        on_every_rank(lambda: refuse_unlike_rank_0(mine, first))
     parts: list[Tensor] = []
     kept: list[int] = []
     skipped: list[str] = []
-    for number, (rows, bad) in enumerate(feature_batches(paths, source, batch_size=size, workers=workers)):
+    for number, (rows, bad) in enumerate(feature_batches_on_ranks(paths, source, batch_size=size, workers=workers)):
         if bad and on_error == "raise":
             raise ValueError(f"cannot read {listed(bad.values(), 3)}. To leave such files out: --on_error skip.")
         last = min(len(paths), (number + 1) * size)
@@ -206,6 +219,8 @@ def _features(
         skipped += bad.values()
         parts.append(torch.from_numpy(np.array(rows)))
         advance(last, len(paths))
+    if rank() > 0:
+        return torch.empty(0, source.about["feature_dim"]), torch.empty(0, dtype=torch.int64), []
     if not kept:
         raise ValueError(f"none of the {len(paths):,} images can be read: {skipped[0]}.")
     return torch.cat(parts), torch.tensor(kept), skipped
@@ -231,7 +246,7 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
     """Write a classifier as one safetensors file, whole or not at all; `read_classifier` opens it."""
     tensors = {name: getattr(classifier, name).contiguous() for name in ("weight", "bias", "reference", "spacing")}
     text = json.dumps(classifier.about)
-    write_atomically(path, save(tensors, {_SETTINGS: text, _SHA256: _sha256(tensors, text)}))
+    write_atomically(path, as_safetensors(tensors, {_SETTINGS: text, _SHA256: _sha256(tensors, text)}))
 
 
 def read_classifier(path: str | os.PathLike) -> Classifier:

@@ -137,6 +137,12 @@ def feature_batches_on_ranks(
                 yield done
 
 
+def refuse_unlike_rank_0(mine: dict[str, Any], first: dict[str, Any]) -> None:
+    """Refuse to share work with a rank 0 that has other things by the same names."""
+    if differ := [name for name, value in mine.items() if first[name] != value]:
+        raise ValueError(f"rank {rank()} has other {' and '.join(differ)} than rank 0. Give all of them the same.")
+
+
 def embed_folder(
     images: str,
     source: Source,
@@ -171,7 +177,7 @@ def embed_folder(
     """
     listed, folder = list_folder(images, "images"), expanded(out)
     if rank() > 0:
-        _help_to_embed(listed, source, workers)
+        help_to_embed(listed, source, workers)
         return read_embedded(folder)
     _refuse_strange(folder, out)
     made = not folder.exists()
@@ -268,14 +274,18 @@ def _tell_ranks(plan: dict[str, Any] | None) -> None:
     from_rank_0(lambda: plan)
 
 
-def _help_to_embed(listed: Folder, source: Source, workers: int) -> None:
-    """What ranks other than the first do until all is written."""
+def help_to_embed(listed: Folder, source: Source, workers: int) -> None:
+    """What ranks other than the first do while it is in `embed_folder`, until all is written.
+
+    Args:
+        listed: the folder of images.
+        source, workers: as there.
+    """
     plan = from_rank_0(lambda: None)
     if plan is None:
         return
     mine = {"images": listed.fingerprint, "weights": source.identity}
-    if differ := [name for name, value in mine.items() if plan.pop(name) != value]:
-        raise ValueError(f"rank {rank()} has other {' and '.join(differ)} than rank 0. Give all of them the same.")
+    refuse_unlike_rank_0(mine, {name: plan.pop(name) for name in mine})
     with frozen(source.encoder):
         for _ in feature_batches_on_ranks(listed.paths, source, workers=workers, **plan):
             pass
