@@ -50,6 +50,17 @@ def overflow(weights):
             value.fill_(3e38)
 
 
+def wrong_features(root: Path) -> None:
+    """Copies of what `simclr embed` has written: with a NaN, and of another version."""
+    for name in ("nan_features", "later_features"):
+        shutil.copytree(root / "embedded", root / name)
+    features = np.load(root / "embedded" / "features.npy")
+    features[1, 0] = np.nan
+    np.save(root / "nan_features" / "features.npy", features)
+    about = root / "later_features" / "about.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "simclr_embed": 9}))
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A run, what is wrong with others, and folders that do not serve. No row may change it."""
@@ -70,12 +81,25 @@ def place(tmp_path_factory) -> Path:
     (root / "taken.safetensors").write_bytes(b"mine")
     (root / "taken").mkdir()
     (root / "taken" / "mine.txt").write_text("mine")
+    (root / "taken.txt").write_bytes(b"mine\0")
     changed(root / "run", root / "renamed", rename)
     changed(root / "run", root / "gray", take_gray)
     changed(root / "run", root / "nan", overflow)
     shutil.copytree(root / "exported", root / "later")
     card = root / "later" / "card.md"
     card.write_text(card.read_text().replace("simclr_export: 1", "simclr_export: 9"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        main(["embed", "two", "--encoder", "run", "--out", "embedded"])
+        main(["fit", "run", "--data.train_dir", "two", "--out", "classifier.safetensors"])
+        main(["eval", "run", "--on", "two", "--protocols", "knn", "--yardsticks", "none", "--cache", "false"])
+    wrong_features(root)
+    for name in ("nan", "gray"):  # whose numbers were measured, and whose weights are others by now
+        shutil.copytree(root / "run" / "transfer", root / name / "transfer")
+    shutil.copytree(root / "run", root / "schema")
+    record = root / "schema" / "transfer" / "two.json"
+    record.write_text(record.read_text().replace("simclr.eval/1", "simclr.eval/9"))
+    shutil.rmtree(root / "run" / "transfer")
     shutil.copytree(root / "exported", root / "gray_export")
     file = root / "gray_export" / next((root / "exported").glob("*.safetensors")).name
     weights = load_file(file)
@@ -89,6 +113,7 @@ GRAY = "conv1.weight is (4, 1, 3, 3) where (4, 3, 3, 3) is needed"
 RENAMED = "conv1.weight is missing; conv1.wieght is unexpected"
 LATER = "card.md is of version 9 of the card; this simclr reads version 1. Export the run again."
 NAN = "are NaN or infinite"
+SOMETHING_ELSE = "is there already and holds something else. Name another file."
 ROWS = {
     # Labels where there are none, or too few
     "eval run --on flat": UNLABELLED,
@@ -105,6 +130,12 @@ ROWS = {
     "linear-eval run --data.source folder --data.train_dir two --data.test_dir three": "two lacks: c.",
     "eval run --on two --protocols knn --knn.k 5": "knn.k=5 is more than the 4 training images. Use fewer",
     "linear-eval run --data.source folder --data.train_dir two --knn_k 5": "knn_k=5 is more than the 4 training",
+    "eval run --on two --on_test one": ONE_CLASS,
+    "eval run --on two --on_test flat": UNLABELLED,
+    "verify schema --train_dir flat": "two.json has schema simclr.eval/9, this version reads simclr.eval/1.",
+    "verify nan --train_dir flat": UNLABELLED,
+    "verify two": "no eval.json and no linear_eval.json in two.",
+    "search two/a/0.png --in embedded --k 7": "k=7 is more than the 6 images in embedded. Use fewer.",
     # Folders of nothing
     "eval run --on empty": "holds no images.",
     "linear-eval run --data.source folder --data.train_dir empty": "holds no images.",
@@ -115,6 +146,15 @@ ROWS = {
     "fit run --data.train_dir fakes --out new.safetensors": "cannot read",
     "embed fakes --encoder run --out new": "cannot read",
     "eval run --on fakes --data.on_error skip": "6 of 6 images cannot be read, more than the 1 % or 10",
+    "predict empty --classifier classifier.safetensors": "holds no images.",
+    "predict fakes --classifier classifier.safetensors --csv new.csv": "cannot read",
+    "predict fakes --classifier classifier.safetensors --csv new.csv --on_error skip": "none of the 6 images can be",
+    "duplicates empty --json new.json": "holds no images.",
+    "duplicates fakes --json new.json": "none of the 6 images in fakes can be read: not an image in a known format.",
+    "duplicates fakes --encoder run --json new.json": "none of the 6 images in fakes can be read: not an image in a",
+    "search fakes/a/0.png --in embedded": "cannot read 1 image file",
+    "search two/a/0.png --in empty": "empty holds no features: it has no about.json. Use simclr embed first.",
+    "verify nan --train_dir empty": "holds no images.",
     # Encoders
     "eval renamed --protocols knn": RENAMED,
     "linear-eval renamed": RENAMED,
@@ -134,11 +174,44 @@ ROWS = {
     "linear-eval nan": NAN,
     "fit nan --data.train_dir two --out new.safetensors": NAN,
     "embed two --encoder nan --out new": NAN,
+    "predict two --classifier classifier.safetensors --encoder gray": GRAY,
+    "predict two --classifier classifier.safetensors --encoder nan": "is not the encoder that these features are of",
+    "predict two --classifier classifier.safetensors --encoder later": LATER,
+    "search two/a/0.png --in embedded --encoder gray": GRAY,
+    "search two/a/0.png --in embedded --encoder later": LATER,
+    "search two/a/0.png --in later_features": "is of version 9, this simclr reads version 1. Embed the images again",
+    "search two/a/0.png --in nan_features": NAN,
+    "duplicates two --in later_features --json new.json": "is of version 9, this simclr reads version 1. Embed the",
+    "duplicates two --in nan_features --json new.json": NAN,
+    "duplicates two --encoder gray --json new.json": GRAY,
+    "duplicates two --encoder later --json new.json": LATER,
+    "duplicates two --encoder nan --json new.json": NAN,
+    "duplicates two --encoder renamed --json new.json": RENAMED,
+    "export later --out new": LATER,
+    "export nan --out new": NAN,
+    "export nan --format onnx --out new": NAN,
+    "verify gray": GRAY,
+    "verify nan": NAN,
+    # Students of a distillation
+    "eval run --protocols distill --distill.phi 1": "the student of distill: resnet8 has no phi=1. These options are",
+    "eval run --protocols distill --distill.student efficientnet --distill.phi 1 --distill.depth 2": "phi=1 means",
+    "eval run --protocols distill --distill.student efficientnet --distill.phi 8": "phi=8 is not a whole number from 0",
+    "eval run --protocols distill --distill.student efficientnet_b0 --distill.width 2": "Give student=efficientnet",
+    "eval run --protocols distill --distill.student resnet8 --distill.depth 0": "the student of distill:",
+    "eval run --protocols distill --distill.student resnet99": "Unknown encoder 'resnet99'.",
     # Outputs
     "export run --out taken": "is there already. Name another folder.",
     "fit run --data.train_dir two --out taken.safetensors": "out=taken.safetensors is there already.",
     "embed two --encoder run --out taken": "out=taken holds other files, mine.txt for one",
     "eval run --csv taken.safetensors": "csv=taken.safetensors has other columns than an evaluation.",
+    "predict two --classifier classifier.safetensors --csv classifier.safetensors": SOMETHING_ELSE,
+    "search two/a/0.png --in embedded --png two/a/0.png": SOMETHING_ELSE,
+    "search two/a/0.png --in embedded --json two/a/0.png": SOMETHING_ELSE,
+    "duplicates two --json taken.safetensors": SOMETHING_ELSE,
+    "duplicates two --copies two/a/0.png": SOMETHING_ELSE,
+    "check-data two --bad two/a/0.png": SOMETHING_ELSE,
+    "check-data two --copies taken.txt": SOMETHING_ELSE,
+    "check-data two --json taken.txt": SOMETHING_ELSE,
     "supervised run --run_dir taken": "run_dir=taken is taken. Choose another.",
     "train two --run_dir taken": "run_dir=taken is taken. Choose another.",
 }

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser
+from simclr.cli.search import writable
 from simclr.container import cores
 from simclr.data.alike import nearly_equal
 from simclr.data.decode import DEEPEST, RULES, ReadingRules
@@ -112,12 +113,7 @@ def _folders(config: Any) -> dict[str, Folder]:
             raise ValueError(f"{name}={config[name]} is not a positive number.")
     if not 1 <= config.sixteen_bit_max <= DEEPEST:
         raise ValueError(f"sixteen_bit_max={config.sixteen_bit_max} is not between 1 and {DEEPEST}.")
-    for name in ("json", "bad", "copies"):
-        if config[name] is None:
-            continue
-        path = expanded(config[name])
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise ValueError(f"{name}={config[name]} cannot be written. Name a file in a folder that exists.")
+    writable(config, "json", "bad", "copies")
     found = {"train": list_folder(config.train_dir, "train_dir")}
     if config.test_dir is not None:
         found["test"] = list_folder(config.test_dir, "test_dir")

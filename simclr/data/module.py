@@ -345,15 +345,18 @@ class ImageData(LightningDataModule):
             ]
         return []
 
-    def refuse_unlabelled(self) -> None:
+    def refuse_unlabelled(self, each: bool = False) -> None:
         """Refuse image folders without labels, by the names of their files alone.
 
+        Args:
+            each: also where another one has labels, of which a part could serve as test.
         Raises:
             ValueError: with what is needed.
         """
         folders = [self._folder(*folder) for folder in self._folder_paths()]
-        if folders and all(folder.labels is None for folder in folders):
-            raise ValueError(_unlabelled(folders[0].root))
+        without = [folder for folder in folders if folder.labels is None]
+        if without and (each or len(without) == len(folders)):
+            raise ValueError(_unlabelled(without[0].root))
 
     @property
     def metric(self) -> str:

@@ -101,6 +101,9 @@ def export_encoder(
             "load_encoder(...).transform prepares images of 16 bits."
         )
     settings = {**settings, "feature_dim": encoder.feature_dim, "simclr_version": __version__}
+    with torch.no_grad():
+        if not encoder(next(_trials(settings, False))).isfinite().all():
+            raise ValueError(f"the features of {source} are NaN or infinite: the encoder cannot be used.")
     library: Counterpart | None = None
     if format in ("torchvision", "timm"):
         library = (torchvision_counterpart if format == "torchvision" else timm_counterpart)(settings)
