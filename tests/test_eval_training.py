@@ -12,6 +12,7 @@ from simclr.checkpoint import load_encoder, read_checkpoint
 from simclr.cli import main
 from simclr.cli.messages import BAD_INPUT
 from simclr.cli.train import train
+from simclr.encoders import build_encoder
 from simclr.eval import encoder_sha256, extract_features
 from simclr.eval.distill import distill, distillation_loss
 from simclr.eval.evaluation import LoadedImages
@@ -200,6 +201,19 @@ def test_the_student_learns_from_its_teacher_and_from_no_label_but_the_teachers(
     for given in wrong:
         with pytest.raises(ValueError, match="needed a fraction in"):
             distill(frozen, **{**LITTLE, **given})
+
+
+def test_the_student_is_scaled_as_build_encoder_scales(frozen):
+    short = {"epochs": 1, "teacher_epochs": 1, "batch_size": 32}
+    for given in (
+        {"student": "resnet8", "width": 0.25, "depth": 2.0},
+        {"student": "efficientnet", "phi": 1},
+        {"student": "efficientnet", "width": 0.25, "depth": 0.5, "stem": "small"},
+    ):
+        [found] = [outcome for name, outcome in distill(frozen, **short, **given).items() if name != "teacher"]
+        options = {name: value for name, value in given.items() if name != "student"}
+        plain = build_encoder(given["student"], image_size=frozen.encoder.image_size, **options)
+        assert found.about["parameters"] == sum(p.numel() for p in plain.parameters())
 
 
 def test_every_protocol_has_every_yardstick(place, tmp_path):

@@ -44,6 +44,8 @@ def distill(
     *,
     student: str = "resnet8",
     width: float = 1.0,
+    depth: float = 1.0,
+    phi: int | None = None,
     stem: Stem = "auto",
     fraction: float = 0.1,
     temperature: float = 1.0,
@@ -66,7 +68,9 @@ def distill(
     Args:
         frozen: the encoder and its features.
         student: its network, a name that `build_encoder` knows; the run's own for self-distillation.
-        width: of the student, multiplies every channel of a ResNet.
+        width: of the student, multiplies every channel of a ResNet or EfficientNet.
+        depth: of the student, multiplies the blocks of every stage, likewise.
+        phi: of the student "efficientnet": 0 to 7 for the width and depth of B0 to B7.
         stem: of the student.
         fraction: of the training labels that the teacher is tuned with, the same number of each class.
         temperature: divides the logits of teacher and student before they are compared.
@@ -80,7 +84,7 @@ def distill(
         from_layer: how many layers of the projection head the teacher keeps: 0 for h, 1 as in SimCLRv2.
         seed: of the labels, the student's first weights, the order of the images and their crops.
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: if a setting is out of range, or the student has none of that name.
         RuntimeError: if a training diverges.
     """
     if not 0 < fraction <= 1 or not temperature > 0 or not 0 <= alpha <= 1 or epochs < 1 or not base_lr > 0:
@@ -89,14 +93,16 @@ def distill(
             "needed a fraction in (0, 1], a temperature > 0, alpha in [0, 1], 1 epoch or more and base_lr > 0."
         )
     num_classes, labels = check_split(*frozen.train, *frozen.test), frozen.train[1]
+    channels = frozen.train_images.images(torch.zeros(1, dtype=torch.int64)).shape[1]
+    scaled = {"width": width, "depth": depth, "phi": phi, "stem": stem}
+    body = build_student(student, frozen.encoder, channels, seed=seed, **scaled)
     part = labelled_part(labels, max(1, round(fraction * len(labels) / len(labels.unique()))), seed=seed, draw=0)
     options: dict[str, Any] = {"epochs": teacher_epochs, "batch_size": batch_size, "base_lr": teacher_base_lr}
     teacher = tune(frozen, part, **options, from_layer=from_layer, optimizer="lars", seed=seed)
     teacher.about["labels"] = len(part)
     of_teacher = teacher.score(frozen)
     device = torch.device(frozen.device)
-    channels = frozen.train_images.images(torch.zeros(1, dtype=torch.int64)).shape[1]
-    body = _student(student, frozen.encoder, channels, width, stem, seed).to(device)
+    body.to(device)
     classifier = zero_classifier(body.feature_dim, num_classes).to(device)
     lr = base_lr * batch_size / 256
     optimizer = descent([*body.parameters(), *classifier.parameters()], lr, weight_decay, "sgd")
@@ -133,11 +139,24 @@ def distill(
     }
 
 
-def _student(name: str, like: nn.Module, channels: int, width: float, stem: Stem, seed: int) -> WithHead:
-    """A fresh encoder of images of so many channels, that is fed as another one."""
+def build_student(name: str, like: nn.Module, channels: int, *, seed: int = 0, **options: Any) -> WithHead:
+    """A fresh encoder of images of so many channels, that is fed as another one.
+
+    Args:
+        name: that `build_encoder` knows.
+        like: the encoder whose images it takes.
+        channels: of the images.
+        seed: of its weights.
+        options: width, depth, phi and stem, as there.
+    Raises:
+        ValueError: for what the network of that name does not have.
+    """
     image_size: Any = like.image_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder: Any = build_encoder(name, image_size=image_size, channels=channels, width=width, stem=stem)
+        try:
+            encoder: Any = build_encoder(name, image_size=image_size, channels=channels, **options)
+        except ValueError as error:
+            raise ValueError(f"the student of distill: {str(error).replace('encoder=', 'student=')}") from error
     fed_as(encoder, like)
     return WithHead(encoder, None, encoder.feature_dim)

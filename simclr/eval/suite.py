@@ -24,6 +24,7 @@ from simclr.checkpoint import Checkpoint, load_encoder, new_encoder, read_checkp
 from simclr.checks import listed, out_of_range, refuse
 from simclr.data import EvalLoader, ImageData
 from simclr.distributed import from_rank_0
+from simclr.eval.distill import build_student
 from simclr.eval.duplicates import HashedImages, copies
 from simclr.eval.evaluation import LoadedImages, data_record, refuse_unseen_classes, versions
 from simclr.eval.feature_cache import FeatureCache, images_sha256
@@ -134,7 +135,7 @@ def evaluate(
     sha256 = encoder_sha256(encoder)
     train, test = data.eval_loader("train"), data.eval_loader("test")
     refuse_unseen_classes(train, test)
-    _refuse_for_these_images(chosen, train)
+    _refuse_for_these_images(chosen, train, encoder)
     if network is not None:
         refuse_seen_images(network, data, test)
     images = _Images(
@@ -340,7 +341,7 @@ def _settings(protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]
     return chosen
 
 
-def _refuse_for_these_images(chosen: Mapping[str, Mapping[str, Any]], train: EvalLoader) -> None:
+def _refuse_for_these_images(chosen: Mapping[str, Mapping[str, Any]], train: EvalLoader, encoder: nn.Module) -> None:
     """What no protocol could do with the training images, before their features are computed."""
     present = train.labels.unique()
     if len(present) < 2:
@@ -352,6 +353,10 @@ def _refuse_for_these_images(chosen: Mapping[str, Mapping[str, Any]], train: Eva
             f"knn.k={large[0]} is more than the {len(train.index)} training images. "
             "Use fewer, or leave it out: it then follows from the sizes of the classes."
         )
+    if given := chosen.get("distill"):  # built once more then, but not after hours of other work
+        mean: Any = encoder.mean
+        options = {name: given[name] for name in ("width", "depth", "phi", "stem")}
+        build_student(given["student"], encoder, len(mean), **options)
 
 
 def _run(name: str, frozen: FrozenFeatures, settings: Mapping[str, Any]) -> Mapping[str, Outcome]:
