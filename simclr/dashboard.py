@@ -52,7 +52,7 @@ class Dashboard(Callback):
         images: how many, or fewer if there are fewer.
     """
 
-    def __init__(self, every_n_epochs: int = 10, images: int = 500):
+    def __init__(self, every_n_epochs: int = 10, images: int = 400):
         if every_n_epochs < 0 or images < 2:
             raise ValueError(f"dashboard needs every_n_epochs >= 0 and images >= 2; got {every_n_epochs} and {images}.")
         self.every_n_epochs = every_n_epochs
