@@ -40,8 +40,8 @@ def uniformity(z: Tensor) -> float:
     """
     _check(z)
     x = _directions(z)
-    # exp(-2 d^2) = exp(-2 |a|^2) exp(4 a'b) exp(-2 |b|^2): the matrix is written once and gone over twice. A size is 1, or
-    # 0 of a projection that is zero, which no scale turns into a direction.
+    # exp(-2 d^2) = exp(-2 |a|^2) exp(4 a'b) exp(-2 |b|^2): the matrix is written once and gone over twice. |a| is 1,
+    # or 0 of a projection that is zero, which no scale turns into a direction.
     shares = (-2 * x.square().sum(1)).exp()
     total = 0.0
     for start in range(0, len(x), _ROWS):  # rows with themselves, each pair twice, and with those after them
