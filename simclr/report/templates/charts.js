@@ -230,7 +230,7 @@ const charts = (root, data, { change = () => {}, smoothing = false, height = 250
       pen.globalAlpha = series.faint ? 0.35 : 1;
       // Lines of one pixel are drawn ten times as fast as wider ones.
       pen.lineWidth = series.faint || panel.series.length > MANY ? 1 : 2;
-      trace(pen, series, x, y, panel.series.length > MANY ? 2 : 1);
+      trace(pen, series, x, y, panel.series.length > MANY ? 3 : 1);
     }
     pen.restore();
   };
