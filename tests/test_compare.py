@@ -309,6 +309,7 @@ def test_a_damaged_run_is_shown_as_far_as_it_can_be_read(tmp_path):
     said = " ".join(note for note in found.notes if note.startswith("broken: "))
     for name in ("last.ckpt", "linear_eval.json", "config.yaml"):
         assert f"{name} cannot be read" in said
+    assert "of another version" not in said
 
 
 def test_a_row_that_is_half_written_is_not_read(tmp_path):

@@ -295,7 +295,7 @@ def _notes(runs: list[Run], differing: list[str], unpaired: list[str]) -> list[s
             for name in other.settings
             if not name.startswith("model.") or _method(other) == _method(run)
         }
-        if lacking := sorted(every - run.settings.keys()):
+        if run.configured and (lacking := sorted(every - run.settings.keys())):
             notes.append(f"{run.name}: of another version, it does not record {listed(lacking, 5)}")
     levels = ("loss", "temperature", "views", "small_crops", "pairs")
     decides = [n for n in differing if n in ("method", "data.batch_size", *(f"model.{level}" for level in levels))]

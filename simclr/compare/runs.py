@@ -37,6 +37,7 @@ class Run:
         path: its folder.
         name: of the folder, or more of the path where two have one name.
         settings: by dotted name, without seeds and what is about the folder alone.
+        configured: whether they are those of its config.yaml: all of them, as far as its version had them.
         seed: None if not recorded.
         history: as `read_metrics` gives it.
         per_epoch: how many steps and images an epoch has, as far as known.
@@ -53,6 +54,7 @@ class Run:
     path: Path
     name: str
     settings: dict[str, Any]
+    configured: bool
     seed: Any
     history: dict[str, list[tuple[float, float]]]
     per_epoch: dict[str, float]
@@ -149,6 +151,7 @@ def read_run(folder: Path, name: str) -> Run:
         path=folder,
         name=name,
         settings={k: v for k, v in settings.items() if k not in _ABOUT_THE_FOLDER and k not in SEEDS},
+        configured=bool(config),
         seed=next((settings[name] for name in SEEDS if settings.get(name) is not None), None),
         history=history,
         per_epoch={name: number for name, number in per_epoch.items() if number},
