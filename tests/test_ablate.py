@@ -76,7 +76,9 @@ def test_an_experiment_is_read_and_every_paper_value_has_a_source(name, full):
     assert read.name == name
     assert all(table.source for table in read.paper)
     assert all(table.values or table.says for table in read.paper)
-    assert read.minutes <= (20 if "without bf16" in read.measured else 10)  # such processors take about twice as long
+    # Processors without bf16 take about twice as long; head takes more, of whose shorter forms none told its cells apart.
+    older = 30 if read.name == "head" else 20
+    assert read.minutes <= (older if "without bf16" in read.measured else 10)
     assert rule_in_words(read.rule)
     for series in read.figure.get("series", {}).values():
         known = {cell.name for cell in read.cells} | {name for table in read.paper for name in table.values}
