@@ -76,7 +76,7 @@ def test_an_experiment_is_read_and_every_paper_value_has_a_source(name, full):
     assert read.name == name
     assert all(table.source for table in read.paper)
     assert all(table.values or table.says for table in read.paper)
-    # Processors without bf16 take about twice as long; head takes more, of whose shorter forms none told its cells apart.
+    # Processors without bf16 take about twice as long; head takes more: no shorter form of it told its cells apart.
     older = 30 if read.name == "head" else 20
     assert read.minutes <= (older if "without bf16" in read.measured else 10)
     assert rule_in_words(read.rule)
