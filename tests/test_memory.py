@@ -8,7 +8,8 @@ import torch
 
 import forked
 from simclr import container, memory
-from tiny import tiny_model
+from simclr.profile import count_operations
+from tiny import fit, tiny_data, tiny_model
 
 PEAK = """
 import ctypes
@@ -52,6 +53,20 @@ def test_micro_batches_shrink_the_activations_in_proportion():
     assert part.activations == pytest.approx(whole.activations / 4, rel=0.01)
     assert part.weights == whole.weights
     assert part.loss == whole.loss
+
+
+def test_of_a_network_that_reads_values_nothing_is_told_before_its_step(tmp_path):
+    def reads(encoder, given):
+        seen.append(given[0].mean().item())
+
+    data, model, seen = tiny_data(), tiny_model(), []
+    told = memory.check_memory(model, torch.device("cpu"), 64, 1, 1, "32-true")
+    model.encoder.register_forward_pre_hook(reads)
+    assert told.startswith("about ")
+    assert memory.check_memory(model, torch.device("cpu"), 64, 1, 1, "32-true") == ""
+    assert count_operations(model, 64) is None
+    fit(tmp_path, model, data, max_steps=1)
+    assert seen  # it trains
 
 
 def test_half_precision_halves_the_activations():
