@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet, stop
 from simclr.cli.parsing import Parser
 from simclr.cli.search import writable
 from simclr.container import cores
@@ -45,8 +45,7 @@ def check_data(argv: list[str] | None = None) -> None:
             for part, folder in folders.items()
         }
     except KeyboardInterrupt:
-        print("stopped: not all images were looked at", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        stop("stopped: not all images were looked at")
     except (BrokenProcessPool, EOFError, ConnectionError):  # one that decodes, or the one that starts them
         fail("a process that decodes has died, mostly of too little memory. Try --workers 1.", FAILED)
     record = record_of(folders, scanned, rules, config.workers or cores())

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from simclr.cli.check_data import add_channels, record_of, rules_of, scan_folder, write_list
-from simclr.cli.embed import placed, progress_bar, stop, workers_for
-from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
+from simclr.cli.embed import placed, progress_bar, workers_for
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet, stop
 from simclr.cli.parsing import Parser, device_named
 from simclr.cli.ranks import on_launched_ranks
 from simclr.cli.search import writable

@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simclr.allocator import keep_freed_memory
 from simclr.checks import out_of_range, refuse
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet, stop
 from simclr.cli.parsing import Parser, device_named
 from simclr.cli.ranks import on_launched_ranks
 from simclr.container import cores
@@ -154,13 +154,6 @@ def workers_for(device: str, asked: int | None) -> int:
     if asked is not None:
         return asked
     return 0 if device.startswith("cpu") else max(1, min(_MOST_WORKERS, cores() - 1))
-
-
-def stop(said: str) -> NoReturn:
-    """The end of a command by Ctrl-C: a line on standard error, of several ranks rank 0's, and the exit code."""
-    if rank() == 0:
-        print(said, file=sys.stderr, flush=True)
-    sys.exit(INTERRUPTED)
 
 
 @contextmanager

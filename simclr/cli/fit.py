@@ -5,8 +5,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from simclr.cli.embed import add_computing, add_encoder, encoder_of, progress_bar, stop, workers_for
-from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
+from simclr.cli.embed import add_computing, add_encoder, encoder_of, progress_bar, workers_for
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet, stop
 from simclr.cli.parsing import Parser
 from simclr.cli.ranks import on_launched_ranks
 from simclr.cli.search import writable

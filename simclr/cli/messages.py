@@ -38,6 +38,15 @@ def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
     sys.exit(code)
 
 
+def stop(message: str) -> NoReturn:
+    """The end of a command by Ctrl-C: a line on standard error, of several ranks rank 0's, and the exit code."""
+    from simclr.distributed import rank  # not above: it brings torch
+
+    if rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(INTERRUPTED)
+
+
 def guarded(work: Callable[[], Any]) -> Any:
     """Run a step that checks what the user gave; what it refuses becomes one line and exit code 2."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException  # not above: it brings torch

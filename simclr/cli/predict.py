@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from simclr.checks import out_of_range, refuse
-from simclr.cli.embed import placed, progress_bar, stop, workers_for
-from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
+from simclr.cli.embed import placed, progress_bar, workers_for
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet, stop
 from simclr.cli.parsing import Parser, device_named
 from simclr.cli.ranks import on_launched_ranks
 from simclr.cli.search import writable

@@ -10,9 +10,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 from simclr.allocator import keep_freed_memory
-from simclr.cli.embed import stop
-from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
-from simclr.cli.ranks import one_speaks
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet, stop
+from simclr.cli.ranks import before_ranks_meet
 from simclr.cli.train import TrainCLI, check, parse_and_build
 from simclr.nonfinite.watch import FiniteSteps
 from simclr.profile import StepClock, draw, summarise
@@ -62,7 +61,7 @@ def profile(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     folder = RunFolder()
     try:
-        with one_speaks():
+        with before_ranks_meet():
             cli = guarded(
                 lambda: parse_and_build(
                     args, folder, ProfileCLI, "Say where the time of a training step goes.", "profile"

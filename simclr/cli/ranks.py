@@ -290,7 +290,20 @@ class WithRanks(Callback):
 
 
 @contextmanager
-def one_speaks() -> Iterator[None]:
+def one_speaks(ranks: Ranks) -> Iterator[None]:
+    """Within it, of ranks that fail one says why, and all end."""
+    try:
+        with speaking_if(ranks.may_speak):
+            yield
+    except BaseException as error:
+        ranks.end(getattr(error, "code", None))
+        raise
+    finally:
+        ranks.leaving = True
+
+
+@contextmanager
+def before_ranks_meet() -> Iterator[None]:
     """Within it one of the ranks that a launcher has started says why they cannot go on, if they cannot."""
     ranks = Ranks()
 
@@ -298,17 +311,11 @@ def one_speaks() -> Iterator[None]:
         ranks.answer(error)
         raise error
 
-    try:
-        with speaking_if(ranks.may_speak):
-            try:
-                yield
-            except Exception as error:
-                in_a_line(say)(error)
-    except BaseException as error:
-        ranks.end(getattr(error, "code", None))
-        raise
-    finally:
-        ranks.leaving = True
+    with one_speaks(ranks):
+        try:
+            yield
+        except Exception as error:
+            in_a_line(say)(error)
 
 
 def on_launched_ranks(command: Callable[..., None]) -> Callable[..., None]:
@@ -341,14 +348,8 @@ def on_launched_ranks(command: Callable[..., None]) -> Callable[..., None]:
                 ranks.answer(error)
                 raise
 
-        try:
-            with speaking_if(ranks.may_speak):
-                in_a_line(shared)()
-        except BaseException as error:
-            ranks.end(getattr(error, "code", None))
-            raise
-        finally:
-            ranks.leaving = True
+        with one_speaks(ranks):
+            in_a_line(shared)()
 
     return run
 

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from simclr.cli.messages import FAILED, INTERRUPTED, guarded, in_a_line, quiet
+from simclr.cli.messages import FAILED, guarded, in_a_line, quiet, stop
 from simclr.cli.parsing import Parser, device_named
 from simclr.files import write_atomically
 from simclr.nonfinite.dump import Dump, read_dump
@@ -35,8 +35,7 @@ def replay(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, SystemExit) as stopped:  # the second is Lightning's answer to the first
         if isinstance(stopped, SystemExit) and stopped.code != FAILED:
             raise
-        print("stopped: nothing is known", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        stop("stopped: nothing is known")
     if config.json is not None:
         content = json.dumps(_plain(record), indent=2) + "\n"
         guarded(lambda: write_atomically(expanded(config.json), content.encode()))

@@ -12,7 +12,7 @@ from simclr.augment import SimCLRAugmentation
 from simclr.checkpoint import LAST, read_checkpoint
 from simclr.cli.messages import guarded
 from simclr.cli.parsing import values_of
-from simclr.cli.ranks import one_speaks
+from simclr.cli.ranks import before_ranks_meet
 from simclr.cli.train import train
 from simclr.eval.supervised import METHOD
 from simclr.paths import expanded
@@ -27,7 +27,7 @@ _SUFFIX = "-supervised"
 def supervised(argv: list[str] | None = None) -> None:
     """Train with labels. See `simclr supervised --help`."""
     args = list(sys.argv[1:] if argv is None else argv)
-    with one_speaks():
+    with before_ranks_meet():
         taken, rest = guarded(lambda: _taken_from_run(args))
     run = _run_in(args)[0]
     train([f"--method={METHOD}", *taken, *rest], command="supervised", typed=args, counterpart=run)
