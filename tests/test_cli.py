@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from simclr import load_encoder, memory
 from simclr.checkpoint import read_checkpoint
 from simclr.cli import main
 from simclr.cli.linear_eval import linear_eval
-from simclr.cli.messages import BAD_INPUT, INTERRUPTED
+from simclr.cli.messages import BAD_INPUT, INTERRUPTED, program
 from simclr.cli.saving import newest_checkpoint
 from simclr.cli.train import train
 from simclr.data import ImageData
@@ -188,6 +189,21 @@ def test_our_checkpoint_has_the_key_that_lightning_gives_it(tmp_path):
     assert ours._train_time_interval is None
 
 
+@pytest.mark.parametrize(
+    ("began", "train", "measure"),
+    [
+        ("/home/me/simclr/train.py", "python train.py", "python linear_eval.py"),
+        ("linear_eval.py", "python train.py", "python linear_eval.py"),
+        ("/usr/local/bin/simclr", "simclr train", "simclr linear-eval"),
+        ("/usr/lib/python3/site-packages/simclr/__main__.py", "simclr train", "simclr linear-eval"),
+    ],
+)
+def test_records_and_advice_name_a_program_that_is_there(monkeypatch, began, train, measure):
+    monkeypatch.setattr(sys, "argv", [began, "train"])
+    assert [" ".join(program(command)) for command in ("train", "linear-eval")] == [train, measure]
+    assert program("eval") == ["simclr", "eval"]
+
+
 def test_a_profiler_asked_for_is_used_and_none_otherwise(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     used = []
@@ -245,7 +261,7 @@ def test_ctrl_c_then_the_command_it_prints_gives_the_whole_run(tmp_path, monkeyp
         signal.signal(number, handler)
     assert stopped.value.code == INTERRUPTED
     assert content("cut/checkpoints/last.ckpt")["global_step"] == STEPS + 2
-    command = capsys.readouterr().err.split("continue with: python train.py ")[1]
+    command = capsys.readouterr().err.split("continue with: simclr train ")[1]
     train(command.split())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
     whole, cut = content("whole/encoder.pt"), content("cut/encoder.pt")
@@ -270,7 +286,7 @@ def test_linear_eval_writes_the_record_leaves_the_checkpoint_and_keeps_an_earlie
     first = path.read_text()
     record = json.loads(first)
     assert set(KEYS) <= record.keys()
-    assert record["command"] == "python linear_eval.py --checkpoint runs/train_resnet8"
+    assert record["command"] == "simclr linear-eval --checkpoint runs/train_resnet8"
     assert {"simclr", "torch", "torchvision", "kornia", "pytorch_lightning", "python"} == record["versions"].keys()
     assert (record["data"]["train"], record["data"]["test"]) == ("data/train", "data/test")
     assert (record["data"]["train_images"], record["data"]["test_images"]) == (40, 10)

@@ -172,7 +172,7 @@ def test_a_run_that_ends_early_says_so_and_goes_on_to_the_same_bits(
     read = read_checkpoint("cut")
     assert read.finished == last.startswith("trained")
     assert read.stands.startswith(f"step {read.global_step} of {read.run['total_steps']}")
-    command = last.partition("continue with: python train.py ")[2].split() or ["--ckpt_path", "cut"]
+    command = last.partition("continue with: simclr train ")[2].split() or ["--ckpt_path", "cut"]
     assert last.startswith("trained") == (way == "max_steps")
     assert Path("cut/encoder.pt").exists() == (code == 0)
     assert run_and_code([*command, *more]) == 0
@@ -326,7 +326,7 @@ def test_a_finished_run_is_lengthened_with_the_schedule_of_its_new_length(tmp_pa
     assert Path("run/config.yaml").read_bytes() == config
     assert yaml.safe_load(Path("run/config.continued-1.yaml").read_text())["trainer"]["max_epochs"] == 4
     [record] = json.loads(Path("run/continuations.json").read_text())
-    assert record["command"] == "python train.py --ckpt_path run --trainer.max_epochs 4"
+    assert record["command"] == "simclr train --ckpt_path run --trainer.max_epochs 4"
     assert (record["from_step"], record["total_steps"]) == (12, 16)
     assert record["changed"] == {"trainer.max_epochs": {"was": 3, "is": 4}}
     assert record["said"][0].startswith("trainer.max_epochs=4, was 3")

@@ -246,7 +246,7 @@ def test_neighbours_are_those_of_a_double_loop_and_other_classes_are_marked(labe
 def test_without_an_evaluation_the_page_says_how_to_make_one(labelled):
     text = ReportPage(write_report(labelled)).text
     assert "online kNN 43.8 % on training images, not yet measured" in text
-    assert f"python linear_eval.py --checkpoint '{labelled}'" in text
+    assert f"simclr linear-eval '{labelled}'" in text
     assert "What it confuses" not in text
 
 
@@ -255,7 +255,7 @@ def test_without_labels_there_are_neighbours_and_curves_and_no_query_is_in_its_o
     run_dir = make_run(tmp_path / "run", ImageData(train_dir=str(tmp_path / "flat"), image_size=8, batch_size=4))
     page = ReportPage(write_report(run_dir, map_images=50))
     assert "no labels" in page.text
-    assert "linear_eval.py" not in page.text
+    assert "linear-eval" not in page.text
     assert "How it learned" in page.text
     assert len(page.rows) == 10
     queries = {query for query, _ in page.rows}

@@ -94,7 +94,7 @@ def test_a_run_whose_last_save_failed_does_not_end_as_if_nothing_were(tmp_path, 
     assert "error: trained" in err
     assert "run/checkpoints/last.ckpt could not be written (No space left on device). Make room, then continue" in err
     assert read_checkpoint("run").global_step == 2 * STEPS
-    train(err.partition("continue with: python train.py ")[2].rstrip(".\n").split())
+    train(err.partition("continue with: simclr train ")[2].rstrip(".\n").split())
     assert_same(Path("run"), whole)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from simclr.allocator import keep_freed_memory
 from simclr.checkpoint import Checkpoint, read_checkpoint
-from simclr.cli.messages import FAILED, fail, guarded, in_a_line, quiet
+from simclr.cli.messages import FAILED, fail, guarded, in_a_line, program, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.cli.ranks import echo, on_launched_ranks
 from simclr.data import ImageData
@@ -37,7 +37,7 @@ def linear_eval(argv: list[str] | None = None) -> None:
     config, data, checkpoint = guarded(lambda: parse_evaluation(evaluation_parser(), args))
     settings = {name: config[name] for name in settings_in(find_protocol("linear"))} if config.protocol == "sgd" else {}
     device = guarded(lambda: device_named(config.device))
-    command = shlex.join(["python", "linear_eval.py", *args])
+    command = shlex.join([*program("linear-eval"), *args])
     try:
         record = guarded(
             lambda: linear_evaluation(

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 FAILED = 1  # exit code of a run that could not do what was asked
 BAD_INPUT = 2
 INTERRUPTED, TERMINATED = 130, 143  # as a shell reports Ctrl-C and SIGTERM
+_SCRIPTS = {"train": "train.py", "linear-eval": "linear_eval.py"}  # of a checkout
 
 
 _MAY_SPEAK: list[Callable[[], bool]] = []
@@ -29,6 +30,15 @@ def speaking_if(asked: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _MAY_SPEAK.remove(asked)
+
+
+def program(command: str) -> list[str]:
+    """How a command begins where this process was begun: by the script of a checkout, or `simclr <command>`.
+
+    For records, and for what people are told to do next: a script that is not there helps nobody.
+    """
+    in_checkout = os.path.basename(sys.argv[0]) in _SCRIPTS.values()
+    return ["python", _SCRIPTS[command]] if in_checkout and command in _SCRIPTS else ["simclr", command]
 
 
 def fail(message: str, code: int = BAD_INPUT) -> NoReturn:

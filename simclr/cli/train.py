@@ -37,7 +37,7 @@ from simclr.cli.agreement import agree
 from simclr.cli.config_files import read_settings
 from simclr.cli.ending import reached
 from simclr.cli.hints import refuse_file_as_encoder
-from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet, speaking_if
+from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, program, quiet, speaking_if
 from simclr.cli.parsing import Parser, recipes_of, refuse_empty, values_of
 from simclr.cli.ranks import OtherRankFailed, Ranks, WithRanks
 from simclr.cli.recipes import with_config_files
@@ -86,7 +86,6 @@ _DOES = {
     "supervised": "Train an image encoder and a classifier with the labels of class folders: with the settings of RUN, "
     "as its counterpart, into RUN-supervised; or on FOLDER.",
 }
-_PROGRAM = {"train": ["python", "train.py"]}  # by which a command is told in a run's records
 _Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])  # as NumPy's
 
 
@@ -464,14 +463,14 @@ def _train(
     if folder.first:
         if not cli.trainer.fast_dev_run:
             try:
-                settings = guarded(lambda: _save_config(cli, [*_PROGRAM.get(command, ["simclr", command]), *typed]))
+                settings = guarded(lambda: _save_config(cli, [*program(command), *typed]))
             except BaseException:
                 folder.discard()
                 raise
         print(summary(cli), flush=True)
         for line in remarks(cli):
             print(f"note: {line}", flush=True)
-    with _dashboards(cli, settings, ["simclr", command, *typed]):
+    with _dashboards(cli, settings, [*program(command), *typed]):
         _fit_and_end(cli, folder, ranks)
 
 
@@ -627,7 +626,7 @@ def _next_step(cli: TrainCLI) -> str:
         known, run = cli.counterpart is not None, shlex.quote(cli.counterpart or "RUN")
         meaning = "" if known else ", RUN a pretraining of the same images"
         return f"next: simclr eval {run} --supervised {shlex.quote(str(cli.run_dir))}{meaning}"
-    measure = f"python linear_eval.py --checkpoint {cli.run_dir / LAST}"
+    measure = shlex.join([*program("linear-eval"), "--checkpoint", str(cli.run_dir / LAST)])
     if cli.datamodule.has_labels:
         return f"next: {measure}"
     return f"next: simclr report --run_dir {cli.run_dir}, or with labelled images {measure} --data.train_dir ..."
@@ -834,7 +833,7 @@ def check(cli: TrainCLI) -> None:
 def _how_to_continue(cli: TrainCLI) -> str:
     if not (cli.run_dir / LAST).exists():
         return f"no checkpoint yet, {cli.run_dir} can be deleted"
-    return f"continue with: {shlex.join(['python', 'train.py', '--ckpt_path', str(cli.run_dir / LAST)])}"
+    return f"continue with: {shlex.join([*program('train'), '--ckpt_path', str(cli.run_dir / LAST)])}"
 
 
 def _say_how_to_continue(cli: TrainCLI) -> None:

@@ -75,7 +75,7 @@ def headline(
     content = {
         "run": checkpoint.run_dir.resolve().name,
         "stands": _stands(checkpoint),
-        "how_to_measure": shlex.join(["python", "linear_eval.py", "--checkpoint", str(checkpoint.run_dir)]),
+        "how_to_measure": shlex.join(["simclr", "linear-eval", str(checkpoint.run_dir)]),
         "epochs": checkpoint.epochs,
         "result": results[0] if results else None,
         "advice": advice(checkpoint, results, history),
