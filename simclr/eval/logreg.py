@@ -6,7 +6,7 @@ of the training data.
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +160,67 @@ class _Fit:
     converged: bool
 
 
+class _Problem:
+    """The objective as L-BFGS sees it: `v` and `b`, its value and gradient by them, `closure`.
+
+    Features of a network are strongly correlated, so the plain problem is ill-conditioned and takes hundreds of
+    iterations. It is solved in coordinates V with W = V L^-1, where L L' is the Hessian to expect: h * Gram +
+    lambda / N, h the mean variance p (1 - p) of the predicted probabilities at the start.
+
+    Args:
+        evaluate: (W, bias) -> mean cross-entropy and its gradient.
+        decay: lambda / N.
+        gram: (F, F) float64.
+        start: W and bias, (C, F) and (C,) float64.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[Tensor, Tensor], "_Evaluation"],
+        decay: float,
+        gram: Tensor,
+        start: tuple[Tensor, Tensor],
+    ):
+        self._evaluate, self._decay = evaluate, decay
+        self._first: _Evaluation | None = evaluate(*start)
+        # A perfect start has no variance, and the problem is not flat everywhere.
+        variance = max(self._first.variance(), 1e-3 / len(start[0]))
+        factor = variance * gram
+        factor.diagonal().add_(decay)
+        factor = torch.linalg.cholesky(factor)  # (F, F)
+        # The explicit inverse is fine here: any linear map would be, as long as the gradient takes its transpose.
+        self._inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
+        self._shift = variance**0.5
+        self.v = (start[0] @ factor).requires_grad_()
+        self.b = (start[1] * self._shift).requires_grad_()
+        # Of places that were looked at last: v and b, the gradient by them, the value.
+        self._known: deque[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = deque(maxlen=_KEPT_EVALUATIONS)
+
+    def closure(self) -> Tensor:
+        """The value where v and b stand; leaves the gradient in them. A place that is known costs nothing."""
+        here = (place for place in self._known if torch.equal(place[0], self.v) and torch.equal(place[1], self.b))
+        if (place := next(here, None)) is None:
+            weight, bias = self.solution()
+            found, self._first = self._first or self._evaluate(weight, bias), None
+            grad_v, grad_b = (found.weight + self._decay * weight) @ self._inverse.T, found.bias / self._shift
+            value = found.loss + self._decay / 2 * weight.square().sum()
+            place = self.v.detach().clone(), self.b.detach().clone(), grad_v, grad_b, value
+            self._known.append(place)
+        *_, self.v.grad, self.b.grad, value = place
+        return value
+
+    def gradient(self) -> float:
+        """The norm of the gradient where v and b stand: half its square estimates the loss still to gain."""
+        self.closure()
+        assert self.v.grad is not None
+        assert self.b.grad is not None
+        return float((self.v.grad.square().sum() + self.b.grad.square().sum()).sqrt())
+
+    def solution(self) -> tuple[Tensor, Tensor]:
+        """W and bias."""
+        return self.v.detach() @ self._inverse, self.b.detach() / self._shift
+
+
 def _fit(
     features: Tensor,
     labels: Tensor,
@@ -171,60 +232,21 @@ def _fit(
     gram: Tensor | None = None,
     product_dtype: torch.dtype = torch.float32,
 ) -> _Fit:
-    """Minimise mean cross-entropy + regularization / (2 N) |W|^2 by L-BFGS from `start` or zero.
-
-    Features of a network are strongly correlated, so the plain problem is ill-conditioned and takes hundreds of
-    iterations. It is solved in coordinates V with W = V L^-1, where L L' is the Hessian to expect: h * Gram +
-    lambda / N, h the mean variance p (1 - p) of the predicted probabilities at the start.
-    """
+    """Minimise mean cross-entropy + regularization / (2 N) |W|^2 by L-BFGS from `start` or zero."""
     size, width = features.shape
-    decay = regularization / size
-    gram = _gram(features) if gram is None else gram
-    kwargs: dict[str, Any] = {"dtype": torch.float64, "device": features.device}
     if start is None:
+        kwargs: dict[str, Any] = {"dtype": torch.float64, "device": features.device}
         start = torch.zeros(num_classes, width, **kwargs), torch.zeros(num_classes, **kwargs)
-    first = _loss_and_gradient(features, labels, *start, product_dtype)
-    variance = first.variance()
-    variance = max(variance, 1e-3 / num_classes)  # a perfect start has none, and the problem is not flat everywhere
-    factor = variance * gram
-    factor.diagonal().add_(decay)
-    factor = torch.linalg.cholesky(factor)  # (F, F)
-    # The explicit inverse is fine here: any linear map would be, as long as the gradient takes its transpose.
-    inverse = torch.linalg.solve_triangular(factor, torch.eye(width, **kwargs), upper=False)
-    shift = variance**0.5
-
-    v = (start[0] @ factor).requires_grad_()
-    b = (start[1] * shift).requires_grad_()
-
-    evaluations: deque[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = deque(maxlen=_KEPT_EVALUATIONS)
-
-    def known() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-        """What was found where v and b stand."""
-        return next((kept for kept in evaluations if torch.equal(kept[0], v) and torch.equal(kept[1], b)), None)
-
-    def closure() -> Tensor:
-        if (kept := known()) is None:
-            weight = v.detach() @ inverse
-            found = (
-                _loss_and_gradient(features, labels, weight, b.detach() / shift, product_dtype)
-                if evaluations
-                else first
-            )
-            grad_v, grad_b = (found.weight + decay * weight) @ inverse.T, found.bias / shift
-            loss = found.loss + decay / 2 * weight.square().sum()
-            kept = v.detach().clone(), b.detach().clone(), grad_v, grad_b, loss
-            evaluations.append(kept)
-        *_, v.grad, b.grad, loss = kept
-        return loss
-
-    def gradient() -> float:
-        closure()
-        return float((v.grad.square().sum() + b.grad.square().sum()).sqrt())
-
+    problem = _Problem(
+        lambda weight, bias: _loss_and_gradient(features, labels, weight, bias, product_dtype),
+        regularization / size,
+        _gram(features) if gram is None else gram,
+        start,
+    )
     # An iteration at a time: torch compares the largest entry of the gradient, up to sqrt(C F) times smaller than the
     # norm that counts, and would go on to where the noise of float32 products is all that its line search sees.
     optimizer = torch.optim.LBFGS(
-        [v, b],
+        [problem.v, problem.b],
         max_iter=1,
         max_eval=26,  # of its line search, and one that is known
         tolerance_grad=0,
@@ -232,14 +254,14 @@ def _fit(
         history_size=20,
         line_search_fn="strong_wolfe",
     )
-    iterations, norm = 0, gradient()
+    iterations, norm = 0, problem.gradient()
     while norm > tolerance and iterations < max_iterations:
-        before = v.detach().clone(), b.detach().clone()
-        optimizer.step(closure)
-        iterations, norm = iterations + 1, gradient()
-        if torch.equal(before[0], v) and torch.equal(before[1], b):
+        before = problem.v.detach().clone(), problem.b.detach().clone()
+        optimizer.step(problem.closure)
+        iterations, norm = iterations + 1, problem.gradient()
+        if torch.equal(before[0], problem.v) and torch.equal(before[1], problem.b):
             break  # no step downhill is left at this precision
-    return _Fit(v.detach() @ inverse, b.detach() / shift, iterations, norm, norm <= tolerance)
+    return _Fit(*problem.solution(), iterations, norm, norm <= tolerance)
 
 
 @dataclass
