@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 import torchvision
 
 from simclr import SimCLR, build_encoder, load_encoder
-from simclr.checkpoint import LAST, new_encoder, read_checkpoint, save_encoder
+from simclr.checkpoint import LAST, as_safetensors, new_encoder, read_checkpoint, save_encoder
 from simclr.continuation import check_resume
 from simclr.eval import encoder_sha256
 from simclr.inputs import InputTransform
@@ -360,3 +360,12 @@ def test_a_saved_encoder_fits_build_encoder_strictly(saved):
     encoder = build_encoder("resnet8", image_size=16, width=0.25)
     encoder.load_state_dict(torch.load(saved[0] / "encoder.pt", weights_only=True))
     assert torch.equal(encoder.eval()(images()), saved[1].encoder.eval()(images()))
+
+
+def test_a_safetensors_file_has_one_form_whatever_the_order_of_its_metadata():
+    tensors, metadata = {"weight": torch.arange(3.0), "bias": torch.ones(1)}, {"b": "\u00fc", "a": "2", "c": ""}
+    forms = {as_safetensors(tensors, dict(order)) for order in (metadata.items(), reversed(metadata.items()))}
+    [written] = forms
+    assert (8 + int.from_bytes(written[:8], "little")) % 8 == 0  # where tensors begin
+    opened = safetensors.torch.load(written)
+    assert {name: tensor.tolist() for name, tensor in opened.items()} == {"weight": [0.0, 1.0, 2.0], "bias": [1.0]}

@@ -131,6 +131,27 @@ def test_the_gradient_of_the_definition_vanishes_where_lbfgs_stops():
     assert off.abs().max() > 1e-4  # the bound can tell
 
 
+def test_the_problem_that_is_solved_is_the_definition_in_other_coordinates():
+    """Value and gradient of the preconditioned problem, by autograd through the change of coordinates, in float64."""
+    x, labels, *_ = _data(n=60, classes=4, width=6)
+    x = _standardised(x, x)
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((4, 6), (4,)))
+    problem = logreg._Problem(
+        lambda w, b: logreg._loss_and_gradient(x, labels, w, b, torch.float64), 0.05, x.T @ x / 60, (weight, bias)
+    )
+    v, b = problem.v.detach().clone().requires_grad_(), problem.b.detach().clone().requires_grad_()
+    w, c = v @ problem._inverse, b / problem._shift
+    expected = F.cross_entropy(x @ w.T + c, labels) + 0.05 / 2 * w.square().sum()
+    expected.backward()
+    assert problem.closure().item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(problem.v.grad, v.grad, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(problem.b.grad, b.grad, rtol=1e-10, atol=1e-13)
+    assert problem.gradient() == pytest.approx(torch.cat((v.grad.flatten(), b.grad)).norm().item(), rel=1e-10)
+    for found, given in zip(problem.solution(), (weight, bias), strict=True):
+        torch.testing.assert_close(found, given)
+
+
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
 def test_a_fit_ends_as_soon_as_the_norm_of_its_gradient_is_small(monkeypatch, tolerance):
     x, labels, *_ = _data(n=2000, classes=10, width=60)
