@@ -13,9 +13,11 @@ import pytest
 import torch
 import torchvision
 import yaml
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.ablate import cells as engine
+from simclr.ablate import figure
 from simclr.ablate.cells import Place, as_flag, folder_of, run_cells, settings_of, train_command
 from simclr.ablate.counts import count
 from simclr.ablate.experiment import Cell, Experiment, PaperTable, find, read_experiment, rule_in_words
@@ -99,6 +101,8 @@ def test_there_are_eighteen_or_more():
         ({"rule": {"kind": "difference", "a": "a", "b": "c", "margin": 1}}, "names the cell c, which is not there"),
         ({"rule": {"kind": "difference", "a": "a", "b": "b"}}, "rule difference has no margin"),
         ({"rule": {"kind": "guess"}}, "rule.kind is not one of"),
+        ({"figure": {"kind": "pie"}}, "figure.kind=pie is not one of"),
+        ({"figure": {"kind": "bars", "beside": "n"}}, "figure.beside=n is no metric"),
         ({"colour": 1}, "unknown key colour"),
         ({"question": None}, "question is missing"),
     ],
@@ -537,6 +541,15 @@ def test_every_figure_can_be_drawn(name):
         for i, cell in enumerate(read.cells)
     }
     assert figure_of(read, found).startswith(b"\x89PNG")
+
+
+def test_bars_of_a_second_metric_stand_beside_and_numbers_clear_of_the_seeds():
+    axes = Figure().subplots()
+    figure._bars(axes, {"h": {"a": [2.0, 4.0], "b": [5.0], "c": []}, "z": {"a": [1.0, 2.0], "b": []}}, ["blue", "red"])
+    bars = [(round(bar.get_y() + bar.get_height() / 2, 4), bar.get_width()) for bar in axes.patches]
+    assert bars == [(-0.1625, 3.0), (0.8375, 5.0), (0.1625, 1.5)]
+    assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("3", 4.0), ("5", 5.0), ("1.5", 2.0)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 
 def test_the_last_figures_of_a_run_are_means_of_ten(tmp_path):

@@ -83,7 +83,7 @@ class Experiment:
         cells: of the form that was asked for.
         metrics: name -> meaning and unit; the first is what the figure shows.
         rule: how the verdict is reached, published with the experiment.
-        figure: kind and arrangement.
+        figure: kind and arrangement; for bars `metric`, and `beside`, a second one.
         notes: how this differs from the paper.
     """
 
@@ -133,6 +133,8 @@ def read_experiment(path: Path, full: bool = False) -> Experiment:
     figure = dict(content.get("figure") or {"kind": "bars"})
     if figure.get("kind") not in FIGURES:
         problems.append(f"figure.kind={figure.get('kind')} is not one of {', '.join(FIGURES)}")
+    shown = {key: figure[key] for key in ("metric", "beside") if key in figure}
+    problems += [f"figure.{key}={name} is no metric" for key, name in shown.items() if name not in metrics]
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}.")
     of_full = (content.get("full") or {}) if full else {}

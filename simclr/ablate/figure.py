@@ -7,7 +7,7 @@ from typing import Any
 from simclr.ablate.experiment import Experiment
 from simclr.ablate.verdict import Results
 
-_OURS, _PAPERS = "#1f6fb2", "#8a8a8a"
+_OURS, _BESIDE, _PAPERS = "#1f6fb2", "#a9c9e6", "#8a8a8a"
 _SERIES = ("#1f6fb2", "#d1622b", "#3a8f4d", "#8a4fa3", "#b08a00", "#555555")
 
 
@@ -32,7 +32,7 @@ def figure_of(experiment: Experiment, results: Results) -> bytes:
         elif kind == "heatmap":
             _heatmap(axes, of_paper, experiment.figure)
         else:
-            _bars(axes, of_paper, _PAPERS)
+            _bars(axes, {"": of_paper}, [_PAPERS])
         axes.set_title(_short(f"as published: {table.name}"), fontsize=9)
         (axes.set_ylabel if kind == "lines" else axes.set_xlabel)(table.unit, fontsize=8)
     axes = panels[-1]
@@ -44,8 +44,11 @@ def figure_of(experiment: Experiment, results: Results) -> bytes:
         _heatmap(axes, ours, experiment.figure)
     elif kind == "curves":
         _curves(axes, experiment, results)
+    elif beside := experiment.figure.get("beside"):
+        others = {cell.name: _values(cell.name, beside, results) for cell in experiment.cells}
+        _bars(axes, {metric: ours, beside: others}, [_OURS, _BESIDE])
     else:
-        _bars(axes, ours, _OURS)
+        _bars(axes, {metric: ours}, [_OURS])
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
@@ -55,19 +58,25 @@ def _values(cell: str, metric: str, results: Results) -> list[float]:
     return [r.metrics[metric] for (name, _), r in results.items() if name == cell and metric in r.metrics]
 
 
-def _bars(axes: Any, values: dict[str, list[float]], colour: str) -> None:
-    shown = {name: found for name, found in values.items() if found}
-    means = [math.fsum(found) / len(found) for found in shown.values()]
-    places = range(len(shown))
-    axes.barh(places, means, color=colour, height=0.65)
-    for place, found in zip(places, shown.values(), strict=True):
-        if len(found) > 1:
-            axes.plot(found, [place] * len(found), ".", color="black", markersize=4)
-    for place, mean in zip(places, means, strict=True):
-        axes.annotate(f" {mean:.3g}", (mean, place), va="center", fontsize=8)
-    axes.set_yticks(places, shown, fontsize=8)
+def _bars(axes: Any, metrics: dict[str, dict[str, list[float]]], colours: list[str]) -> None:
+    """A bar for each cell that has values, of several metrics beside each other; a point for each seed."""
+    names = [name for name, found in next(iter(metrics.values())).items() if found]
+    height = 0.65 / len(metrics)
+    for number, ((metric, values), colour) in enumerate(zip(metrics.items(), colours, strict=True)):
+        shown = [(place, values[name]) for place, name in enumerate(names) if values.get(name)]
+        places = [place + (number - (len(metrics) - 1) / 2) * height for place, _ in shown]
+        means = [math.fsum(found) / len(found) for _, found in shown]
+        axes.barh(places, means, color=colour, height=0.92 * height, label=metric)
+        for place, mean, (_, found) in zip(places, means, shown, strict=True):
+            if len(found) > 1:
+                axes.plot(found, [place] * len(found), ".", color="black", markersize=4)
+            end = (max(mean, *found), place)
+            axes.annotate(f"{mean:.3g}", end, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.15)
+    if len(metrics) > 1:
+        axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 1.05), ncols=len(metrics))
     _plain(axes)
 
 
