@@ -434,6 +434,11 @@ def test_a_checkpoint_of_another_architecture_is_not_continued(here, tmp_path, c
         (["--checkpoint=runs/train_resnet8", "--protocl=sgd"], "unknown key protocl. Did you mean protocol?"),
         (["--checkpoint=runs/train_resnet8", "--protocol=svm"], "protocol=svm is not"),
         (["--checkpoint=runs/train_resnet8", "--data.train_dir=flat", "--data.test_dir=null"], "flat has no labels"),
+        (
+            ["--checkpoint=runs/train_resnet8", "--data.train_dir=flat", "--data.test_dir=data/test"],
+            "flat has no labels",
+        ),
+        (["--checkpoint=runs/train_resnet8", "--data.test_dir=flat"], "flat has no labels"),
         (["--checkpoint=runs/train_resnet8", "--data.test_dir=nothing"], "data.test_dir=nothing does not exist"),
         (["--checkpoint=runs/train_resnet8", "--device=quantum"], "device=quantum cannot be used"),
     ],

@@ -393,6 +393,7 @@ BAD = {
     "--csv .": "csv=. is a folder.",
     "--csv gone/all.csv": "there is no folder gone. Make it first.",
     "--data.train_dir flat": "flat has no labels: evaluation needs",
+    "--data.train_dir two --data.test_dir flat": "flat has no labels: evaluation needs",
     "--data.train_dir one": "one",
     "--data.train_dir single": "no class of single has two images: none can be held out as test.",
     "--data.train_dir two --data.test_dir three": "class2",

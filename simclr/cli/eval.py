@@ -103,7 +103,7 @@ def _chosen_images(
             refuse_unknown_protocols(entry.protocols or [])
             data = labelled_data(entry.data, entry.test, entry.root, **settings)
             data.validate()
-            data.refuse_unlabelled(each=entry.test is not None)
+            data.refuse_unlabelled(*(("train_dir", "test_dir") if entry.test is not None else ()))
         except (ValueError, OSError) as error:
             raise ValueError(f"{where}{error}") from error
         found[entry.name] = entry, data

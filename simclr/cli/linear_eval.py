@@ -142,6 +142,7 @@ def parse_evaluation(parser: Parser, args: list[str]) -> tuple[Namespace, ImageD
         return config, data, checkpoint
     with folders_of_run(data, checkpoint.data):
         data.validate()
+        data.refuse_unlabelled(*(name for name in ("train_dir", "test_dir") if asked.data.get(name) is not None))
     return config, data, checkpoint
 
 

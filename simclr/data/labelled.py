@@ -125,7 +125,7 @@ class LabelledData(ImageData):
         except (ValueError, OSError) as error:
             return [*found, str(error)], None
 
-    def refuse_unlabelled(self, each: bool = False) -> None:
+    def refuse_unlabelled(self, *each: str) -> None:
         """Nothing: every row has a label."""
 
     # A table

@@ -345,18 +345,20 @@ class ImageData(LightningDataModule):
             ]
         return []
 
-    def refuse_unlabelled(self, each: bool = False) -> None:
+    def refuse_unlabelled(self, *each: str) -> None:
         """Refuse image folders without labels, by the names of their files alone.
 
         Args:
-            each: also where another one has labels, of which a part could serve as test.
+            each: of `train_dir` and `test_dir` those that must have labels themselves, whatever the other has, of
+                which a part could serve in their place.
         Raises:
             ValueError: with what is needed.
         """
-        folders = [self._folder(*folder) for folder in self._folder_paths()]
-        without = [folder for folder in folders if folder.labels is None]
-        if without and (each or len(without) == len(folders)):
-            raise ValueError(_unlabelled(without[0].root))
+        folders = [(option, self._folder(path, option, given)) for path, option, given in self._folder_paths()]
+        without = [(option, folder) for option, folder in folders if folder.labels is None]
+        for option, folder in without:
+            if len(without) == len(folders) or option.removeprefix("data.") in each:
+                raise ValueError(_unlabelled(folder.root))
 
     @property
     def metric(self) -> str:
