@@ -1,6 +1,7 @@
 """simclr search and simclr duplicates: what a double loop finds, and a sheet of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,18 @@ def test_duplicates_of_three_kinds_are_told_apart(run, photos, capsys):
     said = capsys.readouterr().out
     assert "are many: of this encoder a cosine of 0.01 tells no copies" in said
     assert "nearly the same features (cosine 0.01 or more): " in said
+    assert "the images have changed" not in said
+
+
+def test_features_made_before_the_folder_changed_are_told_and_of_a_moved_folder_serve(run, photos, capsys):
+    embed_folder("photos", open_source(run), "features")
+    Path("photos").rename("moved")
+    main(["duplicates", "moved", "--in", "features"])
+    assert "have changed" not in capsys.readouterr().out
+    Path("moved").rename("photos")
+    Path("photos/a/0.png").write_bytes(Path("photos/a/1.png").read_bytes())
+    main(["duplicates", "photos", "--in", "features"])
+    assert "note: the images have changed since features was made: embed them again" in capsys.readouterr().out
 
 
 def clusters(size: int, folder: Path) -> Embedded:
@@ -220,6 +233,7 @@ REFUSED = {
     "duplicates photos --in features --encoder RUN": "in and encoder: give one of them",
     "duplicates photos --encoder nowhere": "no checkpoint at nowhere",
     "duplicates photos --in nan": "features are NaN or infinite",
+    "duplicates namesakes --in features": "whose images have the names of those in namesakes and are others.",
     "duplicates photos --json no/where.json": "json=no/where.json cannot be written",
 }
 
@@ -228,6 +242,9 @@ REFUSED = {
 def test_bad_input_is_one_line_and_leaves_nothing(typed, run, photos, tmp_path, capsys):
     embed_folder("photos", open_source(run), "features")
     Path("text.png").write_text("no image")
+    if "namesakes" in typed:
+        shutil.copytree("photos", "namesakes")
+        Path("namesakes/a/0.png").write_bytes(Path("photos/a/1.png").read_bytes())
     if "nan" in typed:
         Path("features").rename("nan")
         content = bytearray(Path("nan", FEATURES).read_bytes())

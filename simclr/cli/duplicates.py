@@ -23,7 +23,7 @@ from simclr.distributed import rank
 from simclr.files import write_atomically
 from simclr.paths import expanded, shown, stored
 from simclr.use.alike import alike_by_features, groups_of
-from simclr.use.embed import embed_folder, help_to_embed
+from simclr.use.embed import embed_folder, help_to_embed, images_digest
 from simclr.use.embedded import Embedded, read_embedded
 from simclr.use.embedded import in_a_line as of_one_line
 from simclr.use.source import Source, open_source
@@ -39,7 +39,7 @@ def duplicates(argv: list[str] | None = None) -> None:
     """Find images that are there twice, or nearly. See `simclr duplicates --help`."""
     quiet()
     config = guarded(lambda: duplicates_parser().parse_args(sys.argv[1:] if argv is None else argv))
-    folder, embedded = guarded(lambda: _opened(config))
+    folder, embedded, note = guarded(lambda: _opened(config))
     try:
         if rank() > 0:
             guarded(lambda: _help(config, folder))
@@ -58,6 +58,8 @@ def duplicates(argv: list[str] | None = None) -> None:
     console = Console(width=max(100, Console().width))
     for line in lines_of(record, config.min_cosine):
         console.print(Text(line))
+    if note:
+        print(f"note: {note}")
     if config.copies is not None:
         print(f"written to {config.copies}: {len(record['copies']):,} files, for training's --data.leave_out")
 
@@ -89,7 +91,7 @@ def duplicates_parser() -> Parser:
     return parser
 
 
-def _opened(config: Any) -> tuple[Folder, Embedded | None]:
+def _opened(config: Any) -> tuple[Folder, Embedded | None, str]:
     for name in ("load_size", "workers"):
         if config[name] is not None and config[name] < 1:
             raise ValueError(f"{name}={config[name]} is not a positive number.")
@@ -102,9 +104,21 @@ def _opened(config: Any) -> tuple[Folder, Embedded | None]:
     if config.encoder is not None:
         open_source(config.encoder)  # refused before an hour of decoding, not after
     embedded = read_embedded(config["in"]) if config["in"] is not None else None
-    if embedded is not None and _names(folder).isdisjoint(embedded.names):
+    return folder, embedded, _note_of_others(config, folder, embedded) if embedded is not None else ""
+
+
+def _note_of_others(config: Any, folder: Folder, embedded: Embedded) -> str:
+    """What to say where the folder changed after its features were made; those of another folder are refused."""
+    if _names(folder).isdisjoint(embedded.names):
         raise ValueError(f"in={config['in']} has features of {embedded.root}, of no image in {config.folder}.")
-    return folder, embedded
+    if embedded.about["images_digest"] == images_digest(folder):
+        return ""
+    if embedded.root != stored(folder.root):
+        raise ValueError(
+            f"in={config['in']} has features of {embedded.root}, whose images have the names of those in "
+            f"{config.folder} and are others. Use simclr embed {config.folder}."
+        )
+    return f"the images have changed since {config['in']} was made: embed them again to compare them as they are"
 
 
 def _refuse_unreadable(folder: Folder, scanned: list[Scanned]) -> None:

@@ -203,7 +203,7 @@ def _embed(
     on_error: OnError,
     advance: Callable[[int, int], None],
 ) -> Embedded:
-    what = {"encoder": source.identity, "images": _digest(listed), "decoder": decoder(source.rules)}
+    what = {"encoder": source.identity, "images": images_digest(listed), "decoder": decoder(source.rules)}
     if (folder / ABOUT).is_file():
         found = read_embedded(folder)
         _refuse_other({**found.about, "encoder": _identity(found.about)}, what, folder, source)
@@ -379,8 +379,11 @@ def _refuse_strange(folder: Path, out: str | os.PathLike) -> None:
             raise ValueError(f"out={out} holds other files, {sorted(strange)[0]} for one. Name a folder of its own.")
 
 
-def _digest(listed: Folder) -> str:
-    """What tells these images from others: names, sizes, and a sample of the contents."""
+def images_digest(listed: Folder) -> str:
+    """What tells these images from others, wherever they lie: names, sizes, and a sample of the contents.
+
+    `Embedded.about` has it as `images_digest`.
+    """
     whole = hashlib.sha256(listed.fingerprint.encode())
     for path in listed.paths:
         try:
