@@ -305,6 +305,7 @@ def test_a_damaged_run_is_shown_as_far_as_it_can_be_read(tmp_path):
     found = compare_runs([whole, broken])
     row = found.rows[1]
     assert figure(row, "loss").value == 1.75
+    assert row.stands == "epoch 2, no readable checkpoint"
     assert not row.runs[0].complete
     said = " ".join(note for note in found.notes if note.startswith("broken: "))
     for name in ("last.ckpt", "linear_eval.json", "config.yaml"):

@@ -115,8 +115,8 @@ def read_run(folder: Path, name: str) -> Run:
     """
     notes: list[str] = []
     config = _tried(lambda: _config(folder), notes) or {}
-    checkpoint = None
-    if any((folder / LAST.parent).glob("*.ckpt")):
+    checkpoint, written = None, any((folder / LAST.parent).glob("*.ckpt"))
+    if written:
         checkpoint = _tried(lambda: read_checkpoint(folder), notes)
     known = checkpoint.run.get("steps_per_epoch") if checkpoint else None
     history = _tried(lambda: read_metrics(folder, known), notes)
@@ -159,7 +159,7 @@ def read_run(folder: Path, name: str) -> Run:
         result=result,
         evaluation=evaluations[0] if evaluations else None,
         complete=checkpoint is not None and checkpoint.finished is not False and not going_on,
-        stands=_stands(checkpoint, history, going_on),
+        stands=_stands(checkpoint, "no readable checkpoint" if written else "no checkpoint", history, going_on),
         minutes=minutes,
         images_per_second=speed,
         notes=notes,
@@ -187,10 +187,10 @@ def _config(folder: Path) -> dict[str, Any]:
     return flat(content)
 
 
-def _stands(checkpoint: Checkpoint | None, history: dict[str, Any], going_on: bool) -> str:
+def _stands(checkpoint: Checkpoint | None, without: str, history: dict[str, Any], going_on: bool) -> str:
     if checkpoint is None:
         done = max((values[-1][0] for values in history.values()), default=0)
-        stands = f"epoch {done:.0f}, no checkpoint" if done else "no checkpoint, no whole epoch"
+        stands = f"epoch {done:.0f}, {without}" if done else f"{without}, no whole epoch"
     else:
         stands = checkpoint.stands.replace(", the run not finished", "")
     return f"{stands}, still going on" if going_on else stands
