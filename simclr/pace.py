@@ -40,6 +40,7 @@ _RESERVE = 0.04  # of a budget of time, which steps that differ and the end of a
 # cross-validated on the training images, seeds 0 and 1): 2 after 93 steps, 3 after 155, 5 after 310; 10 after 930.
 FEWEST_STEPS = 300
 _EPOCH_SECONDS = 0.15  # between epochs: the checkpoint, the line
+_HALVINGS = 40  # to find the length of a run whose epochs grow
 
 
 @dataclass(frozen=True)
@@ -268,18 +269,30 @@ def step_seconds(model: Method, data: LightningDataModule, device: torch.device,
     return clock.seconds
 
 
-def epochs_within(seconds: float, pace: Pace, steps_per_epoch: int, between: float = 0.0) -> float:
+def epochs_within(
+    seconds: float,
+    pace: Pace,
+    steps_per_epoch: int,
+    between: float = 0.0,
+    work: Callable[[float], float] = lambda epochs: epochs,
+) -> float:
     """How many epochs a run of this pace makes in so many seconds, its start included.
 
     Args:
         seconds: that are left.
-        pace: measured.
+        pace: measured, in the first epoch.
         steps_per_epoch: batches.
         between: seconds that an epoch takes beside its steps, in the mean.
+        work: of so many epochs, the first one's being 1: `EpochViews.work`. At least as many as there are.
     """
     assert pace.seconds is not None  # measured
-    left = seconds * (1 - _RESERVE) - pace.starting
-    return max(0.0, left / (steps_per_epoch * pace.seconds + _EPOCH_SECONDS + between))
+    left, of_steps, beside = seconds * (1 - _RESERVE) - pace.starting, steps_per_epoch * pace.seconds, _EPOCH_SECONDS
+    low, high = 0.0, max(0.0, left / (of_steps + beside + between))  # as if no epoch took longer than the first
+    for _ in range(_HALVINGS if work(high) > high else 0):
+        epochs = (low + high) / 2
+        fits = of_steps * work(epochs) + (beside + between) * epochs <= left
+        low, high = (epochs, high) if fits else (low, epochs)
+    return high
 
 
 def duration(seconds: float) -> str:

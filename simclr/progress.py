@@ -5,6 +5,7 @@ Nothing here waits for the device between two looks at the loss, which are secon
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -22,11 +23,12 @@ class Pace:
     Args:
         trainer: in `fit`.
         batch_size: the global batch, images.
+        work: of so many optimiser steps, the first one's being 1; see `work_of_steps`.
     """
 
-    def __init__(self, trainer: Trainer, batch_size: int):
+    def __init__(self, trainer: Trainer, batch_size: int, work: Callable[[float], float] = float):
         self.total = trainer.estimated_stepping_batches  # optimiser steps of the whole run
-        self.batch_size = batch_size
+        self.batch_size, self.work = batch_size, work
         self.batches = 0  # seen here
         self._from: tuple[float, int] | None = None  # time and optimiser step
         self._last: tuple[float, int] | None = None  # time and batches, when the speed was last asked for
@@ -52,7 +54,14 @@ class Pace:
         """Of the whole run, at the mean pace so far, with all that stands between the steps; None at its ends."""
         if self._from is None or not self._from[1] < trainer.global_step < self.total:
             return None
-        return (now - self._from[0]) / (trainer.global_step - self._from[1]) * (self.total - trainer.global_step)
+        begun, done, whole = map(self.work, (self._from[1], trainer.global_step, self.total))
+        return (now - self._from[0]) / (done - begun) * (whole - done)
+
+
+def work_of_steps(trainer: Trainer, method: Any) -> Callable[[float], float]:
+    """What `Pace` takes as `work` in a run of a method, whose views may grow from epoch to epoch."""
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return lambda steps: method.views.work(steps / per_epoch) * per_epoch
 
 
 def duration(seconds: float) -> str:
@@ -104,7 +113,7 @@ class ProgressLines(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._pace = Pace(trainer, pl_module.hparams.batch_size)
+        self._pace = Pace(trainer, pl_module.hparams.batch_size, work_of_steps(trainer, pl_module))
         self._next = time.perf_counter() + self.seconds
         self._printed = False
 
@@ -138,7 +147,7 @@ class ProgressBar(TQDMProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
-        self._pace = Pace(trainer, pl_module.hparams.batch_size)
+        self._pace = Pace(trainer, pl_module.hparams.batch_size, work_of_steps(trainer, pl_module))
         self._next = self._next_loss = 0.0
         self._loss = ""
         self._said: list[str] = []

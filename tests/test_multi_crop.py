@@ -226,7 +226,7 @@ def test_memory_and_operations_know_small_crops():
         assert of(model) == of(plain) + of(small)
     assert memory.estimate(model, 16).activations > memory.estimate(plain, 16).activations
     assert model.views.groups(0) == [(2, 16), (4, 8)]
-    assert model.views.large_for_all == 3
+    assert model.views.pixels() == 3 * model.hparams.image_size**2
 
 
 def test_the_picture_shows_small_crops_at_their_own_size():

@@ -322,6 +322,30 @@ def test_the_epochs_of_a_budget_end_within_it():
     assert 0.9 * 600 < whole < 600
 
 
+def test_growing_views_are_counted_in_a_budget():
+    """By hand: sides of 16, 20, 24 and 28 pixels for two epochs each, then 32."""
+    views = SimCLR("resnet8", image_size=32, start_size=16, grow_epochs=8).views
+    sides = [16, 16, 20, 20, 24, 24, 28, 28, 32, 32]
+    assert views.work(10) == pytest.approx(sum(side**2 for side in sides) / 16**2)
+    assert views.work(2.5) == pytest.approx(2 + 0.5 * 20**2 / 16**2)
+    assert SimCLR("resnet8", image_size=32).views.work(2.5) == 2.5
+    pace = Pace("32-true", False, False, seconds=0.1)
+    epochs = epochs_within(1000, pace, steps_per_epoch=100, between=1.0, work=views.work)
+    of_epochs = [10 * side**2 / 16**2 + 1.15 for side in (*sides, *[32] * 90)]
+    taken = sum(of_epochs[: int(epochs)]) + (epochs % 1) * of_epochs[int(epochs)]
+    assert taken == pytest.approx(960, abs=0.1)
+
+
+def test_a_run_whose_views_grow_is_said_to_last_as_long_as_they_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    times(monkeypatch, {PLAIN: 10.0, MIXED: 20.0})
+    growing = ["--model.image_size=32", "--model.start_size=16", "--model.grow_epochs=2"]
+    train([*without(flags({"run_dir": "run", "minutes": 3}), "trainer.max_epochs"), *growing])
+    # Four steps of 16 px, and four of 24 that have 2.25 times as many pixels; of 32 px four would take 160 s.
+    assert config("run")["trainer"]["max_epochs"] == 2
+    assert "10 s a step as measured at 16 px, about 2 min in all" in capsys.readouterr().out
+
+
 def test_minutes_set_the_epochs_and_the_config_repeats_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     times(monkeypatch, {PLAIN: 1.0, MIXED: 2.0})

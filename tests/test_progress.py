@@ -14,7 +14,7 @@ from simclr import progress
 from simclr.cli import main
 from simclr.cli.messages import INTERRUPTED
 from simclr.module import SimCLR
-from simclr.progress import LOG_STEPS, LogInterval, Pace, ProgressLines, duration
+from simclr.progress import LOG_STEPS, LogInterval, Pace, ProgressLines, duration, work_of_steps
 from simclr.training.step_log import StepLog
 from tiny import STEPS, fit, flags
 
@@ -48,6 +48,16 @@ def test_the_pace_leaves_out_the_first_step_and_counts_the_global_batch():
     assert pace.images_per_second(1020.0) == 32.0  # 64 images every 2 s
     assert pace.images_per_second(1020.0) is None  # nothing since
     assert pace.seconds_left(trainer, 1020.0) == 180.0  # 90 steps
+
+
+def test_the_time_left_knows_that_views_grow():
+    trainer = SimpleNamespace(estimated_stepping_batches=40, num_training_batches=20, accumulate_grad_batches=2)
+    method = SimCLR("resnet8", image_size=32, start_size=16, grow_epochs=2)  # sides of 16, 24, 32 and 32 pixels
+    pace = Pace(trainer, 64, work_of_steps(trainer, method))
+    trainer.global_step = 1
+    pace.step(trainer, 100.0)
+    trainer.global_step = 10
+    assert pace.seconds_left(trainer, 109.0) == pytest.approx(10 * (24**2 + 2 * 32**2) / 16**2)
 
 
 def test_accumulation_counts_batches_for_the_speed_and_steps_for_the_rest():

@@ -83,17 +83,15 @@ def _pace(cli: "TrainCLI") -> Pace:
             f"minutes={minutes:g} measures steps on one device, not on {trainer.world_size}. "
             "Give --trainer.max_epochs, or stop in time with --trainer.max_time."
         )
-    steps = cli.length.steps * cli.length.accumulate
-    if minutes is None and not (
-        alone and device.type == "cpu" and is_long(cli.model, cli.datamodule.batch_size, steps)
-    ):
+    work = cli.length.batches * cli.model.views.work(cli.length.in_epochs)  # in batches of the first epoch
+    if minutes is None and not (alone and device.type == "cpu" and is_long(cli.model, cli.datamodule.batch_size, work)):
         return usual_pace(cli.model, device, precision)
     return measure_pace(
         cli.model,
         cli.datamodule,
         device,
         precision=precision,
-        lasts=(lambda seconds: steps * seconds) if minutes is None else (lambda seconds: _left(cli)),
+        lasts=(lambda seconds: work * seconds) if minutes is None else (lambda seconds: _left(cli)),
         say=lambda text: print(text, flush=True),
     )
 
@@ -107,7 +105,8 @@ def _length(cli: "TrainCLI", pace: Pace) -> dict[str, int]:
     """Trainer's options for the epochs that fit into the minutes, or the steps of less than two epochs."""
     minutes, data = cli.config.minutes, cli.datamodule
     assert pace.seconds is not None  # measured, because minutes are given
-    epochs = epochs_within(_left(cli), pace, cli.length.batches, _measuring_seconds(cli, pace))
+    between, work = _measuring_seconds(cli, pace), cli.model.views.work
+    epochs = epochs_within(_left(cli), pace, cli.length.batches, between, work)
     if epochs >= 2:
         return {"max_epochs": int(epochs)}
     steps = int(epochs * cli.length.batches) // cli.length.accumulate
@@ -133,7 +132,8 @@ def _measuring_seconds(cli: "TrainCLI", pace: Pace) -> float:
             views += 2 * min(callback.images, len(data.unseen[1])) / callback.every_n_epochs
         if isinstance(callback, Dashboard) and callback.every_n_epochs:
             views += 3 * min(callback.images, len(data.test or data.train)) / callback.every_n_epochs
-    return views * pace.seconds / data.batch_size / cli.model.views.large_for_all / 3
+    whole, first = cli.model.hparams.image_size**2, cli.model.views.pixels(0)  # pixels: of an image, and in a step
+    return views * pace.seconds / data.batch_size * whole / first / 3
 
 
 def record(cli: "TrainCLI") -> None:
@@ -153,7 +153,6 @@ def record(cli: "TrainCLI") -> None:
 def remarks(cli: "TrainCLI") -> list[str]:
     """What to know before the run starts: that it is too short to learn, or longer than one would wait."""
     data, trainer, pace, steps = cli.datamodule, cli.trainer, cli.pace, cli.length.steps
-    batches = steps * cli.length.accumulate
     found = [*data.notes, *_of_channels(cli), *(pace.notes if pace else ())]
     starting = cli.model.run.starting
     if starting is not None and (otherwise := starting.fed_otherwise(cli.model.hparams)):
@@ -167,7 +166,7 @@ def remarks(cli: "TrainCLI") -> list[str]:
             "hundred 5, and nine hundred 10. Train longer "
             f"(--trainer.max_epochs, --minutes){smaller and ' or in smaller batches (' + smaller[2:] + ')'}."
         )
-    whole = pace.seconds * batches if pace and pace.seconds else 0.0
+    whole = _step_seconds_in_all(cli, pace) if pace and pace.seconds else 0.0
     if whole > _LONG and trainer.strategy.root_device.type == "cpu":
         found.append(
             f"this run takes about {duration(whole)} on this CPU. A smaller network (--model.encoder auto), fewer "
@@ -191,7 +190,14 @@ def pace_line(cli: "TrainCLI") -> str:
     """What a step and the whole run take, as measured; empty if nothing was."""
     if not (cli.pace and cli.pace.seconds):
         return ""
-    batches = cli.length.steps * cli.length.accumulate
-    seconds = cli.pace.seconds
+    seconds, grows = cli.pace.seconds, cli.model.hparams.get("start_size") is not None
     step = f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{step} a step as measured, about {duration(seconds * batches + cli.pace.starting)} in all"
+    measured = f"measured at {cli.model.views.size(0)} px" if grows else "measured"
+    whole = duration(_step_seconds_in_all(cli, cli.pace) + cli.pace.starting)
+    return f"{step} a step as {measured}, about {whole} in all"
+
+
+def _step_seconds_in_all(cli: "TrainCLI", pace: Pace) -> float:
+    """Of the whole run: steps of later epochs take longer where views grow."""
+    assert pace.seconds is not None  # measured
+    return pace.seconds * cli.length.batches * cli.model.views.work(cli.length.in_epochs)

@@ -67,10 +67,21 @@ class EpochViews:
         small = [(self.small, self.settings["small_crop_size"])] if self.small else []
         return [(self.large, side), *small]
 
-    @property
-    def large_for_all(self) -> float:
-        """How many views of full size have as many pixels as all views of an image."""
-        return sum(count * side**2 for count, side in self.groups()) / self.settings["image_size"] ** 2
+    def pixels(self, epoch: int | None = None) -> int:
+        """Of all views of an image; see `groups`."""
+        return sum(count * side**2 for count, side in self.groups(epoch))
+
+    def work(self, epochs: float) -> float:
+        """How many epochs of the first one's size have as many pixels as the first `epochs` have: more if views grow.
+
+        The last epoch counts for the part of it that is asked for.
+        """
+        if self.settings.get("start_size") is None:
+            return epochs
+        whole = int(epochs)
+        growing = min(whole, self.settings["grow_epochs"])
+        done = sum(map(self.pixels, range(growing))) + (whole - growing) * self.pixels()
+        return (done + (epochs - whole) * self.pixels(whole)) / self.pixels(0)
 
     def make(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, ...]:
         """All views of a batch.
