@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.byol import BYOL
 from simclr.cli.recipes import config_file, recipes
@@ -88,3 +89,17 @@ def test_a_recipe_says_what_it_needs_and_what_came_of_it(name):
     assert "easured" in head
     if "Published" in head:
         assert re.search(r"(linear|kNN)[^.]*\.\d|around \d\d %", head), "by which protocol, and how much"
+
+
+def test_the_recipe_for_a_cpu_costs_no_more_multiply_adds_than_fifteen_epochs_of_whole_views():
+    settings = yaml.safe_load(recipes("pretrain")["cifar10_cpu"].read_text())
+    model = SimCLR(**settings["model"], image_size=32)
+
+    def multiply_adds(side: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            model.encoder(torch.zeros(1, 3, side, side))
+        return counter.get_total_flops() // 2
+
+    costs = [multiply_adds(model.views.size(epoch)) for epoch in range(settings["trainer"]["max_epochs"])]
+    assert min(costs) < max(costs) < multiply_adds(32)
+    assert sum(costs) <= 15 * 12_279_808  # of a ResNet-8 of twice the width behind a stride-2 stem, at 32 pixels
