@@ -60,7 +60,10 @@ class Pace:
 
 def work_of_steps(trainer: Trainer, method: Any) -> Callable[[float], float]:
     """What `Pace` takes as `work` in a run of a method, whose views may grow from epoch to epoch."""
-    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    batches = trainer.num_training_batches
+    if batches == math.inf or method.hparams.get("start_size") is None:
+        return float
+    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     return lambda steps: method.views.work(steps / per_epoch) * per_epoch
 
 

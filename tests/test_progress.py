@@ -58,6 +58,9 @@ def test_the_time_left_knows_that_views_grow():
     pace.step(trainer, 100.0)
     trainer.global_step = 10
     assert pace.seconds_left(trainer, 109.0) == pytest.approx(10 * (24**2 + 2 * 32**2) / 16**2)
+    trainer.num_training_batches = float("inf")  # of a loader without a length
+    assert work_of_steps(trainer, method)(7) == 7
+    assert work_of_steps(trainer, SimCLR("resnet8", image_size=32))(7) == 7
 
 
 def test_accumulation_counts_batches_for_the_speed_and_steps_for_the_rest():
