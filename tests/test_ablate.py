@@ -552,6 +552,13 @@ def test_bars_of_a_second_metric_stand_beside_and_numbers_clear_of_the_seeds():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 
+def test_a_logarithmic_axis_names_the_places_that_were_measured():
+    axes = Figure().subplots()
+    arrangement = {"series": {"a": {"4": "x", "12": "y", "100": "not run"}}, "log": True}
+    figure._lines(axes, {"x": [1.0], "y": [2.0]}, arrangement)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "12"]
+
+
 def test_the_last_figures_of_a_run_are_means_of_ten(tmp_path):
     rows = [f"{step},{step / 100 if step % 2 else ''}" for step in range(40)]
     (tmp_path / "metrics.csv").write_text("\n".join(["step,contrast_top1", *rows]))

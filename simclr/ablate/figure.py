@@ -81,16 +81,20 @@ def _bars(axes: Any, metrics: dict[str, dict[str, list[float]]], colours: list[s
 
 
 def _lines(axes: Any, values: dict[str, list[float]], arrangement: dict[str, Any]) -> None:
+    places: set[float] = set()
     for colour, (series, cells) in zip(_SERIES, arrangement["series"].items(), strict=False):
         points = [(float(x), values[str(cell)]) for x, cell in cells.items() if values.get(str(cell))]
         if not points:
             continue
         means = [math.fsum(found) / len(found) for _, found in points]
+        places |= {x for x, _ in points}
         axes.plot([x for x, _ in points], means, "o-", color=colour, label=series, markersize=4)
         for x, found in points:
             axes.plot([x] * len(found), found, ".", color=colour, markersize=3)
     if arrangement.get("log"):
         axes.set_xscale("log")
+        axes.set_xticks(sorted(places), [f"{place:g}" for place in sorted(places)])  # 4 and 12, not 4 x 10^0
+        axes.minorticks_off()
     axes.set_xlabel(arrangement.get("x", ""), fontsize=8)
     if len(arrangement["series"]) > 1:
         axes.legend(fontsize=7, frameon=False)
