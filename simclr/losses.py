@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simclr.contrast import tiles
 from simclr.contrast.agree import Settings
-from simclr.contrast.engine import ContrastStats, loss_by_semi_hard, loss_by_sums, loss_towards
+from simclr.contrast.engine import ContrastStats, loss_by_semi_hard, loss_by_sums, loss_of_dots, loss_towards
 from simclr.precision import Operands
 
 
@@ -86,6 +86,29 @@ def nt_xent(
     """
     settings = Settings(gather, uneven, operands, return_stats, "nt_xent")
     return loss_by_sums((z1, z2), temperature, settings, tiles.EXP, _nt_xent_of_sums, dense=dense_nt_xent)
+
+
+def nt_xent_unnormalized(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float,
+    *,
+    gather: bool = True,
+    uneven: bool = False,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, ContrastStats]:
+    """NT-Xent without the normalisation of its projections (Chen et al. 2020, table 5, rows without l2 norm).
+
+    Logits are dot products divided by the temperature, for which the paper takes 10 and 100. It is there to compare
+    with: unlike the others it holds a matrix of 2N x (2N of all ranks) numbers, whose products round as torch is set.
+
+    Args:
+        z1, z2: as for `nt_xent`, of any length.
+        temperature, gather, uneven, return_stats: as for `nt_xent`, as are result and errors; the statistics are of
+            cosines, but for accuracy, which is that of the logits. A batch of one image is refused.
+    """
+    settings = Settings(gather, uneven, "float32", return_stats, "nt_xent_unnormalized")
+    return loss_of_dots((z1, z2), temperature, settings)
 
 
 def dcl(

@@ -140,8 +140,8 @@ class SimCLR(Pretraining):
             projection_dim: size of a projection z.
             head_layers: layers of a deep head.
             head_batch_norm: batch normalisation in the head, as in google-research/simclr.
-            loss: nt_xent; dcl, which leaves the positive pair out of the denominator; nt_logistic; margin_triplet. See
-                simclr.losses.
+            loss: nt_xent; dcl, which leaves the positive pair out of the denominator; nt_logistic; margin_triplet;
+                nt_xent_unnormalized, of dot products in place of cosines. See simclr.losses.
             temperature: tau of the loss, 0.0015 or more; not used by margin_triplet.
             margin: of margin_triplet, in cosines.
             semi_hard: nt_logistic and margin_triplet: compare with the nearest of the farther negatives instead of all.

@@ -29,7 +29,7 @@ from simclr.augment import SimCLRAugmentation
 from simclr.contrast import tiles
 from simclr.data import loader
 from simclr.eval import nearest
-from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
+from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, nt_xent_unnormalized, sup_con
 from simclr.nonfinite import FiniteSteps
 from simclr.optim import build_optimizer
 from simclr.report.pictures import neighbour_picture
@@ -297,6 +297,13 @@ def test_losses_are_taken_without_waiting(cuda, loss, n, operands, monkeypatch):
     assert {stat.device for stat in stats} == {CUDA}
     for grad, view in zip(torch.autograd.grad(value, views), views, strict=True):
         assert (grad.device, grad.dtype, grad.shape) == (CUDA, torch.float32, view.shape)
+
+
+def test_the_loss_of_dot_products_is_taken_without_waiting(cuda):
+    views = [on_cuda(7, 16).requires_grad_() for _ in range(2)]
+    value, stats = nt_xent_unnormalized(*views, 10.0, return_stats=True)
+    assert {value.device, *(stat.device for stat in stats)} == {CUDA}
+    assert all(grad.device == CUDA for grad in torch.autograd.grad(value, views))
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16-mixed"])

@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning import Callback
 from torch._dynamo.utils import counters
 
-from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent
+from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, nt_xent_unnormalized
 from simclr.training.gradient_cache import backward_in_parts
 from test_losses import projections, relative
 from tiny import STEPS, Record, fit, tiny_data, tiny_model
@@ -91,7 +91,7 @@ def test_cuda_graphs_move_the_statistics_of_batch_normalisation(tmp_path):
         torch.testing.assert_close(value, buffers[0][name], rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("loss", [nt_xent, dcl, nt_logistic, margin_triplet])
+@pytest.mark.parametrize("loss", [nt_xent, dcl, nt_logistic, margin_triplet, nt_xent_unnormalized])
 @pytest.mark.parametrize("n", [7, 3000])
 def test_value_and_gradient_are_the_cpus_in_float64(loss, n):
     exact = projections(n, 32)

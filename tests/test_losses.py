@@ -13,14 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ranks import mean_over_ranks, run_ranks
 from simclr import distributed, precision
 from simclr.contrast import engine, tiles
-from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, sup_con
+from simclr.losses import dcl, margin_triplet, nt_logistic, nt_xent, nt_xent_unnormalized, sup_con
 
 # The references: float64, one pair at a time. Rows are (view, image); classes default to the images.
 
 
-def double_loop(views, anchor_loss, classes=None) -> torch.Tensor:
+def double_loop(views, anchor_loss, classes=None, normalised=True) -> torch.Tensor:
     """The mean over all anchors of anchor_loss(positive cosines, negative cosines, all other cosines)."""
-    rows = [(v, k, row / row.norm()) for v, view in enumerate(views) for k, row in enumerate(view)]
+    rows = [
+        (v, k, row / row.norm() if normalised else row) for v, view in enumerate(views) for k, row in enumerate(view)
+    ]
     classes = classes or list(range(len(views[0])))
     total = torch.zeros((), dtype=torch.float64)
     for v, k, z in rows:
@@ -65,8 +67,8 @@ def reference(name, views, temperature, classes=None):
 
     rules = {"nt_xent": xent, "sup_con": xent, "views": xent, "dcl": decoupled}
     rules |= {"nt_logistic": logistic, "nt_logistic sh": logistic_semi_hard}
-    rules |= {"margin_triplet": margin, "margin_triplet sh": margin_semi_hard}
-    return double_loop(views, rules[name], classes)
+    rules |= {"margin_triplet": margin, "margin_triplet sh": margin_semi_hard, "nt_xent_unnormalized": xent}
+    return double_loop(views, rules[name], classes, normalised=name != "nt_xent_unnormalized")
 
 
 def ours(name, views, temperature, labels=None, **kwargs):
@@ -74,12 +76,14 @@ def ours(name, views, temperature, labels=None, **kwargs):
     if name in ("sup_con", "views"):
         return sup_con(views, temperature, None if name == "views" else torch.tensor(labels), **kwargs)
     function = {"nt_xent": nt_xent, "dcl": dcl, "nt_logistic": nt_logistic, "margin_triplet": margin_triplet}
+    function |= {"nt_xent_unnormalized": nt_xent_unnormalized}
     kind = name.split()[0]
     more = {"semi_hard": name.endswith("sh")} if kind in ("nt_logistic", "margin_triplet") else {}
     return function[kind](*views[:2], temperature, **more, **kwargs)
 
 
-ALL = ["nt_xent", "dcl", "nt_logistic", "nt_logistic sh", "margin_triplet", "margin_triplet sh", "views", "sup_con"]
+TILED = ["nt_xent", "dcl", "nt_logistic", "nt_logistic sh", "margin_triplet", "margin_triplet sh", "views", "sup_con"]
+ALL = [*TILED, "nt_xent_unnormalized"]
 
 
 @pytest.fixture(params=[None, (3, 5), (4, 4)], ids=["dense", "3x5", "4x4"])
@@ -251,12 +255,16 @@ def test_stats_are_those_of_the_matrix(name, tile):
     z = F.normalize(torch.cat([view.detach() for view in views]), dim=1)
     cosines, image = z @ z.T, torch.arange(9).repeat(len(views))
     same = image[:, None] == image
-    negative = cosines.masked_fill(same, -torch.inf)
-    positive = (cosines * (same & ~torch.eye(len(z), dtype=torch.bool))).sum(1) / (len(views) - 1)
+    of_pair = same & ~torch.eye(len(z), dtype=torch.bool)
+    positive = (cosines * of_pair).sum(1) / (len(views) - 1)
+    dots = torch.cat(views).detach() if name == "nt_xent_unnormalized" else z  # whose products the loss compares
+    logits = dots @ dots.T
+    nearest = logits.masked_fill(same, -torch.inf).amax(1)
+    told_apart = (logits * of_pair).sum(1) / (len(views) - 1) > nearest
     assert stats.loss.item() == pytest.approx(loss.item(), rel=1e-13)
     assert stats.positive_cosine.item() == pytest.approx(positive.mean().item(), rel=1e-12)
     assert stats.negative_cosine.item() == pytest.approx(cosines[~same].mean().item(), rel=1e-10)
-    assert stats.accuracy.item() == pytest.approx((positive > negative.amax(1)).double().mean().item())
+    assert stats.accuracy.item() == pytest.approx(told_apart.double().mean().item())
     assert not any(s.requires_grad for s in stats)
 
 
@@ -280,7 +288,31 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", ALL)
+def test_dot_products_beyond_what_an_exponential_holds():
+    """Logits of hundreds, whose exponentials float32 does not have. The reference is in logarithms, and float64."""
+    views = [view.detach().mul(6).requires_grad_() for view in projections(9, 8, torch.float32)]
+    loss, stats = nt_xent_unnormalized(*views, 10.0, return_stats=True)
+    z = torch.cat(views).double()
+    logits = (z @ z.T / 10).masked_fill(torch.eye(18, dtype=torch.bool), -torch.inf)
+    assert 100 < logits.amax() < 1000  # of which float32 keeps five digits behind the point
+    expected = F.cross_entropy(logits, torch.arange(18).roll(9))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert stats.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    pairs = zip(torch.autograd.grad(loss, views), torch.autograd.grad(expected, views), strict=True)
+    assert all(relative(grad, other.double()) < 1e-5 for grad, other in pairs)
+
+
+def test_only_the_unnormalized_loss_minds_the_lengths():
+    views = projections(6)
+    longer = [2 * view for view in views]
+    assert nt_xent(*longer, 0.5).item() == pytest.approx(nt_xent(*views, 0.5).item(), rel=1e-12)
+    scaled = nt_xent_unnormalized(*longer, 4.0).item()  # four times the dot products
+    assert scaled == pytest.approx(nt_xent_unnormalized(*views, 1.0).item(), rel=1e-12)
+    units = [F.normalize(view, dim=1) for view in views]
+    assert nt_xent_unnormalized(*units, 0.5).item() == pytest.approx(nt_xent(*views, 0.5).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", TILED)
 def test_no_tensor_grows_with_the_square_of_the_batch(name, monkeypatch):
     monkeypatch.setattr(tiles, "tile_shape", lambda device: (32, 64))
     views = projections(300, 8, torch.float32)
@@ -302,7 +334,7 @@ def test_one_image_has_nothing_to_tell_apart():
     assert loss.item() == pytest.approx(reference("nt_xent", views, 0.1).item(), abs=1e-15) == 0
     assert all((grad == 0).all() for grad in torch.autograd.grad(loss, views))
     assert stats.positive_cosine.item() == pytest.approx(F.cosine_similarity(*views).item())
-    for name in ("dcl", "nt_logistic", "margin_triplet"):
+    for name in ("dcl", "nt_logistic", "margin_triplet", "nt_xent_unnormalized"):
         with pytest.raises(ValueError, match=rf"{name} got .* one image, which has no negatives.* needs 2 at least"):
             ours(name, views, 0.1)
 

@@ -455,6 +455,7 @@ def test_a_micro_batch_that_does_not_divide_is_refused(tmp_path):
     "settings",
     [
         {"loss": "dcl"},
+        {"loss": "nt_xent_unnormalized"},
         {"loss": "nt_logistic"},
         {"loss": "nt_logistic", "semi_hard": True},
         {"loss": "margin_triplet"},
@@ -510,7 +511,9 @@ def test_settings_that_do_not_go_together_are_refused():
         tiny_model(grow_epochs=3)
     with pytest.raises(ValueError, match="semi_hard=True is for loss=nt_logistic and margin_triplet, not for nt_xent"):
         tiny_model(semi_hard=True)
-    with pytest.raises(ValueError, match="loss=nt_xnet is none of nt_xent, dcl, nt_logistic, margin_triplet"):
+    with pytest.raises(
+        ValueError, match="loss=nt_xnet is none of nt_xent, dcl, nt_logistic, margin_triplet, nt_xent_unnorm"
+    ):
         tiny_model(loss="nt_xnet")
     with pytest.raises(ValueError, match="views=3 works with loss=nt_xent only, not with dcl: use 2"):
         tiny_model(views=3, loss="dcl")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -311,6 +312,37 @@ def loss_by_semi_hard(
             table = batch.gather(torch.stack((losses, positive, largest), dim=1))
             stats = (table[:, 0].mean(), *_alignment(candidates, table[:, 1], table[:, 2], batch, batch.same_image))
     return _result(loss, stats, views[0].dtype, settings)
+
+
+def loss_of_dots(views: Sequence[Tensor], temperature: float, settings: Settings) -> Any:
+    """NT-Xent of two views whose projections keep their lengths: logits are dot products, divided by the temperature.
+
+    They have no bound, so that sums of their exponentials could overflow: each anchor's are taken relative to its
+    largest, in the matrix of this rank's anchors and all candidates, (m, M). The gradient crosses ranks: one more
+    collective, backward.
+    """
+    batch = agree(views, temperature, settings, None)
+    with torch.autocast(views[0].device.type, enabled=False):
+        z = torch.cat(tuple(views))
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        positive = _same_image_logits(z, batch)[0]  # (m,)
+        candidates = batch.gather(z)  # (M, D)
+        logits = z @ candidates.T / temperature
+        not_negative = torch.zeros_like(logits, requires_grad=False)
+        for k in (0, batch.n, -batch.n):  # of this rank's own candidates: itself, the other view of its image
+            not_negative[:, batch.start : batch.start + len(z)].diagonal(k).fill_(-torch.inf)
+        negatives = logits + not_negative
+        losses = F.softplus(negatives.logsumexp(1) - positive, threshold=40)
+        loss = losses.sum() * batch.scale
+        with torch.no_grad():
+            units = F.normalize(z, dim=1, eps=_SMALLEST_NORM)
+            of_cosines = batch._replace(temperature=1.0)
+            own = (losses, positive, negatives.amax(1), _same_image_logits(units, of_cosines)[0])
+            losses, positive, largest, cosine = batch.gather(torch.stack(own, dim=1)).unbind(1)
+            units = F.normalize(candidates, dim=1, eps=_SMALLEST_NORM)
+            accuracy = (positive > largest).to(losses.dtype).mean()
+            _, *cosines = _alignment(units, cosine, cosine, of_cosines, batch.same_image)
+    return _result(loss, (losses.mean(), accuracy, *cosines), views[0].dtype, settings)
 
 
 def _result(loss: Tensor, stats: Sequence[Tensor], dtype: torch.dtype, settings: Settings) -> Any:

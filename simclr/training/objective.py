@@ -11,7 +11,7 @@ from simclr import losses
 from simclr.contrast.engine import ContrastStats
 from simclr.training.step_log import DIVERGED, StepLog
 
-LossName = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet"]
+LossName = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet", "nt_xent_unnormalized"]
 Pairs = Literal["all", "large"]  # of views that are compared: all, or those with a large one as the candidate
 
 
@@ -55,6 +55,7 @@ LOSSES: dict[LossName, Loss] = {
     "margin_triplet": Loss(
         losses.margin_triplet, "margin triplet", "margin", lambda candidates, margin: margin, semi_hard=True
     ),
+    "nt_xent_unnormalized": Loss(losses.nt_xent_unnormalized, "NT-Xent without l2 norm", "temperature", None),
 }
 
 
