@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.ablate import cells as engine
-from simclr.ablate import figure
+from simclr.ablate import figure, probes, supervised
 from simclr.ablate.cells import Place, as_flag, folder_of, run_cells, settings_of, train_command
 from simclr.ablate.counts import count
 from simclr.ablate.experiment import Cell, Experiment, PaperTable, find, read_experiment, rule_in_words
 from simclr.ablate.figure import figure_of
 from simclr.ablate.page import write_experiment, write_index, write_page
-from simclr.ablate.probes import ProbeSettings, last_figures
+from simclr.ablate.probes import ProbeSettings, by_protocol, last_figures
 from simclr.ablate.responses import responses_at_start
 from simclr.ablate.results import RESULT, Result
 from simclr.ablate.supervised import Settings, rate, train_classifier
@@ -35,11 +35,14 @@ from simclr.cli.recipes import recipes
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.efficientnet import PHI, scaled_efficientnet
 from simclr.encoders import build_encoder
+from simclr.eval.few_labels import labelled_part
 from simclr.eval.predictions import packed
+from simclr.eval.protocol import Outcome
 from simclr.files import hold
 from simclr.run_folder import RunFolder
 from simclr.training.method import DEFAULT_METHOD, find_method
 from strict.sitecustomize import environment
+from tiny import tiny_data, tiny_model
 
 FILES = recipes("ablations")
 TINY = {"model.image_size": 16, "model.width": 0.25, "model.projection_dim": 16, "data.shapes_train": 64}
@@ -104,6 +107,8 @@ def test_there_are_eighteen_or_more():
         ({"figure": {"kind": "pie"}}, "figure.kind=pie is not one of"),
         ({"figure": {"kind": "bars", "beside": "n"}}, "figure.beside=n is no metric"),
         ({"colour": 1}, "unknown key colour"),
+        ({"cells": {"a": {}, "b": {"start": "c"}}}, "cell b starts from c, which is no cell"),
+        ({"cells": {"a": {}, "b": {"start": "a", "work": "supervised"}}}, "which work=supervised does not"),
         ({"question": None}, "question is missing"),
     ],
 )
@@ -116,6 +121,28 @@ def test_a_file_with_a_mistake_is_refused(change, message, tmp_path):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**content, **change}))
     with pytest.raises(ValueError, match=message):
         read_experiment(tmp_path / "own.yaml")
+
+
+def test_the_full_form_may_have_other_cells_and_another_rule_and_figure(tmp_path):
+    content = {"title": "T", "question": "Q?", "work": "pretrain", "cost": {"minutes": 1}, "cells": {"a": {}, "b": {}}}
+    content |= {"paper": [{"name": "T", "source": "x", "values": {"a": 1}}], "metrics": {"m": "%"}}
+    content |= {"rule": {"kind": "difference", "a": "a", "b": "b", "margin": 1}}
+    content["full"] = {"cells": {"b": None, "c": {"model.width": 2}}, "figure": {"kind": "heatmap", "names": ["a"]}}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="names the cell b, which is not there"):
+        read_experiment(path, full=True)
+    content["full"]["rule"] = {"kind": "difference", "a": "a", "b": "c", "margin": 2}
+    path.write_text(yaml.safe_dump(content))
+    read = read_experiment(path, full=True)
+    assert [(cell.name, cell.settings) for cell in read.cells] == [("a", {}), ("c", {"model.width": 2})]
+    assert (read.rule["b"], read.rule["margin"], read.figure["kind"]) == ("c", 2, "heatmap")
+    default = read_experiment(path)
+    assert ([cell.name for cell in default.cells], default.rule["b"], default.figure["kind"]) == (
+        ["a", "b"],
+        "b",
+        "bars",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -451,13 +478,13 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, commands):
     assert "again: a, seed 0: it failed before: no images in photos." in said
 
 
-def test_a_cell_that_begins_with_another_follows_it_and_falls_with_it(tmp_path, commands):
+def test_a_cell_that_measures_another_follows_it_and_falls_with_it(tmp_path, commands):
     commands |= {"a": "import sys; sys.exit('error: broken.')", "b": WRITES}
     made = experiment(UP)
-    later = Cell("b", "supervised", None, {}, start="a")
+    later = Cell("b", "pretrain", None, {}, start="a")
     made = Experiment(**{**vars(made), "cells": (later, made.cells[0])})
     found = run_cells(made, 1, Place(tmp_path), lambda text: None)
-    assert found["b", 0].why == "it begins with a, which failed"
+    assert found["b", 0].why == "it measures a, which failed"
 
 
 def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_path):
@@ -470,6 +497,12 @@ def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_
     assert [found.get("model.warmup_epochs") for found in settings] == [None, 0.1638]
     for name in ("shapes_resnet8", "shapes_byol"):
         assert yaml.safe_load(recipes("pretrain")[name].read_text())["model"]["warmup_epochs"] == engine._WARM_UP
+    # The epochs of a protocol go over the images, too; those over labelled ones, and of the full form, stay.
+    taught = Cell("d", "pretrain", None, {"probe.options": {"epochs": 30, "teacher_epochs": 60}})
+    options = settings_of(made, taught, 0, photos)["probe.options"]
+    assert (options, taught.settings["probe.options"]["epochs"]) == ({"epochs": 5, "teacher_epochs": 60}, 30)
+    whole = Experiment(**{**vars(made), "full": True})
+    assert settings_of(whole, taught, 0, photos)["probe.options"]["epochs"] == 30
     folders = {folder_of(cell, 0, found, shapes) for found in settings}
     assert len(folders) == 2
     assert all(folder.parent.name == "a-b-c" for folder in folders)
@@ -559,6 +592,50 @@ def test_a_logarithmic_axis_names_the_places_that_were_measured():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "12"]
 
 
+def test_a_protocol_of_eval_measures_a_run_as_it_is_asked_to(monkeypatch):
+    data, model, seen = tiny_data(), tiny_model(head="deep", seed=3).eval(), []
+    train, test = data.eval_loader("train"), data.eval_loader("test", limit=20)
+
+    def find_protocol(name, known):
+        def watched(frozen, **options):
+            seen.append((name, frozen, options))
+            return known_protocol(name, known)(frozen, **options)
+
+        return watched
+
+    known_protocol = probes.find_protocol
+    monkeypatch.setattr(probes, "find_protocol", find_protocol)
+    options = {"fractions": [0.5], "draws": 1, "epochs": 1, "from_layer": 1}
+    hits = by_protocol("semi_finetune", ProbeSettings(options=options), model, train, test, "cpu")
+    assert (hits.shape, hits.dtype) == ((20,), torch.bool)
+    [(name, frozen, given)] = seen
+    assert (name, given) == ("semi_finetune", {**options, "seed": 3})
+    assert frozen.head is model.head
+    assert frozen.encoder is model.encoder
+    assert (len(frozen.train[0]), len(frozen.train_images)) == (64, 64)
+
+    right, wrong = Outcome(test.labels), Outcome((test.labels + 1) % 10)
+    known_protocol = lambda name, known: lambda *args, **more: {"teacher": wrong, "student=resnet8": right}  # noqa: E731
+    of_student = ProbeSettings(options=options, result="student")
+    assert by_protocol("distill", of_student, model, train, test, "cpu").all()
+    assert not by_protocol("distill", ProbeSettings(result="teacher"), model, train, test, "cpu").any()
+
+
+def test_probe_and_protocol_learn_from_the_same_labels(monkeypatch):
+    """Of a class-balanced draw that the seed decides; so differences between cells are not of the labels."""
+    asked = []
+    monkeypatch.setattr(
+        supervised, "labelled_part", lambda *args, **more: asked.append(more) or labelled_part(*args, **more)
+    )
+    monkeypatch.setattr(
+        supervised, "_fit", lambda network, pixels, labels, *rest: asked.append(labels) or [[1.0, 50.0]]
+    )
+    settings = Settings(encoder="resnet8", width=0.25, train=200, test=64, labels=0.1, seed=5)
+    train_classifier(settings, Path("unused"))
+    assert asked[0] == {"seed": 5, "draw": 0}
+    assert asked[1].bincount().tolist() == [2] * 10
+
+
 def test_the_last_figures_of_a_run_are_means_of_ten(tmp_path):
     rows = [f"{step},{step / 100 if step % 2 else ''}" for step in range(40)]
     (tmp_path / "metrics.csv").write_text("\n".join(["step,contrast_top1", *rows]))
@@ -592,7 +669,9 @@ def test_a_classifier_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 def tiny_file(path: Path) -> Path:
     content = {"title": "Tiny", "question": "Does it run?", "work": "pretrain", "recipe": "shapes_resnet8"}
     content |= {"cost": {"minutes": 1}, "base": {**TINY, "probe.train": 64, "probe.z": True}}
-    content |= {"cells": {"a": {}, "b": {"model.temperature": 0.5}}, "metrics": {"linear_top1": "%"}}
+    tuned = {"probe.protocol": "semi_finetune", "probe.options": {"fractions": [0.5], "draws": 1, "epochs": 1}}
+    content |= {"cells": {"a": {}, "b": {"model.temperature": 0.5}, "tuned": {"start": "a", **tuned}}}
+    content |= {"metrics": {"linear_top1": "%", "test_top1": "%"}}
     content |= {"paper": [{"name": "T", "source": "x", "values": {"a": 50.0}}]}
     content |= {"rule": {"kind": "difference", "a": "a", "b": "b", "margin": 1}}
     path.write_text(yaml.safe_dump(content))
@@ -630,5 +709,6 @@ def test_two_cells_are_killed_go_on_and_are_skipped_when_done(tmp_path):
     assert "skipped: a, seed 0: done" in done.stdout
     assert "done: b, seed 0: " in done.stdout
     again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert again.stdout.count("skipped: ") == 2
+    assert again.stdout.count("skipped: ") == 3
+    assert re.search(r"done: tuned, seed 0: test_top1 \d", done.stdout)
     assert (tmp_path / "ablations" / "index.md").is_file()

@@ -85,12 +85,14 @@ def run_cells(
 def settings_of(experiment: Experiment, cell: Cell, seed: int, place: Place) -> dict[str, Any]:
     """All that decides a cell's numbers, as its result records it."""
     settings = dict(cell.settings)
-    epochs = settings.get("trainer.max_epochs")
-    if place.images is not None and not experiment.full and epochs is not None:
+    if place.images is not None and not experiment.full:
         # As many views as of the built-in images, and as many of them while the rate warms up.
         share = _BUILT_IN_IMAGES / place.training_images
-        settings["trainer.max_epochs"] = max(1, round(epochs * share))
-        settings.setdefault("model.warmup_epochs", round(_WARM_UP * share, 4))
+        if "trainer.max_epochs" in settings:
+            settings["trainer.max_epochs"] = max(1, round(settings["trainer.max_epochs"] * share))
+            settings.setdefault("model.warmup_epochs", round(_WARM_UP * share, 4))
+        if epochs := settings.get("probe.options", {}).get("epochs"):
+            settings["probe.options"] = {**settings["probe.options"], "epochs": max(1, round(epochs * share))}
     source = {} if place.images is None else {"images": str(place.images)}
     settings |= {"work": cell.work, "recipe": cell.recipe, "seed": seed, **source}
     if cell.start is not None:
@@ -155,7 +157,7 @@ class _Runner:
         if in_main:
             signal.signal(signal.SIGTERM, _interrupt)
         try:
-            # Those that begin with another cell's run come after it.
+            # Those that measure another cell's run come after it.
             for later in (False, True):
                 wanted = [cell for cell in cells if (cell.start is not None) == later]
 
@@ -198,7 +200,7 @@ class _Runner:
                 raise _CellFailed("stopped")
             start = results.get((cell.start, seed)) if cell.start else None
             if start is not None and start.status != "done":
-                raise _CellFailed(f"it begins with {cell.start}, which failed")
+                raise _CellFailed(f"it measures {cell.start}, which failed")
             outcome = self._compute(cell, seed, settings, folder)
             seconds = round(time.monotonic() - started, 1)
             done = Result(cell.name, seed, "done", **outcome, seconds=seconds)
@@ -229,11 +231,7 @@ class _Runner:
 
     def commands(self, cell: Cell, seed: int, settings: dict[str, Any], folder: Path) -> list[list[str]]:
         """The programs of a cell, one after another; the last writes OUTCOME."""
-        start = []
-        if cell.start is not None:
-            first = self.experiment.cell(cell.start)
-            start = [f"--start={folder_of(first, seed, settings['start'], self.place) / 'run'}"]
-        of_program = [f"--out={folder / OUTCOME}", f"--device={self.place.device}", *start]
+        of_program = [f"--out={folder / OUTCOME}", f"--device={self.place.device}"]
         if cell.work == "supervised":
             images = [] if self.place.images is None else [f"--images={self.place.images}"]
             given = f"--settings={json.dumps({**cell.settings, 'seed': seed})}"

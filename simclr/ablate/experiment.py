@@ -60,7 +60,7 @@ class Cell:
         recipe: of `configs/pretrain`, that the settings override.
         settings: for pretrain, options of `simclr train`, and `probe.*` of `simclr.ablate.probes`; otherwise arguments
             of the program that does the work.
-        start: the cell whose run this one begins with, if any.
+        start: the cell whose run this one measures in another way, if any.
     """
 
     name: str
@@ -111,7 +111,8 @@ def read_experiment(path: Path, full: bool = False) -> Experiment:
 
     Args:
         path: YAML.
-        full: the form for GPUs, with the settings and cells of `full` over the others.
+        full: the form for GPUs, with the settings and cells of `full` over the others; a cell that is null there is
+            none of it, and a rule or figure there stands in place of the other.
     Raises:
         ValueError: if something is missing, unknown or names a cell that is not there, with the file and all of it.
     """
@@ -128,16 +129,17 @@ def read_experiment(path: Path, full: bool = False) -> Experiment:
     paper, problems = _paper(content["paper"])
     cells = _cells(content, full, problems)
     names, metrics = {cell.name for cell in cells}, dict(content["metrics"])
-    problems += _rule_problems(content["rule"], names, metrics)
+    of_full: dict[str, Any] = (content.get("full") if full else None) or {}
+    rule: dict[str, Any] = of_full.get("rule") or content["rule"]
+    problems += _rule_problems(rule, names, metrics)
     problems += [f"{t.name} stands beside {t.metric}, no metric" for t in paper if t.metric not in (None, *metrics)]
-    figure = dict(content.get("figure") or {"kind": "bars"})
+    figure: dict[str, Any] = of_full.get("figure") or content.get("figure") or {"kind": "bars"}
     if figure.get("kind") not in FIGURES:
         problems.append(f"figure.kind={figure.get('kind')} is not one of {', '.join(FIGURES)}")
     shown = {key: figure[key] for key in ("metric", "beside") if key in figure}
     problems += [f"figure.{key}={name} is no metric" for key, name in shown.items() if name not in metrics]
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}.")
-    of_full = (content.get("full") or {}) if full else {}
     return Experiment(
         name=path.stem,
         title=content["title"],
@@ -148,8 +150,8 @@ def read_experiment(path: Path, full: bool = False) -> Experiment:
         seeds=int({**content, **of_full}.get("seeds", 1)),
         cells=tuple(cells),
         metrics=metrics,
-        rule=dict(content["rule"]),
-        figure=figure,
+        rule=dict(rule),
+        figure=dict(figure),
         notes=str(content.get("notes") or "").strip(),
         full=full,
     )
@@ -228,7 +230,10 @@ def _paper(given: Any) -> tuple[list[PaperTable], list[str]]:
 
 def _cells(content: Mapping[str, Any], full: bool, problems: list[str]) -> list[Cell]:
     of_full = (content.get("full") or {}) if full else {}
-    given = {**content["cells"], **(of_full.get("cells") or {})}
+    more = of_full.get("cells") or {}
+    given = {
+        name: settings for name, settings in {**content["cells"], **more}.items() if more.get(name, {}) is not None
+    }
     base = {**(content.get("base") or {}), **(of_full.get("base") or {})}
     cells = []
     for name, settings in given.items():
@@ -240,6 +245,8 @@ def _cells(content: Mapping[str, Any], full: bool, problems: list[str]) -> list[
         own_base = {key.removeprefix(f"{work}."): v for key, v in own_base.items() if not _of_another(key, work)}
         if work not in WORKS:
             problems.append(f"cell {name}: work={work} is not one of {', '.join(WORKS)}")
+        if start is not None and work != "pretrain":
+            problems.append(f"cell {name} starts from {start}, which work={work} does not")
         if start is not None and start not in given:
             problems.append(f"cell {name} starts from {start}, which is no cell")
         cells.append(Cell(str(name), work, recipe, {**own_base, **settings}, start))

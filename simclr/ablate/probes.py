@@ -1,14 +1,14 @@
 """The program that measures the run of a cell: `python -m simclr.ablate.probes --run RUN --out FILE`.
 
-Linear probes on h and z, by logistic regression, and how well a small network tells from h or z what was done to an
-image (Chen et al. 2020, Table 3). They compare the cells of an experiment, on a part of the training images; for an
-encoder by itself there is `simclr linear-eval`.
+Linear probes on h and z, by logistic regression, how well a small network tells from h or z what was done to an image
+(Chen et al. 2020, Table 3), or a protocol of `simclr eval`. They compare the cells of an experiment, on a part of the
+training images; for an encoder by itself there is `simclr linear-eval`.
 """
 
 import csv
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from simclr.augment import SimCLRAugmentation
 from simclr.checkpoint import Checkpoint, new_encoder, read_checkpoint
 from simclr.data import EvalLoader
 from simclr.data.module import images_of_run
-from simclr.data.splits import stratified_split
-from simclr.eval.features import encode, extract_features, frozen
+from simclr.eval.evaluation import LoadedImages
+from simclr.eval.features import encode, extract_features
+from simclr.eval.features import frozen as in_eval_mode
+from simclr.eval.few_labels import labelled_part, labels_per_class
 from simclr.eval.logreg import linear_probe
+from simclr.eval.protocol import OF_EVAL, FrozenFeatures, find_protocol
 from simclr.eval.quality import spread
 from simclr.training.method import find_method
 
@@ -45,6 +48,9 @@ class ProbeSettings:
         z: whether to measure the projections beside the representations.
         random: whether to measure the encoder before its first step.
         labels: the part of the training images whose labels are used.
+        protocol: of `simclr eval`, in place of the probes; its accuracy is `test_top1`.
+        options: its settings, but the seed, which is the run's.
+        result: what the name of its result begins with, where it comes to several.
         transformations: whether to ask what was done to an image.
     """
 
@@ -53,12 +59,15 @@ class ProbeSettings:
     z: bool = False
     random: bool = False
     labels: float = 1.0
+    protocol: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    result: str = ""
     transformations: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure a run, and write the outcome."""
-    given = arguments(argv, run=True, start=False)
+    given = arguments(argv, run=True)
     measure(given.run, ProbeSettings(**given.settings), given.device).write(given.out)
 
 
@@ -75,22 +84,27 @@ def measure(run: Path, settings: ProbeSettings, device: str = "cpu") -> Outcome:
     data = images_of_run(checkpoint.data)
     train = data.eval_loader("train", limit=settings.train)
     test = data.eval_loader("test", limit=settings.test)
-    outcome = Outcome()
+    outcome, seed = Outcome(), checkpoint.model["seed"]
+    of_test = labels_sha256(test.labels, test.source.name)
+    if settings.protocol is not None:
+        hits = by_protocol(settings.protocol, settings, model, train, test, device)
+        outcome.add_images("test_top1", hits, of_test)
+        return outcome
     networks: dict[str, nn.Module] = {"linear_top1": model.encoder}
     if settings.z:
         networks["linear_top1_z"] = WithHead(model)
     if settings.random:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(checkpoint.model["seed"])
+            torch.manual_seed(seed)
             networks["random_top1"] = new_encoder(checkpoint)
     kept = torch.arange(len(train.index))
     if settings.labels < 1:
-        kept = stratified_split(train.labels, settings.labels, seed=checkpoint.model["seed"])[1]
+        kept = labelled_part(train.labels, labels_per_class(train.labels, settings.labels), seed=seed, draw=0)
     for name, network in networks.items():
         features, labels = extract_features(network, train, device=device)
         tested, wanted = extract_features(network, test, device=device)
         found = linear_probe(features[kept], labels[kept], tested, wanted, max_iterations=3000, device=device)
-        outcome.add_images(name, found.predictions == wanted, labels_sha256(wanted, test.source.name))
+        outcome.add_images(name, found.predictions == wanted, of_test)
         if name == "linear_top1":
             outcome.metrics["spread_h"] = spread(tested)
     if settings.transformations:
@@ -100,6 +114,25 @@ def measure(run: Path, settings: ProbeSettings, device: str = "cpu") -> Outcome:
                 outcome.add_images(f"{name}_{place}", hits, labels_sha256(wanted, f"{test.source.name} {name}"))
     outcome.metrics |= last_figures(run / "metrics.csv")
     return outcome
+
+
+def by_protocol(
+    name: str, settings: ProbeSettings, model: Any, train: EvalLoader, test: EvalLoader, device: str
+) -> Tensor:
+    """Which test images a protocol of `simclr eval` classifies as they are labelled: (N,) bool.
+
+    Args:
+        name: of the protocol.
+        settings: whose options it gets.
+        model: the module of a run.
+        train, test: images.
+        device: where.
+    """
+    of_train, of_test = (extract_features(model.encoder, images, device=device) for images in (train, test))
+    frozen = FrozenFeatures(model.encoder, of_train, of_test, LoadedImages(train), device, test, model.head)
+    results = find_protocol(name, OF_EVAL)(frozen, **settings.options, seed=model.hparams["seed"])
+    [found] = [result for result_name, result in results.items() if result_name.startswith(settings.result)]
+    return found.predictions == of_test[1]
 
 
 class WithHead(nn.Module):
@@ -165,7 +198,7 @@ def _done(
 ) -> tuple[Tensor, Tensor]:
     device = next(network.parameters()).device
     features, done = [], []
-    with frozen(network):
+    with in_eval_mode(network):
         for images, index in _numbered(loader):
             table = augment.draw(index, images.shape[2], images.shape[3], epoch)
             done.append(table["quarter_turns"] if name == "rotation" else table[name].long())

@@ -1,9 +1,9 @@
 """The program that trains a classifier for a cell: `python -m simclr.ablate.supervised --out FILE`.
 
 By the loop of `simclr.eval.training`: from scratch, as He et al. 2015 train on CIFAR-10 (section 4.2: SGD, momentum .9,
-decay 1e-4, a tenth of the rate after half and three quarters of the steps, pad 4 and crop), or from the encoder of a
-run. It goes on after a kill from the last epoch, to the same bits: an epoch's order and its crops are functions of
-(seed, epoch, image). The counterpart of a run, on its schedule, is that of `simclr supervised`.
+decay 1e-4, a tenth of the rate after half and three quarters of the steps, pad 4 and crop). It goes on after a kill
+from the last epoch, to the same bits: an epoch's order and its crops are functions of (seed, epoch, image). The
+counterpart of a run, on its schedule, is that of `simclr supervised`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simclr.ablate.probes import network_of
 from simclr.ablate.program import Outcome, arguments, labels_sha256, run_program
 from simclr.ablate.responses import layer_responses
 from simclr.augment import SimCLRAugmentation
-from simclr.checkpoint import read_checkpoint
 from simclr.data import EvalLoader, ImageData
-from simclr.data.module import images_of_run
-from simclr.data.splits import stratified_split
 from simclr.encoders import build_encoder
-from simclr.eval.training import WithHead, head_layers, train_epochs
+from simclr.eval.few_labels import labelled_part, labels_per_class
+from simclr.eval.training import train_epochs
 from simclr.files import written_whole
 from simclr.inputs import to_unit_range
 from simclr.resnet import ResNet
@@ -47,7 +44,6 @@ class Settings:
         batch_size: images a step.
         lr, warmup_steps, weight_decay: of SGD; the warm-up is at a tenth of the rate.
         augment: "pad_crop", or "simclr" with `strength` and `blur_prob`.
-        from_layer: of the projection head, kept before the classifier: 0 for the encoder alone (SimCLRv2).
         seed: of weights, order and crops.
     """
 
@@ -68,42 +64,37 @@ class Settings:
     augment: str = "pad_crop"
     strength: float = 0.5
     blur_prob: float = 0.0
-    from_layer: int = 0
     seed: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train a classifier, and write the outcome."""
-    given = arguments(argv, images=False, start=False)
-    settings = Settings(**given.settings)
-    train_classifier(settings, given.out.parent, given.images, given.start, given.device).write(given.out)
+    given = arguments(argv, images=False)
+    train_classifier(Settings(**given.settings), given.out.parent, given.images, given.device).write(given.out)
 
 
-def train_classifier(
-    settings: Settings, folder: Path, images: Path | None = None, start: Path | None = None, device: str = "cpu"
-) -> Outcome:
+def train_classifier(settings: Settings, folder: Path, images: Path | None = None, device: str = "cpu") -> Outcome:
     """Train, measure on the training images without augmentation and on the test images.
 
     Args:
         settings: see `Settings`.
         folder: keeps what it takes to go on.
-        images: a folder with `train` and `test`; None for those of `start`, or the built-in ones.
-        start: a run, whose encoder is the beginning.
+        images: a folder with `train` and `test`; None for the built-in ones.
         device: where.
     """
-    body, size, mean, std, data = _begin(settings, images, start)
+    body, data = _begin(settings, images)
     train, test = data.eval_loader("train", limit=settings.train), data.eval_loader("test", limit=settings.test)
     pixels, labels = _all(train)
     tested, wanted = _all(test)
     network = nn.Sequential(body, nn.Linear(body.feature_dim, int(labels.max()) + 1)).to(device)
     if settings.labels < 1:
-        kept = stratified_split(labels, settings.labels, seed=settings.seed)[1].sort().values
+        kept = labelled_part(labels, labels_per_class(labels, settings.labels), seed=settings.seed, draw=0)
         pixels, labels = pixels[kept], labels[kept]
     augment = None
     if settings.augment == "simclr":
         options: dict[str, Any] = {"strength": settings.strength, "blur_prob": settings.blur_prob}
-        augment = SimCLRAugmentation(size, **options, channels=len(mean), mean=mean, std=std)
-    prepare = _Prepare(mean, std, augment, settings.seed, device)
+        augment = SimCLRAugmentation(settings.image_size, **options, mean=_MEAN, std=_STD)
+    prepare = _Prepare(_MEAN, _STD, augment, settings.seed, device)
     curve = _fit(network, pixels, labels, settings, prepare, folder / "supervised.pt")
     outcome = Outcome()
     outcome.curves["train_error"] = curve
@@ -121,21 +112,12 @@ def train_classifier(
     return outcome
 
 
-def _begin(settings: Settings, images: Path | None, start: Path | None) -> tuple[Any, int, Any, Any, ImageData]:
+def _begin(settings: Settings, images: Path | None) -> tuple[Any, ImageData]:
     torch.manual_seed(settings.seed)
     folders: dict[str, Any] = {"train_dir": str(images / "train"), "test_dir": str(images / "test")} if images else {}
-    if start is not None:
-        checkpoint = read_checkpoint(start)
-        model = network_of(checkpoint)
-        body: Any = model.encoder
-        if settings.from_layer:
-            body = WithHead(model.encoder, head_layers(model.head, settings.from_layer), model.encoder.feature_dim)
-        size = checkpoint.model["image_size"]
-        return body, size, model.encoder.mean, model.encoder.std, images_of_run(checkpoint.data)
     options: dict[str, Any] = {"stem": settings.stem, "width": settings.width, "shortcut": settings.shortcut}
     body = build_encoder(settings.encoder, image_size=settings.image_size, **options, zero_init=settings.zero_init)
-    data = ImageData(**folders, image_size=settings.image_size, batch_size=settings.batch_size, held_out=0)
-    return body, settings.image_size, _MEAN, _STD, data
+    return body, ImageData(**folders, image_size=settings.image_size, batch_size=settings.batch_size, held_out=0)
 
 
 def _all(loader: EvalLoader) -> tuple[Tensor, Tensor]:

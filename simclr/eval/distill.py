@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simclr.encoders import Stem, build_encoder
 from simclr.eval.features import check_split
-from simclr.eval.few_labels import labelled_part
+from simclr.eval.few_labels import labelled_part, labels_per_class
 from simclr.eval.finetune import Crops, descent, score, tune, zero_classifier
 from simclr.eval.protocol import FrozenFeatures, Outcome
 from simclr.eval.training import WithHead, fed_as, train_epochs
@@ -96,7 +96,7 @@ def distill(
     channels = frozen.train_images.images(torch.zeros(1, dtype=torch.int64)).shape[1]
     scaled = {"width": width, "depth": depth, "phi": phi, "stem": stem}
     body = build_student(student, frozen.encoder, channels, seed=seed, **scaled)
-    part = labelled_part(labels, max(1, round(fraction * len(labels) / len(labels.unique()))), seed=seed, draw=0)
+    part = labelled_part(labels, labels_per_class(labels, fraction), seed=seed, draw=0)
     options: dict[str, Any] = {"epochs": teacher_epochs, "batch_size": batch_size, "base_lr": teacher_base_lr}
     teacher = tune(frozen, part, **options, from_layer=from_layer, optimizer="lars", seed=seed)
     teacher.about["labels"] = len(part)

@@ -29,6 +29,16 @@ def labelled_part(labels: Tensor, per_class: int, *, seed: int, draw: int) -> Te
     return torch.cat(parts).sort().values
 
 
+def labels_per_class(labels: Tensor, fraction: float) -> int:
+    """How many labels of each class come to a fraction of them all; one at least.
+
+    Args:
+        labels: (N,) integer.
+        fraction: in (0, 1].
+    """
+    return max(1, round(fraction * len(labels) / len(labels.unique())))
+
+
 def semi(
     frozen: FrozenFeatures, *, fractions: Sequence[float] = (0.01, 0.1), draws: int = 3, seed: int = 0
 ) -> dict[str, Outcome]:
@@ -43,10 +53,9 @@ def semi(
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions) or draws < 1:
         raise ValueError(f"fractions={list(fractions)}, draws={draws}: needed fractions in (0, 1] and 1 draw or more.")
     labels = frozen.train[1]
-    classes = len(labels.unique())
     return {
         f"labels={100 * fraction:g}%/draw={draw}": _with_few(
-            frozen, max(1, round(fraction * len(labels) / classes)), seed=seed, draw=draw
+            frozen, labels_per_class(labels, fraction), seed=seed, draw=draw
         )
         for fraction in sorted(set(fractions))
         for draw in range(draws)

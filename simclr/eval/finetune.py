@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simclr.eval.classifier import score_classifier
 from simclr.eval.features import check_split, extract_features
-from simclr.eval.few_labels import labelled_part
+from simclr.eval.few_labels import labelled_part, labels_per_class
 from simclr.eval.linear import TRAINING_VIEW, crop_and_flip
 from simclr.eval.protocol import FrozenFeatures, Outcome
 from simclr.eval.training import WithHead, head_layers, train_epochs
@@ -113,7 +113,7 @@ def semi_finetune(
     classes = len(labels.unique())
     wanted = {f"labels_per_class={number}": number for number in sorted(set(per_class))}
     if not wanted:
-        wanted = {f"labels={100 * f:g}%": max(1, round(f * len(labels) / classes)) for f in sorted(set(fractions))}
+        wanted = {f"labels={100 * f:g}%": labels_per_class(labels, f) for f in sorted(set(fractions))}
     found = {}
     for name, number in wanted.items():
         few = number * classes < _FEW * len(labels)
