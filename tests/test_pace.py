@@ -19,7 +19,7 @@ from simclr.data import ImageData
 from simclr.data.module import default_batch_size
 from simclr.module import SimCLR
 from simclr.optim import RATES, default_rates, default_warmup
-from simclr.pace import Pace, duration, epochs_within, measure_pace, parse_duration, step_seconds
+from simclr.pace import Pace, duration, epochs_within, measure_pace, parse_duration, step_seconds, usual_pace
 from tiny import BATCH, STEPS, fit, flags, tiny_data, tiny_model
 
 CPU = torch.device("cpu")
@@ -403,16 +403,53 @@ def test_max_time_takes_what_people_write(tmp_path, monkeypatch):
     assert config("run")["trainer"]["max_time"] == "00:00:30:00"
 
 
-def test_a_run_of_days_on_a_cpu_is_told_so(tmp_path, monkeypatch, capsys):
+GROWING = {"model.image_size": 32, "model.start_size": 16, "model.grow_epochs": 2}  # 16, 24, then 32 px
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured", "days"),
+    [({}, "measured", 3), (GROWING, "measured at 16 px", 12)],  # nearly all of them of four times the pixels
+    ids=["", "growing"],
+)
+def test_a_run_of_days_on_a_cpu_is_told_so(tmp_path, monkeypatch, capsys, settings, measured, days):
     monkeypatch.chdir(tmp_path)
     times(monkeypatch, {PLAIN: 130.0, MIXED: 260.0})
     monkeypatch.setattr(unset, "is_long", lambda *_: True)
     monkeypatch.setattr(pace, "has_compiler", lambda: False)
     monkeypatch.setattr("pytorch_lightning.Trainer.fit", lambda *_, **__: None)
-    train(flags({"run_dir": "run", "trainer.max_epochs": 500}))
+    train(flags({"run_dir": "run", "trainer.max_epochs": 500, **settings}))
     out = capsys.readouterr().out
-    assert re.search(r"time +2 min a step as measured, about 3 days in all", out)
-    assert "note: this run takes about 3 days on this CPU. A smaller network (--model.encoder auto)" in out
+    assert re.search(rf"time +2 min a step as {measured}, about {days} days in all", out)
+    assert f"note: this run takes about {days} days on this CPU. A smaller network (--model.encoder auto)" in out
+
+
+def test_what_a_run_lasts_is_asked_with_the_pixels_of_all_its_epochs(tmp_path, monkeypatch):
+    """Whether it is worth measuring, and worth compiling: three epochs of four steps, of 1, 2.25 and 4 x the pixels."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(unset, "is_long", lambda model, batch, work: asked.append(work) or True)
+
+    def measure_pace(model, data, device, *, precision, lasts, say):
+        asked.append(lasts(0.5))
+        return usual_pace(model, device, precision)
+
+    monkeypatch.setattr(unset, "measure_pace", measure_pace)
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", lambda *_, **__: None)
+    train(flags({"run_dir": "run", "trainer.max_epochs": 3, **GROWING}))
+    assert asked == [pytest.approx(4 * 7.25), pytest.approx(2 * 7.25)]
+
+
+def test_what_is_measured_between_epochs_has_images_of_full_size(tmp_path, monkeypatch):
+    """Steps are measured at 16 px, online accuracies look at 32: four times the pixels for each step's second."""
+    monkeypatch.chdir(tmp_path)
+    times(monkeypatch, {PLAIN: 1.0, MIXED: 2.0})
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", lambda *_, **__: None)
+    between = []
+    monkeypatch.setattr(unset, "epochs_within", lambda *given: between.append(given[3]) or 2.0)
+    for number, settings in enumerate(({"model.image_size": 32}, GROWING)):
+        train(without(flags({"run_dir": f"run{number}", "minutes": 1, **settings}), "trainer.max_epochs"))
+    assert between[0] > 0
+    assert between[1] == pytest.approx(4 * between[0])
 
 
 @pytest.mark.parametrize(
