@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from simclr.augment import SimCLRAugmentation
-from simclr.checkpoint import load_encoder
+from simclr.checkpoint import load_encoder, read_checkpoint
 from simclr.cli import main
 from simclr.cli.messages import BAD_INPUT, FAILED
 from simclr.cli.train import train
@@ -23,8 +23,8 @@ from simclr.eval.few_labels import labelled_part
 from simclr.eval.finetune import finetune
 from simclr.eval.logreg import linear_probe
 from simclr.eval.predictions import unpacked
-from simclr.eval.protocol import FrozenFeatures, Outcome
-from simclr.eval.suite import STARTING, RawPixels, evaluate
+from simclr.eval.protocol import REVISIONS, FrozenFeatures, Outcome
+from simclr.eval.suite import STARTING, RawPixels, evaluate, identity
 from simclr.eval.tables import COLUMNS
 from simclr.eval.verify import differing, records_of, verify_record
 from simclr.seeding import epoch_order
@@ -128,6 +128,17 @@ def test_few_labels_are_balanced_drawn_anew_contained_in_more_and_written_out(me
         part = labelled_part(labels, count, seed=0, draw=draw)
         assert lists[result["labelled"]] == [str(number) for number in part.tolist()]
         assert result["about"]["labels"] == len(part)
+
+
+def test_another_revision_of_a_protocol_has_another_hash(monkeypatch, trained):
+    about, of = {"protocol": "semi_finetune", "variant": "", "settings": {}}, read_checkpoint(trained / "seed5")
+    data = {"split": "test", "test_images": 1, "train_sha256": "a", "test_sha256": "b"}
+    hashes, others = set(), set()
+    for revision in (1, 2):
+        monkeypatch.setitem(REVISIONS, "semi_finetune", revision)
+        hashes.add(identity(about, of, data, "c")["hash"])
+        others.add(identity({**about, "protocol": "knn"}, of, data, "c")["hash"])
+    assert (len(hashes), len(others)) == (2, 1)
 
 
 def test_every_number_has_an_id_and_a_hash_of_all_that_it_is_of(measured, trained):

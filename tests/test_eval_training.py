@@ -128,8 +128,9 @@ def test_fine_tuning_on_few_labels_is_simclrv2s_on_the_labels_of_semi(frozen):
         assert torch.equal(outcome.labelled, part)
 
         def lars(weights):
-            groups = [{"params": [p for p in weights if p.ndim > 1]}]
-            groups.append({"params": [p for p in weights if p.ndim == 1], "trust": False})
+            *below, last, bias = weights  # of which LARS adapts only the layers below the classifier
+            groups = [{"params": [p for p in below if p.ndim > 1]}]
+            groups.append({"params": [p for p in below if p.ndim == 1] + [last, bias], "trust": False})
             return LARS(groups, lr=0.1 * 16**0.5, momentum=0.9)
 
         body, classifier = by_hand(frozen, frozen.head.layers[:1], part, lars, epochs=2, batch_size=16)
@@ -138,6 +139,10 @@ def test_fine_tuning_on_few_labels_is_simclrv2s_on_the_labels_of_semi(frozen):
         with torch.no_grad():
             guess = classifier(extract_features(body, loader)[0]).argmax(1)
         assert (guess == outcome.predictions).double().mean() > 0.9  # but for rounding
+        *_, last, bias = by_hand(frozen, frozen.head.layers[:1], part, lars, epochs=2, batch_size=16)[1].parameters()
+        tuned = tune(frozen, part, epochs=2, batch_size=16, base_lr=0.1, from_layer=1, optimizer="lars")
+        torch.testing.assert_close(tuned.classifier.weight, last, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(tuned.classifier.bias, bias, rtol=1e-3, atol=1e-5)
     curve = semi_finetune(frozen, per_class=[1, 2], draws=1, epochs=1)
     assert {name: len(outcome.labelled) for name, outcome in curve.items()} == {
         "labels_per_class=1/draw=0": 10,

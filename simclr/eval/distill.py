@@ -105,7 +105,7 @@ def distill(
     body.to(device)
     classifier = zero_classifier(body.feature_dim, num_classes).to(device)
     lr = base_lr * batch_size / 256
-    optimizer = descent([*body.parameters(), *classifier.parameters()], lr, weight_decay, "sgd")
+    optimizer = descent(body, classifier, lr, weight_decay, "sgd")
     order = Crops(frozen, body, torch.arange(len(labels)), batch_size, seed)
     steps = epochs * order.per_epoch
     known = torch.zeros(len(labels), dtype=torch.bool)

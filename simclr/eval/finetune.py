@@ -92,7 +92,8 @@ def semi_finetune(
 ) -> dict[str, Outcome]:
     """The protocol: fine-tuning on the labels that `semi` has, drawn several times, as SimCLRv2 does it.
 
-    LARS without decay, its rate base_lr x sqrt(images a step), cosine to zero, no warm-up.
+    LARS without decay, and without its trust ratio for the classifier. The rate: base_lr x sqrt(images a step), a cosine
+    to zero, no warm-up.
 
     Args:
         frozen: the encoder and its features.
@@ -166,10 +167,9 @@ def tune(
     body = WithHead(copy.deepcopy(frozen.encoder), copy.deepcopy(layers), frozen.train[0].shape[1])
     body.to(device).requires_grad_()
     classifier = zero_classifier(body.feature_dim, num_classes).to(device)
-    weights = [*body.parameters(), *classifier.parameters()]
     size = min(batch_size, len(part))
     lr = base_lr * (batch_size / 256 if optimizer == "sgd" else math.sqrt(size))
-    steps_by = descent(weights, lr, weight_decay, optimizer)
+    steps_by = descent(body, classifier, lr, weight_decay, optimizer)
     order = Crops(frozen, body, part, batch_size, seed)
     steps = epochs * order.per_epoch
 
@@ -204,18 +204,24 @@ def zero_classifier(feature_dim: int, num_classes: int) -> nn.Linear:
 
 
 def descent(
-    weights: Sequence[nn.Parameter], lr: float, weight_decay: float, optimizer: Literal["sgd", "lars"]
+    body: nn.Module, classifier: nn.Linear, lr: float, weight_decay: float, optimizer: Literal["sgd", "lars"]
 ) -> torch.optim.Optimizer:
-    """The optimiser of some weights; biases and normalisation neither decay nor take LARS's trust ratio."""
+    """The optimiser of a network and its classifier; biases and normalisation do not decay.
+
+    LARS has its trust ratio for the weights of the network only, as in google-research/simclr: a classifier that begins
+    at zero would hardly leave it by steps of a thousandth of its length.
+    """
+    weights, rest = [p for p in body.parameters() if p.ndim > 1], [p for p in body.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in weights if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": weights, "weight_decay": weight_decay, "trust": True},
+        {"params": [classifier.weight], "weight_decay": weight_decay, "trust": False},
+        {"params": [*rest, classifier.bias], "weight_decay": 0.0, "trust": False},
     ]
-    if optimizer == "lars":
-        groups[1]["trust"] = False
     groups = [group for group in groups if group["params"]]
     if optimizer == "lars":
         return LARS(groups, lr=lr, momentum=0.9)
+    for group in groups:
+        group.pop("trust")
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
 
 

@@ -27,6 +27,9 @@ OF_EVAL = {
     "distill": "simclr.eval.distill.distill",
 }
 
+# How often what a protocol computes has changed for the same settings, from 1: part of a number's hash.
+REVISIONS = {"semi_finetune": 2, "distill": 2}
+
 
 class TrainSet(Protocol):
     """What a protocol that looks at images needs of a data set: length, labels, and images by their numbers."""

@@ -32,7 +32,7 @@ from simclr.eval.features import encoder_sha256
 from simclr.eval.logreg import NotConverged
 from simclr.eval.metrics import bootstrap_interval, mean_per_class, wilson_interval
 from simclr.eval.predictions import packed
-from simclr.eval.protocol import OF_EVAL, FrozenFeatures, Outcome, find_protocol, settings_of
+from simclr.eval.protocol import OF_EVAL, REVISIONS, FrozenFeatures, Outcome, find_protocol, settings_of
 from simclr.eval.supervised import METHOD as SUPERVISED
 from simclr.eval.supervised import SupervisedNetwork, read_supervised, refuse_seen_images
 from simclr.paths import expanded, shown, stored
@@ -214,7 +214,8 @@ def evaluate(
 def identity(
     about: Mapping[str, Any], read: Checkpoint, data: Mapping[str, Any], encoder_sha256: str
 ) -> dict[str, str]:
-    """What a number is of, for people, `id`, and for machines, `hash`: equal where encoder, images and settings are.
+    """What a number is of, for people, `id`, and for machines, `hash`: equal where encoder, images and settings are
+    (and the protocol's revision).
 
     Args:
         about: protocol, variant and settings.
@@ -237,6 +238,8 @@ def identity(
         *filter(None, [about["variant"], settings]),
     ]
     hashed = {key: about[key] for key in ("protocol", "variant", "settings")}
+    if about["protocol"] in REVISIONS:
+        hashed["revision"] = REVISIONS[about["protocol"]]
     hashed |= {
         "encoder": encoder_sha256,
         "preprocessing": preprocessing(read),
