@@ -92,7 +92,7 @@ def semi_finetune(
 ) -> dict[str, Outcome]:
     """The protocol: fine-tuning on the labels that `semi` has, drawn several times, as SimCLRv2 does it.
 
-    LARS without decay, and without its trust ratio for the classifier. The rate: base_lr x sqrt(images a step), a cosine
+    LARS without decay, and without its trust ratio for the classifier. The rate: base_lr x sqrt(images a step), cosine
     to zero, no warm-up.
 
     Args:
