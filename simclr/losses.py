@@ -89,23 +89,13 @@ def nt_xent(
 
 
 def nt_xent_unnormalized(
-    z1: Tensor,
-    z2: Tensor,
-    temperature: float,
-    *,
-    gather: bool = True,
-    uneven: bool = False,
-    return_stats: bool = False,
+    z1: Tensor, z2: Tensor, temperature: float, *, gather: bool = True, uneven: bool = False, return_stats: bool = False
 ) -> Tensor | tuple[Tensor, ContrastStats]:
-    """NT-Xent without the normalisation of its projections (Chen et al. 2020, table 5, rows without l2 norm).
+    """NT-Xent without l2 norm (Chen et al. 2020, table 5): logits are dot products divided by the temperature, there 10
+    and 100. To compare with: it holds a matrix of 2N x (2N of all ranks), whose products round as torch is set.
 
-    Logits are dot products divided by the temperature, for which the paper takes 10 and 100. It is there to compare
-    with: unlike the others it holds a matrix of 2N x (2N of all ranks) numbers, whose products round as torch is set.
-
-    Args:
-        z1, z2: as for `nt_xent`, of any length.
-        temperature, gather, uneven, return_stats: as for `nt_xent`, as are result and errors; the statistics are of
-            cosines, but for accuracy, which is that of the logits. A batch of one image is refused.
+    Arguments, result and errors are those of `nt_xent`, for projections of any length, two images at least; statistics
+    are of cosines, but for the accuracy.
     """
     settings = Settings(gather, uneven, "float32", return_stats, "nt_xent_unnormalized")
     return loss_of_dots((z1, z2), temperature, settings)
