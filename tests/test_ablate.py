@@ -30,6 +30,7 @@ from simclr.ablate.supervised import Settings, rate, train_classifier
 from simclr.ablate.table import as_csv, as_markdown
 from simclr.ablate.verdict import Effect, agrees, effect_of, judge, paired_t, word_of
 from simclr.cli import main
+from simclr.cli.ablate import about
 from simclr.cli.messages import BAD_INPUT
 from simclr.cli.recipes import recipes
 from simclr.cli.train import TrainCLI, parse_and_build
@@ -107,6 +108,7 @@ def test_there_are_eighteen_or_more():
         ({"figure": {"kind": "pie"}}, "figure.kind=pie is not one of"),
         ({"figure": {"kind": "bars", "beside": "n"}}, "figure.beside=n is no metric"),
         ({"colour": 1}, "unknown key colour"),
+        ({"rule": {"kind": "difference", "a": "a", "b": "a", "margin": 1}}, "rule difference compares a with itself"),
         ({"cells": {"a": {}, "b": {"start": "c"}}}, "cell b starts from c, which is no cell"),
         ({"cells": {"a": {}, "b": {"start": "a", "work": "supervised"}}}, "which work=supervised does not"),
         ({"question": None}, "question is missing"),
@@ -374,7 +376,8 @@ def test_seeds_that_one_cell_lacks_are_left_out():
         ("difference", 0, (-2, 2), "not resolved"),
         ("difference", -5, (-9, -1), "reversed"),
         ("difference", 5, None, "not resolved"),
-        ("below", 1, (-2, 4), "held"),
+        ("below", 1, (-2, 2.9), "held"),
+        ("below", 1, (-2, 4), "not resolved"),
         ("below", 6, (4, 8), "reversed"),
         ("below", 4, (2, 6), "not resolved"),
         ("equal", 1, (-1, 2.9), "held"),
@@ -384,7 +387,45 @@ def test_seeds_that_one_cell_lacks_are_left_out():
     ],
 )
 def test_the_word_follows_from_effect_interval_and_margin(kind, value, interval, word):
-    assert word_of(kind, Effect(value, interval, 0.5, 3), 3) == word
+    p = 0.01 if interval is None or interval[0] * interval[1] > 0 else 0.5
+    assert word_of(kind, Effect(value, interval, p, 3), 3) == word
+    if kind == "difference":  # an exact test that does not agree with the interval decides
+        assert word_of(kind, Effect(value, interval, 0.06, 3), 3) == "not resolved"
+
+
+def test_of_one_seed_nothing_is_claimed_that_another_could_undo():
+    for value, word in ((2.9, "not resolved"), (3.1, "held"), (-2.9, "not resolved"), (-3.1, "reversed")):
+        effect = Effect(value, (value - 1, value + 1), 0.001, 1, images=10_000)
+        assert word_of("difference", effect, 1) == word
+        assert word_of("interaction", effect, 1) == word
+    assert word_of("difference", Effect(1.5, (1, 2), 0.001, 3), 1) == "held"  # of three
+
+
+def test_a_cell_may_stand_on_both_sides_of_an_interaction():
+    """(a - b) - (c - b) is a - c."""
+    found = numbers(a=[10, 11, 12.5], b=[5, 6.1, 7], c=[8, 9, 10.2])
+    rule = {"kind": "interaction", "a": "a", "b": "b", "c": "c", "d": "b", "margin": 1}
+    verdict = judge(experiment(rule, ("a", "b", "c")), found)
+    plain = judge(experiment({"kind": "difference", "a": "a", "b": "c", "margin": 1}, ("a", "b", "c")), found)
+    assert verdict.effect.value == pytest.approx(plain.effect.value) == pytest.approx(2.1)
+    assert verdict.effect.interval == pytest.approx(plain.effect.interval)
+
+
+def test_the_effect_shown_is_that_of_the_part_that_decides():
+    up = {"kind": "difference", "a": "a", "b": "b", "margin": 1}
+    down = {"kind": "difference", "a": "b", "b": "a", "margin": 1}
+    verdict = judge(experiment({"kind": "all", "of": [up, down]}), numbers(a=[10, 11, 12], b=[5, 6.1, 7]))
+    assert (verdict.word, verdict.effect) == ("reversed", verdict.parts[1].effect)
+
+
+def test_a_metric_may_have_to_equal_another_of_its_cell():
+    rule = {"kind": "equal", "a": "a", "b": "a", "metric": "m", "metric_b": "k", "margin": 3}
+    found = {("a", seed): Result("a", seed, "done", {"m": 30.0 + seed / 10, "k": 30.5}) for seed in range(3)}
+    made = Experiment(**{**vars(experiment(rule)), "metrics": {"m": "%", "k": "%"}})
+    assert judge(made, found).word == "held"
+    assert rule_in_words(rule) == "of a, the interval of m - k lies within 3 of 0"
+    far = {key: Result("a", key[1], "done", {"m": 40.0 + key[1] / 10, "k": 30.5}) for key in found}
+    assert judge(made, far).word == "reversed"
 
 
 def test_rules_of_several_parts_and_of_several_cells():
@@ -459,7 +500,7 @@ def test_what_is_done_is_skipped_and_what_is_of_another_version_or_damaged_is_co
     files["b"].write_text("{")
     said.clear()
     run_cells(made, 1, place, said.append)
-    assert "again: a, seed 0: its result is of version 0, this one writes 1" in said
+    assert "again: a, seed 0: its result is of version 0, this one writes 2" in said
     assert "again: b, seed 0: its result cannot be read (JSONDecodeError)" in said
 
 
@@ -487,10 +528,17 @@ def test_a_cell_that_measures_another_follows_it_and_falls_with_it(tmp_path, com
     assert found["b", 0].why == "it measures a, which failed"
 
 
-def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_path):
+def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_path, monkeypatch):
     made = experiment(UP)
     cell = Cell("a/b c", "pretrain", None, {"trainer.max_epochs": 20})
     shapes, photos = Place(tmp_path), Place(tmp_path, images=Path("/photos"), training_images=50_000)
+    # 10 epochs of 8 192 are 1.6 of 50 000: steps of the recipe's batch, or the cell's, tell as many views exactly.
+    content = {"r": {"data": {"batch_size": 128}}}
+    photos_with = Place(tmp_path, images=Path("/photos"), training_images=50_000, recipes=content)
+    for more, steps in (({}, 640), ({"data.batch_size": 64, "trainer.accumulate_grad_batches": 8}, 160)):
+        short = settings_of(made, Cell("s", "pretrain", "r", {"trainer.max_epochs": 10, **more}), 0, photos_with)
+        assert (short["trainer.max_epochs"], short["trainer.max_steps"]) == (-1, steps)
+        assert short["of_recipe"] == content["r"]  # another content is another cell
     settings = [settings_of(made, cell, 0, place) for place in (shapes, photos)]
     assert [found["trainer.max_epochs"] for found in settings] == [20, 3]
     # The rate warms up over as many views, of the recipes' one epoch of built-in images.
@@ -505,10 +553,62 @@ def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_
     assert settings_of(whole, taught, 0, photos)["probe.options"]["epochs"] == 30
     folders = {folder_of(cell, 0, found, shapes) for found in settings}
     assert len(folders) == 2
+    monkeypatch.setattr(engine, "RESULT_VERSION", engine.RESULT_VERSION + 1)  # whose runs are not those of the other
+    assert folder_of(cell, 0, settings[0], shapes) not in folders
     assert all(folder.parent.name == "a-b-c" for folder in folders)
     command = train_command(cell, 3, tmp_path, settings[1], photos)
     assert {"--seed_everything=3", "--data.train_dir=/photos/train", "--resume=auto"} <= set(command)
     assert [as_flag(v) for v in (True, [0.2, 1.0], None, "none", 0.5)] == ["true", "[0.2, 1.0]", "null", "none", "0.5"]
+
+
+def test_a_cell_that_cannot_be_made_is_named_and_the_others_go_on(tmp_path):
+    cells = (
+        Cell("wrong", "counts", None, {"encoder": "resnet18", "widht": 2}),
+        Cell("a", "counts", None, {"encoder": "resnet18"}),
+    )
+    made = Experiment(**{**vars(experiment(UP)), "cells": cells})
+    found = run_cells(made, 1, Place(tmp_path), lambda text: None)
+    assert found["wrong", 0].why.startswith("TypeError: ")
+    assert "widht" in found["wrong", 0].why
+    assert found["a", 0].status == "done"
+
+
+def test_ctrl_c_reaches_the_programs_of_cells_once(tmp_path, commands):
+    """By the engine, which asks them to save and end: not by the terminal, too, which a second time means at once."""
+    commands["a"] = f"import os; print(os.getsid(0) != {os.getsid(0)}); {WRITES}"
+    run_cells(experiment(UP, ("a",)), 1, Place(tmp_path), lambda text: None)
+    [log] = tmp_path.glob("cells/a/*/log.txt")
+    assert log.read_text().startswith("True")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"verdict": {"effect": null}}', "null", "{"])
+def test_a_verdict_of_another_program_is_left_out(tmp_path, content):
+    made = experiment(UP)
+    results = numbers(a=[1, 2, 3], b=[5, 6, 7.1])
+    write_experiment(made, results, judge(made, results), tmp_path / "own", "shapes")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "verdict.json").write_text(content)
+    page = write_index(tmp_path).read_text()
+    assert "| [own](" in page
+    assert "[other]" not in page
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "cuda:1", "meta", "gpu"])
+def test_a_device_that_experiments_cannot_have_is_refused_in_a_line(tmp_path, capsys, device):
+    with pytest.raises(SystemExit) as stopped:
+        main(["ablate", "blur", "--device", device, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert (stopped.value.code, said.count("\n")) == (BAD_INPUT, 1)
+    assert f"device={device} is not auto, cpu or cuda" in said
+
+
+def test_the_record_says_what_cells_learned_from_and_how_many_threads_each_had(tmp_path):
+    cells = (Cell("a", "pretrain", None, {}), Cell("b", "supervised", None, {"train": 4096}))
+    made = Experiment(**{**vars(experiment(UP)), "cells": cells})
+    said = about(Place(tmp_path, images=Path("/photos"), training_images=50_000, jobs=2), made)
+    assert said.startswith("50,000 images of photos, probes learn from 8,192 of them, classifiers from 4,096 of them, ")
+    assert said.endswith("1 thread a cell")
+    assert about(Place(tmp_path), made).startswith("the built-in shapes, classifiers from 4,096 of them, ")
 
 
 def test_a_page_joins_what_was_run(tmp_path):
@@ -527,7 +627,7 @@ def test_a_page_joins_what_was_run(tmp_path):
     docs = tmp_path / "docs" / "findings.md"
     docs.parent.mkdir()
     text = write_page(tmp_path, docs, ["first", "second", "third"]).read_text()
-    assert "Not run yet: third." in text
+    assert "Not run yet in its present form: third." in text
     drawn = re.findall(r"\]\((.*?png)\)", text)
     assert drawn == ["findings/first.png", "findings/second.png"]
     assert all((docs.parent / path).read_bytes().startswith(b"\x89PNG") for path in drawn)
@@ -544,7 +644,7 @@ def test_the_page_of_the_documentation_states_each_rule_as_it_stands_and_no_verd
     listed = {row[0].partition("]")[0][1:]: row for row in rows}
     told = {re.search(r"`simclr ablate ([\w-]+)`", text)[1]: text for text in sections}
     assert list(told) == list(listed)
-    [absent] = re.findall(r"(?m)^Not run yet: (.*)\.$", top) or [""]
+    [absent] = re.findall(r"(?m)^Not run yet in its present form: (.*)\.$", top) or [""]
     assert {*listed, *absent.split(", ")} - {""} == set(FILES)
     for name, text in told.items():
         read = read_experiment(FILES[name])
@@ -621,8 +721,8 @@ def test_a_protocol_of_eval_measures_a_run_as_it_is_asked_to(monkeypatch):
     assert not by_protocol("distill", ProbeSettings(result="teacher"), model, train, test, "cpu").any()
 
 
-def test_probe_and_protocol_learn_from_the_same_labels(monkeypatch):
-    """Of a class-balanced draw that the seed decides; so differences between cells are not of the labels."""
+def test_labels_alone_are_those_that_the_protocols_draw_first(monkeypatch):
+    """A class-balanced draw that the seed decides; so differences between cells are not of the labels."""
     asked = []
     monkeypatch.setattr(
         supervised, "labelled_part", lambda *args, **more: asked.append(more) or labelled_part(*args, **more)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from typing import Any
 from simclr.ablate.counts import count
 from simclr.ablate.experiment import Cell, Experiment
 from simclr.ablate.responses import responses_at_start
-from simclr.ablate.results import Result, read_result, write_result
+from simclr.ablate.results import RESULT_VERSION, Result, read_result, write_result
 from simclr.files import hold
 
 OUTCOME = "outcome.json"  # in a cell's folder: what the last of its programs has measured
 LOG = "log.txt"  # and what all of them have said
 _BUILT_IN_IMAGES = 8192  # which the epochs of the default form are meant for
+_ROUNDING = 0.1  # by which whole epochs of other images may be more or fewer than meant
 _WARM_UP = 1.0  # of these epochs, as the recipes of the built-in images have it
 
 
@@ -40,6 +41,7 @@ class Place:
         training_images: how many lie in it.
         jobs: cells at a time.
         gpus: that they are spread over.
+        recipes: the contents of `configs/pretrain` by name.
     """
 
     out: Path
@@ -48,6 +50,7 @@ class Place:
     training_images: int = _BUILT_IN_IMAGES
     jobs: int = 1
     gpus: int = 0
+    recipes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_cells(
@@ -89,21 +92,33 @@ def settings_of(experiment: Experiment, cell: Cell, seed: int, place: Place) -> 
         # As many views as of the built-in images, and as many of them while the rate warms up.
         share = _BUILT_IN_IMAGES / place.training_images
         if "trainer.max_epochs" in settings:
-            settings["trainer.max_epochs"] = max(1, round(settings["trainer.max_epochs"] * share))
+            settings |= _length(settings["trainer.max_epochs"] * share, cell, place)
             settings.setdefault("model.warmup_epochs", round(_WARM_UP * share, 4))
         if epochs := settings.get("probe.options", {}).get("epochs"):
             settings["probe.options"] = {**settings["probe.options"], "epochs": max(1, round(epochs * share))}
     source = {} if place.images is None else {"images": str(place.images)}
     settings |= {"work": cell.work, "recipe": cell.recipe, "seed": seed, **source}
+    if cell.recipe is not None and cell.recipe in place.recipes:
+        settings["of_recipe"] = place.recipes[cell.recipe]
     if cell.start is not None:
         settings["start"] = settings_of(experiment, experiment.cell(cell.start), seed, place)
     return settings
 
 
+def _length(epochs: float, cell: Cell, place: Place) -> dict[str, int]:
+    """Whole epochs where these are about as many, else steps."""
+    whole = round(epochs)
+    if abs(whole - epochs) <= _ROUNDING * epochs:
+        return {"trainer.max_epochs": whole}
+    batch = cell.settings.get("data.batch_size") or place.recipes[str(cell.recipe)]["data"]["batch_size"]
+    steps = epochs * place.training_images / batch / cell.settings.get("trainer.accumulate_grad_batches", 1)
+    return {"trainer.max_epochs": -1, "trainer.max_steps": max(1, round(steps))}
+
+
 def folder_of(cell: Cell, seed: int, settings: Mapping[str, Any], place: Place) -> Path:
-    """Of a cell and seed. Other settings have another folder, so that no run goes on with settings not its own."""
+    """Of a cell and seed. Other settings, and other versions, have another folder: no run goes on as what it is not."""
     name = re.sub(r"[^\w.=+-]+", "-", cell.name)
-    digest = _digest(settings)
+    digest = _digest({**settings, "version": RESULT_VERSION})
     return place.out / "cells" / name / f"seed-{seed}-{digest}"
 
 
@@ -152,10 +167,9 @@ class _Runner:
     def run(self, seeds: int) -> dict[tuple[str, int], Result]:
         cells = self.experiment.cells
         results: dict[tuple[str, int], Result] = {}
-        previous = signal.getsignal(signal.SIGTERM)
         in_main = threading.current_thread() is threading.main_thread()
-        if in_main:
-            signal.signal(signal.SIGTERM, _interrupt)
+        ends = (signal.SIGTERM, signal.SIGHUP) if in_main else ()  # SIGHUP: of a terminal that is closed
+        previous = {number: signal.signal(number, _interrupt) for number in ends}
         try:
             # Those that measure another cell's run come after it.
             for later in (False, True):
@@ -173,8 +187,8 @@ class _Runner:
                         pool.shutdown(cancel_futures=True)
                         raise
         finally:
-            if in_main:
-                signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         return results
 
     def _stop(self) -> None:
@@ -206,6 +220,8 @@ class _Runner:
             done = Result(cell.name, seed, "done", **outcome, seconds=seconds)
         except (_CellFailed, ValueError, OSError) as error:
             done = Result(cell.name, seed, "failed", why=str(error))
+        except Exception as error:  # such as a setting that a network does not have: the other cells go on
+            done = Result(cell.name, seed, "failed", why=f"{type(error).__name__}: {' '.join(str(error).split())}")
         result = replace(done, settings=settings, device=device, date=date)
         if not self.stopped:
             write_result(result, folder)
@@ -259,7 +275,12 @@ class _Runner:
                 if self.stopped:
                     raise _CellFailed("stopped")
                 process = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+                    command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=environment,
+                    start_new_session=True,  # a Ctrl-C in the terminal reaches it once, by `_stop`: it saves and ends
                 )
                 self.running.add(process)
             try:

@@ -23,7 +23,7 @@ RULES = {  # kind: what it needs beside it
     "all": {"of"},
 }
 _KEYS = {"title", "question", "paper", "cost", "work", "recipe", "seeds", "base", "cells", "full", "metrics", "rule"}
-_OPTIONAL = {"figure", "notes", "recipe", "base", "full", "seeds"}
+_OPTIONAL = {"figure", "notes", "earlier", "recipe", "base", "full", "seeds"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Experiment:
         rule: how the verdict is reached, published with the experiment.
         figure: kind and arrangement; for bars `metric`, and `beside`, a second one.
         notes: how this differs from the paper.
+        earlier: forms that were run before this one, and what they gave.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Experiment:
     rule: dict[str, Any]
     figure: dict[str, Any] = field(default_factory=lambda: {"kind": "bars"})
     notes: str = ""
+    earlier: str = ""
     full: bool = False
 
     def cell(self, name: str) -> Cell:
@@ -112,7 +114,7 @@ def read_experiment(path: Path, full: bool = False) -> Experiment:
     Args:
         path: YAML.
         full: the form for GPUs, with the settings and cells of `full` over the others; a cell that is null there is
-            none of it, and a rule or figure there stands in place of the other.
+            none of it, and a rule, figure or notes there stand in place of the others.
     Raises:
         ValueError: if something is missing, unknown or names a cell that is not there, with the file and all of it.
     """
@@ -152,7 +154,8 @@ def read_experiment(path: Path, full: bool = False) -> Experiment:
         metrics=metrics,
         rule=dict(rule),
         figure=dict(figure),
-        notes=str(content.get("notes") or "").strip(),
+        notes=str(of_full.get("notes") or content.get("notes") or "").strip(),
+        earlier="" if full else str(content.get("earlier") or "").strip(),
         full=full,
     )
 
@@ -196,12 +199,14 @@ def rule_in_words(rule: Mapping[str, Any]) -> str:
             "the interval excludes 0"
         )
     if kind == "below":
-        return f"{rule['a']} - {rule['b']} is below {margin:g}{metric}"
+        return f"the interval of {rule['a']} - {rule['b']} lies below {margin:g}{metric}"
+    if kind == "equal" and "metric_b" in rule:
+        return f"of {rule['a']}, the interval of {rule['metric']} - {rule['metric_b']} lies within {margin:g} of 0"
     if kind == "equal":
         return f"the interval of {rule['a']} - {rule['b']} lies within {margin:g} of 0{metric}"
     if kind == "monotone":
-        return f"each of {' > '.join(rule['cells'])} is {rule['direction']} than the one before{metric}"
-    return "every count agrees with the paper's to the last digit that it prints"
+        return f"each of {', '.join(rule['cells'])} is {rule['direction']} than the one before{metric}"
+    return "every count is the paper's, rounded or cut to the last digit that it prints"
 
 
 def _paper(given: Any) -> tuple[list[PaperTable], list[str]]:
@@ -262,10 +267,18 @@ def _rule_problems(rule: Any, cells: Iterable[str], metrics: Iterable[str]) -> l
         return [f"rule.kind is not one of {', '.join(RULES)}"]
     kind = rule["kind"]
     problems = [f"rule {rule['kind']} has no {key}" for key in sorted(RULES[rule["kind"]] - rule.keys())]
-    unknown = rule.keys() - RULES[rule["kind"]] - {"kind", "metric"} - ({"metric_b"} if kind == "difference" else set())
+    unknown = (
+        rule.keys()
+        - RULES[rule["kind"]]
+        - {"kind", "metric"}
+        - ({"metric_b"} if kind in ("difference", "equal") else set())
+    )
     problems += [f"rule {rule['kind']}: unknown key {key}" for key in sorted(unknown)]
     if problems:
         return problems
+    same = kind in ("difference", "equal", "below") and rule["a"] == rule["b"]
+    if same and rule.get("metric_b") in (None, rule.get("metric")):
+        problems.append(f"rule {kind} compares {rule['a']} with itself")
     named = [rule[key] for key in ("a", "b", "c", "d") if key in rule] + list(rule.get("cells", ()))
     problems += [f"rule names the cell {name}, which is not there" for name in named if name not in set(cells)]
     of_metrics = [rule[key] for key in ("metric", "metric_b") if key in rule]

@@ -60,7 +60,7 @@ def _values(cell: str, metric: str, results: Results) -> list[float]:
 
 def _bars(axes: Any, metrics: dict[str, dict[str, list[float]]], colours: list[str]) -> None:
     """A bar for each cell that has values, of several metrics beside each other; a point for each seed."""
-    names = [name for name, found in next(iter(metrics.values())).items() if found]
+    names = [name for name in next(iter(metrics.values())) if any(values.get(name) for values in metrics.values())]
     height = 0.65 / len(metrics)
     for number, ((metric, values), colour) in enumerate(zip(metrics.items(), colours, strict=True)):
         shown = [(place, values[name]) for place, name in enumerate(names) if values.get(name)]

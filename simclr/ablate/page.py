@@ -15,7 +15,7 @@ from simclr.ablate.experiment import Experiment, rule_in_words
 from simclr.ablate.figure import figure_of
 from simclr.ablate.results import RESULT_VERSION
 from simclr.ablate.table import as_csv, as_markdown, number
-from simclr.ablate.verdict import Results, Verdict
+from simclr.ablate.verdict import ONE_SEED, Results, Verdict
 from simclr.files import write_atomically
 
 VERDICT, SECTION, FIGURE, INDEX = "verdict.json", "section.md", "figure.png", "index.md"
@@ -48,11 +48,11 @@ def write_experiment(experiment: Experiment, results: Results, verdict: Verdict,
     write_atomically(out / VERDICT, (json.dumps(record, indent=1) + "\n").encode())
     torch_version = torch.__version__.partition("+")[0]
     about = f"{on}; {record['date'][:10]}, simclr {__version__}, torch {torch_version}"
-    write_atomically(out / SECTION, section(experiment, table, verdict, about).encode())
+    write_atomically(out / SECTION, section(experiment, table, verdict, about, out.name).encode())
 
 
-def section(experiment: Experiment, table: str, verdict: Verdict, on: str) -> str:
-    """An experiment as a section that can be read without the paper."""
+def section(experiment: Experiment, table: str, verdict: Verdict, on: str, folder: str) -> str:
+    """An experiment as a section that can be read without the paper; its figure lies in this folder."""
     lines = [
         f"## {experiment.title}",
         "",
@@ -67,9 +67,11 @@ def section(experiment: Experiment, table: str, verdict: Verdict, on: str) -> st
         f"{on[0].upper()}{on[1:]}.",
         "",
     ]
-    lines += [table, f"![{experiment.title}: as published, and ours]({experiment.name}/{FIGURE})", ""]
+    lines += [table, f"![{experiment.title}: as published, and ours]({folder}/{FIGURE})", ""]
     if experiment.notes:
         lines += [experiment.notes, ""]
+    if experiment.earlier:
+        lines += [f"Earlier forms: {experiment.earlier}", ""]
     lines += ["What the paper reports:", ""]
     for paper in experiment.paper:
         said = f"{paper.says} " if paper.says else ""
@@ -109,10 +111,12 @@ def write_page(out: Path, path: Path, known: Sequence[str]) -> Path:
         raise ValueError(f"out={out} holds no experiment. Run one there: simclr ablate NAME --out {out}.")
     figures = path.with_suffix("")
     figures.mkdir(parents=True, exist_ok=True)
+    for old in figures.glob("*.png"):  # of an experiment that the page has no more
+        old.unlink()
     for folder, _ in found:
         write_atomically(figures / f"{folder.name}.png", (folder / FIGURE).read_bytes())
     absent = [name for name in known if name not in {folder.name for folder, _ in found}]
-    text = _page(found, f"Not run yet: {', '.join(absent)}." if absent else "")
+    text = _page(found, f"Not run yet in its present form: {', '.join(absent)}." if absent else "")
     # Figures from here on lie beside the page.
     text = re.sub(rf"\]\(([\w-]+)/{FIGURE}\)", rf"]({figures.name}/\1.png)", text)
     write_atomically(path, text.encode())
@@ -124,9 +128,11 @@ def _found(out: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for path in sorted(out.glob(f"*/{VERDICT}")):
         try:
-            found.append((path.parent, json.loads(path.read_text())))
-        except ValueError:  # written by another program
+            record = json.loads(path.read_text())
+            _row(path.parent, record)
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged, or written by another program
             continue
+        found.append((path.parent, record))
     return found
 
 
@@ -134,23 +140,29 @@ def _page(found: Sequence[tuple[Path, dict[str, Any]]], more: str = "") -> str:
     lines = ["# What the papers found, run again", ""]
     lines += [
         "Each section states what a paper reports and what was measured here, by a rule that was published with the "
-        "experiment. *Held* and *reversed* are about these images and networks, not the paper's. With one seed "
-        "an interval is that of these images: another run may differ by more.",
+        "experiment; forms that were run before are told with what they gave. *Held*, and *reversed*, where the "
+        "interval lies on the other side, are about these images and networks, not the paper's. With one seed an "
+        f"interval is that of these images, and another run may differ by more: below {ONE_SEED:g} points nothing is "
+        "claimed.",
         "",
         "| experiment | verdict | effect (95 % interval) | n | date |",
         "|---|---|---|---|---|",
     ]
-    for folder, record in found:
-        verdict, effect = record["verdict"], record["verdict"]["effect"] or {}
-        low_high = effect.get("interval")
-        said = number(effect.get("value")) + (f" ({number(low_high[0])} to {number(low_high[1])})" if low_high else "")
-        counted = re.match(r"\d+ of \d+(?= counts)", verdict["sentence"])
-        said = said or (counted[0] if counted else "")
-        name = f"[{folder.name}](#{_anchor(folder)})"
-        lines.append(f"| {name} | {verdict['word']} | {said} | {_n(effect)} | {record['date'][:10]} |")
+    lines += [_row(folder, record) for folder, record in found]
     lines += ["", more] if more else []
     sections = [(folder / SECTION).read_text() for folder, _ in found if (folder / SECTION).is_file()]
     return "\n".join([*lines, "", *sections])
+
+
+def _row(folder: Path, record: dict[str, Any]) -> str:
+    """Of the table that the page begins with."""
+    verdict, effect = record["verdict"], record["verdict"]["effect"] or {}
+    low_high = effect.get("interval")
+    said = number(effect.get("value")) + (f" ({number(low_high[0])} to {number(low_high[1])})" if low_high else "")
+    counted = re.match(r"\d+ of \d+(?= counts)", verdict["sentence"])
+    said = said or (counted[0] if counted else "")
+    name = f"[{folder.name}](#{_anchor(folder)})"
+    return f"| {name} | {verdict['word']} | {said} | {_n(effect)} | {record['date'][:10]} |"
 
 
 def _n(effect: dict[str, Any]) -> str:

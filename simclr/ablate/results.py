@@ -9,7 +9,7 @@ from simclr.files import write_atomically
 
 RESULT = "result.json"
 # Raised with every change of what is measured or how: results of another version are computed anew.
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from simclr.compare.paired import mcnemar
 from simclr.eval.predictions import unpacked
 
 HELD, NOT_RESOLVED, REVERSED, NOT_RUN = "held", "not resolved", "reversed", "not run"
+# Points that one seed must differ by: another seed of such runs differs by about two (standard deviation).
+ONE_SEED = 3.0
 Results = Mapping[tuple[str, int], Result]
 
 
@@ -50,7 +52,7 @@ class Verdict:
     Attributes:
         word: held, not resolved, reversed or not run.
         sentence: for people.
-        effect: that decided; of a rule of several parts, the first part's.
+        effect: that decided; of a rule of several parts, that of the first part with the word of the whole.
         parts: of such a rule.
     """
 
@@ -129,15 +131,18 @@ def _judge(rule: Mapping[str, Any], metric: str, experiment: Experiment, results
         words = [part.word for part in parts]
         order = (NOT_RUN, REVERSED, NOT_RESOLVED)
         word = next((word for word in order if word in words), HELD)
-        return Verdict(word, " ".join(part.sentence for part in parts), parts[0].effect, parts)
+        decides = next((part for part in parts if part.word == word and part.effect is not None), parts[0])
+        return Verdict(word, " ".join(part.sentence for part in parts), decides.effect, parts)
     if kind == "counts":
         return _counts(experiment, results)
     if kind == "monotone":
         return _monotone(rule, metric, results)
     metric_b = rule.get("metric_b", metric)
-    weights = {(str(rule["a"]), metric): 1.0, (str(rule["b"]), metric_b): -1.0}
-    if kind == "interaction":
-        weights |= {(str(rule["c"]), metric): -1.0, (str(rule["d"]), metric): 1.0}
+    sides = [(rule["a"], metric, 1.0), (rule["b"], metric_b, -1.0)]
+    sides += [(rule["c"], metric, -1.0), (rule["d"], metric, 1.0)] if kind == "interaction" else []
+    weights: dict[tuple[str, str], float] = {}
+    for cell, of_cell, weight in sides:  # one cell may stand on both sides of an interaction
+        weights[str(cell), of_cell] = weights.get((str(cell), of_cell), 0.0) + weight
     effect = effect_of(weights, results)
     what = f"{rule['a']} - {rule['b']}" if metric_b == metric else f"{rule['a']}, {metric} - {metric_b}"
     what = f"({what}) - ({rule['c']} - {rule['d']})" if kind == "interaction" else what
@@ -154,9 +159,10 @@ def word_of(kind: str, effect: Effect, margin: float) -> str:
     """The verdict on an effect.
 
     Args:
-        kind: "difference" or "interaction": held from the margin on, if the interval lies above 0; reversed if it lies
-            below. "below": held below the margin, reversed if the interval lies above it. "equal": held if the interval
-            lies within the margin of 0, reversed if it lies outside.
+        kind: "difference" or "interaction": held from the margin on, if the interval lies above 0 and p is below .05;
+            reversed if it lies below 0, likewise. Of one seed, nothing is either below ONE_SEED points. "below": held
+            if the interval lies below the margin, reversed if above. "equal": held if it lies within the margin of 0,
+            reversed if outside.
         effect: see `effect_of`.
         margin: in the metric's unit.
     """
@@ -164,14 +170,16 @@ def word_of(kind: str, effect: Effect, margin: float) -> str:
         return NOT_RESOLVED
     low, high = effect.interval
     if kind == "below":
-        return HELD if effect.value < margin else REVERSED if low > margin else NOT_RESOLVED
+        return HELD if high < margin else REVERSED if low > margin else NOT_RESOLVED
     if kind == "equal":
         if -margin < low and high < margin:
             return HELD
         return REVERSED if low > margin or high < -margin else NOT_RESOLVED
-    if effect.value >= margin and low > 0:
+    sure = effect.p is not None and effect.p < 0.05
+    least = ONE_SEED if effect.n == 1 and effect.images else 0.0
+    if effect.value >= max(margin, least) and low > 0 and sure:
         return HELD
-    return REVERSED if high < 0 else NOT_RESOLVED
+    return REVERSED if high < 0 and effect.value <= -least and sure else NOT_RESOLVED
 
 
 def _monotone(rule: Mapping[str, Any], metric: str, results: Results) -> Verdict:
@@ -226,9 +234,8 @@ def _counts(experiment: Experiment, results: Results) -> Verdict:
     ]
     word = HELD if not differ else REVERSED if len(differ) == len(rows) else NOT_RESOLVED
     but = f" Not equal: {', '.join(differ)}." if differ else ""
-    return Verdict(
-        word, f"{len(rows) - len(differ)} of {len(rows)} counts equal the paper's to its last digit: {word}.{but}"
-    )
+    equal = f"{len(rows) - len(differ)} of {len(rows)} counts are the paper's"
+    return Verdict(word, f"{equal}, rounded or cut to its last digit: {word}.{but}")
 
 
 def in_words(effect: Effect) -> str:

@@ -6,10 +6,13 @@ import textwrap
 from pathlib import Path
 
 import torch
+import yaml
 
 from simclr.ablate.cells import Place, run_cells
 from simclr.ablate.experiment import Experiment, find, read_experiment, rule_in_words
 from simclr.ablate.page import write_experiment, write_index, write_page
+from simclr.ablate.probes import ProbeSettings
+from simclr.ablate.supervised import Settings
 from simclr.ablate.verdict import judge
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
@@ -45,22 +48,25 @@ def ablate(argv: list[str] | None = None) -> None:
     trains = any(cell.work in ("pretrain", "supervised") for cell in experiment.cells)
     if config.full and trains and config.images is None:
         fail("full needs real images. Add --images FOLDER, which holds train and test with a folder for each class.")
+    if config.device not in ("auto", "cpu", "cuda"):
+        fail(f"device={config.device} is not auto, cpu or cuda. CUDA_VISIBLE_DEVICES says which GPUs.")
     device = guarded(lambda: device_named(config.device)) if trains else "cpu"
     out = expanded(config.out)
-    place = guarded(lambda: place_of(out / experiment.name, device, config.images, config.jobs))
+    name = f"{experiment.name}-full" if config.full else experiment.name
+    place = guarded(lambda: place_of(out / name, device, config.images, config.jobs))
     print(f"{experiment.name}: {experiment.question}")
     runs = f"{len(experiment.cells)} cells, {seeds} seed{'s' if seeds > 1 else ''} each, {place.jobs} at a time"
-    print(f"{runs}, {about(place, trains)}", flush=True)
+    print(f"{runs}, {about(place, experiment)}", flush=True)
     try:
         results = guarded(lambda: run_cells(experiment, seeds, place, lambda text: print(text, flush=True)))
     except KeyboardInterrupt:
         fail("stopped. Give the same command again to go on.", INTERRUPTED)
     verdict = judge(experiment, results)
-    write_experiment(experiment, results, verdict, place.out, about(place, trains))
-    index = write_index(out)
+    write_experiment(experiment, results, verdict, place.out, about(place, experiment))
     print((place.out / "table.md").read_text())
     print(f"rule: {rule_in_words(experiment.rule)}")
     print(f"{verdict.word}: {verdict.sentence}")
+    index = write_index(out)
     print(f"written to {place.out} (table.md, table.csv, figure.png, verdict.json) and {index}")
     failed = [f"{result.cell}, seed {result.seed}" for result in results.values() if result.status == "failed"]
     if failed:
@@ -104,30 +110,41 @@ def place_of(out: Path, device: str, images: str | None, jobs: int | None) -> Pl
     """
     gpus = torch.accelerator.device_count() if device != "cpu" else 0
     jobs = jobs or (max(1, gpus) if device != "cpu" else min(cores(), 4))
+    contents = {name: yaml.safe_load(path.read_text()) for name, path in recipes("pretrain").items()}
     if images is None:
-        return Place(out, device, jobs=jobs, gpus=gpus)
+        return Place(out, device, jobs=jobs, gpus=gpus, recipes=contents)
     folder = expanded(images).absolute()
     for part in ("train", "test"):
         if not (folder / part).is_dir():
             raise ValueError(f"images={images} has no folder {part}. It needs train and test, with a folder a class.")
     count = len(list_folder(str(folder / "train"), "images").paths)
-    return Place(out, device, folder, count, jobs, gpus)
+    return Place(out, device, folder, count, jobs, gpus, contents)
 
 
-def about(place: Place, trains: bool) -> str:
+def about(place: Place, experiment: Experiment) -> str:
     """Images and device, for people."""
-    if not trains:
+    works = {cell.work for cell in experiment.cells}
+    if not works & {"pretrain", "supervised"}:
         return "no training: computed here, the same everywhere"
     images = (
         "the built-in shapes" if place.images is None else f"{place.training_images:,} images of {place.images.name}"
     )
-    return f"{images}, {processor_in_words() if place.device == 'cpu' else torch.cuda.get_device_name()}"
+    for work, setting, limit, what in (
+        ("pretrain", "probe.train", ProbeSettings.train, "probes learn from"),
+        ("supervised", "train", Settings.train, "classifiers from"),
+    ):
+        of_cells = {
+            min(c.settings.get(setting, limit), place.training_images) for c in experiment.cells if c.work == work
+        }
+        if of_cells and max(of_cells) < place.training_images:
+            images += f", {what} {max(of_cells):,} of them"
+    return f"{images}, {processor_in_words(place.jobs) if place.device == 'cpu' else torch.cuda.get_device_name()}"
 
 
-def processor_in_words() -> str:
-    """The CPU, its vector instructions, and how much of it is used."""
+def processor_in_words(jobs: int) -> str:
+    """The CPU, its vector instructions, and how much of it is used by so many cells at a time."""
     bf16 = "with" if "amx_bf16" in _cpuinfo() or "avx512_bf16" in _cpuinfo() else "without"
-    threads = torch.get_num_threads()
+    threads = 1 if jobs > 1 else torch.get_num_threads()
     each = f"{threads} thread{'s' if threads > 1 else ''} a cell"
     return f"{processor()} ({torch.backends.cpu.get_cpu_capability()}, {bf16} bf16), {cores()} cores, {each}"
 
