@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ from simclr.ablate.counts import count
 from simclr.ablate.experiment import Cell, Experiment, PaperTable, find, read_experiment, rule_in_words
 from simclr.ablate.figure import figure_of
 from simclr.ablate.page import write_experiment, write_index, write_page
-from simclr.ablate.probes import ProbeSettings, by_protocol, last_figures
+from simclr.ablate.probes import ProbeSettings, by_protocol, last_figures, measure
+from simclr.ablate.program import labels_sha256
 from simclr.ablate.responses import responses_at_start
 from simclr.ablate.results import RESULT, Result
 from simclr.ablate.supervised import Settings, rate, train_classifier
@@ -36,6 +38,7 @@ from simclr.cli.recipes import recipes
 from simclr.cli.train import TrainCLI, parse_and_build
 from simclr.efficientnet import PHI, scaled_efficientnet
 from simclr.encoders import build_encoder
+from simclr.eval.features import extract_features
 from simclr.eval.few_labels import labelled_part
 from simclr.eval.predictions import packed
 from simclr.eval.protocol import Outcome
@@ -734,6 +737,34 @@ def test_labels_alone_are_those_that_the_protocols_draw_first(monkeypatch):
     train_classifier(settings, Path("unused"))
     assert asked[0] == {"seed": 5, "draw": 0}
     assert asked[1].bincount().tolist() == [2] * 10
+
+
+def test_probes_and_protocols_are_of_the_same_labels_and_the_same_test_images(monkeypatch, tmp_path):
+    data, model, seen = tiny_data(), tiny_model(head="deep", seed=5).eval(), []
+    of_run = SimpleNamespace(model={"seed": 5}, data={})
+    monkeypatch.setattr(probes, "read_checkpoint", lambda run: of_run)
+    monkeypatch.setattr(probes, "network_of", lambda checkpoint: model)
+    monkeypatch.setattr(probes, "images_of_run", lambda settings: data)
+
+    def linear_probe(features, labels, tested, wanted, **more):
+        seen.append((features, labels))
+        return SimpleNamespace(predictions=wanted)
+
+    monkeypatch.setattr(probes, "linear_probe", linear_probe)
+    few = {"labels": 0.5}
+    probed = measure(tmp_path, ProbeSettings(**few))
+    labels = data.eval_loader("train").labels
+    part = labelled_part(labels, 3, seed=5, draw=0)  # half of the 6.4 images of a class
+    assert torch.equal(seen[0][1], labels[part])
+    assert torch.equal(seen[0][0], extract_features(model.encoder, data.eval_loader("train"))[0][part])
+    options = {"fractions": [0.5], "draws": 1, "epochs": 1}
+    tuned = measure(tmp_path, ProbeSettings(protocol="semi_finetune", options=options))
+    assert (list(probed.metrics), probed.metrics["linear_top1"]) == (["linear_top1", "spread_h"], 100)
+    assert list(tuned.metrics) == ["test_top1"]
+    assert tuned.images["test_top1"] == probed.images["linear_top1"]
+    test = data.eval_loader("test")
+    assert probed.images["linear_top1"] == labels_sha256(test.labels, test.source.name)
+    assert len({labels_sha256(test.labels, "a"), labels_sha256(test.labels, "b"), labels_sha256(labels, "a")}) == 3
 
 
 def test_the_last_figures_of_a_run_are_means_of_ten(tmp_path):

@@ -200,8 +200,14 @@ def test_autocast_changes_nothing(tile):
         assert relative(grad, other) < 1e-6
 
 
-def test_16_bit_projections_give_a_float32_loss(tile):
-    assert nt_xent(*projections(8, 16, torch.bfloat16), 0.1).dtype == torch.float32
+@pytest.mark.parametrize("loss", [nt_xent, nt_xent_unnormalized])
+def test_16_bit_projections_give_a_float32_loss(tile, loss):
+    views = projections(8, 16, torch.bfloat16)
+    found, exact = loss(*views, 4.0), loss(*(view.detach().float() for view in views), 4.0)
+    assert found.dtype == torch.float32
+    assert found.item() == exact.item()  # only the projections are rounded
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(*(view.detach().float() for view in views), 4.0).item() == pytest.approx(exact.item(), rel=1e-6)
 
 
 def test_the_runs_precision_of_matrix_products_does_not_count():
