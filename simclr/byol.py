@@ -158,7 +158,8 @@ class BYOL(Pretraining):
             head_batch_norm: hidden: batch normalisation in the hidden layers of projector and predictor, as published;
                 false: nowhere.
             target_decay: tau of the target's moving average as the run begins; it rises to 1 by a cosine over the run.
-                The paper: 0.99 for 300 epochs, 0.996 for 1000. 0 makes the target the online network itself.
+                The paper: 0.99 for 300 epochs, 0.996 for 1000. 0 makes the target the online network of the step before,
+                throughout.
             micro_batch_size: images on a device at a time. The gradient is that of the whole batch (with BatchNorm over
                 one micro-batch). If not given: all at once.
             optimizer: lars, sgd (Nesterov) or adamw.
@@ -261,10 +262,13 @@ def target_decay(base: float, step: int, total_steps: int) -> float:
     """tau of the target's step: from `base` to 1 by half a cosine, 1 - (1 - base) (cos(pi k / K) + 1) / 2.
 
     Args:
-        base: in [0, 1].
+        base: in [0, 1]. 0 stays 0 throughout: no target, but the online network of the step before (the paper's table
+            5a), as 1 stays 1: a target that is fixed.
         step: k, optimiser steps taken before.
         total_steps: K, of the run.
     """
+    if base == 0:
+        return 0.0
     return 1 - (1 - base) * (math.cos(math.pi * min(step, total_steps) / total_steps) + 1) / 2
 
 

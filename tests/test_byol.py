@@ -92,6 +92,8 @@ def test_the_step_predicts_each_view_from_the_other(tmp_path):
 def test_the_decay_rises_to_one_by_a_cosine(step, wanted):
     assert target_decay(0.99, step, 100) == pytest.approx(wanted, abs=1e-15)
     assert target_decay(0.99, step, 100) == 1 - (1 - 0.99) * (math.cos(math.pi * step / 100) + 1) / 2
+    assert target_decay(0.0, step, 100) == 0  # without a target, to the end
+    assert target_decay(1.0, step, 100) == 1
 
 
 def test_the_target_is_the_average_of_the_online_weights(tmp_path):
