@@ -158,8 +158,8 @@ class BYOL(Pretraining):
             head_batch_norm: hidden: batch normalisation in the hidden layers of projector and predictor, as published;
                 false: nowhere.
             target_decay: tau of the target's moving average as the run begins; it rises to 1 by a cosine over the run.
-                The paper: 0.99 for 300 epochs, 0.996 for 1000. 0 makes the target the online network of the step before,
-                throughout.
+                The paper: 0.99 for 300 epochs, 0.996 for 1000. 0 stays 0: the target is the online network of the step
+                before.
             micro_batch_size: images on a device at a time. The gradient is that of the whole batch (with BatchNorm over
                 one micro-batch). If not given: all at once.
             optimizer: lars, sgd (Nesterov) or adamw.

@@ -605,6 +605,27 @@ def test_a_device_that_experiments_cannot_have_is_refused_in_a_line(tmp_path, ca
     assert f"device={device} is not auto, cpu or cuda" in said
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ({"probe.trian": 64}, "cell b: probe.trian is no setting. There are probe.labels, "),
+        ({"probe.protocol": "semi_finetune", "probe.options": {"epoch": 3}}, "epoch: no setting of semi_finetune"),
+        ({"probe.protocol": "semi_tune"}, "semi_tune"),
+        ({"work": "supervised", "stepz": 3}, "cell b: stepz is no setting. There are augment, batch_size, "),
+    ],
+)
+def test_a_setting_that_no_program_has_is_refused_before_anything_trains(tmp_path, capsys, cell, message):
+    file = tiny_file(tmp_path / "own.yaml")
+    content = yaml.safe_load(file.read_text())
+    content["cells"]["b"] = cell
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit) as stopped:
+        main(["ablate", str(file), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert (stopped.value.code, said.count("\n"), message in said) == (BAD_INPUT, 1, True), said
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_record_says_what_cells_learned_from_and_how_many_threads_each_had(tmp_path):
     cells = (Cell("a", "pretrain", None, {}), Cell("b", "supervised", None, {"train": 4096}))
     made = Experiment(**{**vars(experiment(UP)), "cells": cells})

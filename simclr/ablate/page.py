@@ -118,7 +118,7 @@ def write_page(out: Path, path: Path, known: Sequence[str]) -> Path:
     absent = [name for name in known if name not in {folder.name for folder, _ in found}]
     text = _page(found, f"Not run yet in its present form: {', '.join(absent)}." if absent else "")
     # Figures from here on lie beside the page.
-    text = re.sub(rf"\]\(([\w-]+)/{FIGURE}\)", rf"]({figures.name}/\1.png)", text)
+    text = re.sub(rf"\]\(([^()/]+)/{FIGURE}\)", rf"]({figures.name}/\1.png)", text)
     write_atomically(path, text.encode())
     return path
 

@@ -36,7 +36,6 @@ def responses_at_start(encoder: str, *, shortcut: Shortcut, seed: int) -> tuple[
         for block in network.modules()
         if isinstance(block, BasicBlock | Bottleneck) and _keeps_shape(block)
     ]
-    # A copy of the input: the ReLU at a block's end works in place on what the next block is given.
     with layer_responses(network) as stds:
         loss = F.cross_entropy(classifier(network.train()(x)), labels % 10)
     loss.backward()

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -14,11 +15,13 @@ from simclr.ablate.page import write_experiment, write_index, write_page
 from simclr.ablate.probes import ProbeSettings
 from simclr.ablate.supervised import Settings
 from simclr.ablate.verdict import judge
+from simclr.checks import listed
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
 from simclr.cli.recipes import recipes
 from simclr.container import cores, processor
 from simclr.data.sources import list_folder
+from simclr.eval.protocol import OF_EVAL, settings_of
 from simclr.paths import expanded
 
 KIND = "ablations"  # the folder of `configs` that holds the experiments
@@ -40,6 +43,7 @@ def ablate(argv: list[str] | None = None) -> None:
     if config.name is None:
         fail("which experiment? Use simclr ablate NAME; simclr ablate --list shows all.")
     experiment = guarded(lambda: read_experiment(find(config.name, known), config.full))
+    guarded(lambda: refuse_unknown_settings(experiment))
     seeds = experiment.seeds if config.seeds is None else config.seeds
     if seeds < 1:
         fail(f"seeds={seeds} is not 1 or more.")
@@ -71,6 +75,27 @@ def ablate(argv: list[str] | None = None) -> None:
     failed = [f"{result.cell}, seed {result.seed}" for result in results.values() if result.status == "failed"]
     if failed:
         fail(f"{len(failed)} of {len(results)} cells failed: {'; '.join(failed)}. The table says why.", FAILED)
+
+
+def refuse_unknown_settings(experiment: Experiment) -> None:
+    """Before anything is trained: the settings of the programs that measure.
+
+    Raises:
+        ValueError: for one that a program does not have, or a protocol that there is none of.
+    """
+    of_probes, of_training = ({f.name for f in fields(of)} for of in (ProbeSettings, Settings))
+    for cell in experiment.cells:
+        probe = {key.removeprefix("probe."): v for key, v in cell.settings.items() if key.startswith("probe.")}
+        unknown = [f"probe.{name}" for name in probe if name not in of_probes]
+        if cell.work == "supervised":
+            unknown += [name for name in cell.settings if name not in of_training]
+        if unknown:
+            known = [f"probe.{name}" for name in of_probes] if cell.work == "pretrain" else of_training
+            raise ValueError(
+                f"cell {cell.name}: {', '.join(unknown)} is no setting. There are {listed(sorted(known))}."
+            )
+        if protocol := probe.get("protocol"):
+            settings_of(protocol, probe.get("options", {}), OF_EVAL)
 
 
 def ablate_parser() -> Parser:
