@@ -37,7 +37,8 @@ from simclr.training.step_log import StepLog
 from simclr.training.views import EpochViews
 
 # The two views of an image are made differently (appendix B): one always blurred, the other rarely, and solarised.
-VIEWS = {"blur_prob": [1.0, 0.1], "solarize_prob": [0.0, 0.2]}
+# DeepMind's code jitters half as much as SimCLR's, and saturation by .2, where half of SimCLR's is .4.
+VIEWS = {"strength": 0.5, "blur_prob": [1.0, 0.1], "solarize_prob": [0.0, 0.2]}
 
 
 class BYOL(Pretraining):
@@ -45,6 +46,7 @@ class BYOL(Pretraining):
 
     A batch is that of `simclr.module.SimCLR`, and so are views, optimisers, schedules, resume and evaluation: the same
     parts. What training leaves behind is `encoder`, the online network's; `target["encoder"]` is its moving average.
+    Both views go through a network in one batch, whose statistics BatchNorm takes; DeepMind's code has one a view.
     """
 
     architecture: tuple[str, ...] = ("encoder", "image_size", "stem", "width", "depth", "phi", "shortcut", "norm")
@@ -175,8 +177,9 @@ class BYOL(Pretraining):
             channels_last: memory layout of images and convolutions.
             compile_encoder: run both networks by torch.compile; see SimCLR.
             seed: of the views. On the command line it comes from seed_everything.
-            **augmentation: settings of SimCLRAugmentation. If not given: view 2 is solarised with probability 0.2, and
-                above 64 px view 1 is always blurred and view 2 with probability 0.1, as published.
+            **augmentation: settings of SimCLRAugmentation. If not given: strength 0.5; view 2 is solarised with
+                probability 0.2, and above 64 px view 1 is always blurred and view 2 with probability 0.1, as published.
+                (The published saturation is .2; half of SimCLR's is .4.)
         Raises:
             ValueError: for a setting out of its range, by its name.
         """

@@ -1,4 +1,4 @@
-"""Training with labels, which SimCLR is measured against (Chen et al. 2020: Figure 5, Tables 1 and 8).
+"""Training with labels, which SimCLR is measured against (Chen et al. 2020: Figure 7, Tables 1 and 8).
 
 The same encoder, images, views and optimisation as in pretraining, and one difference: in place of a projection head
 and a contrastive loss a linear classifier on h and the cross entropy of its answers,

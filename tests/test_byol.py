@@ -268,6 +268,10 @@ def test_views_are_those_of_the_paper_unless_others_are_given():
     assert small.hparams.solarize_prob == [0.0, 0.2]
     assert small.hparams.blur_prob == 0.0
     assert (large.hparams.blur_prob, large.hparams.solarize_prob) == ([1.0, 0.1], [0.0, 0.2])
+    # DeepMind's brightness, contrast and hue: .4, .4 and .1, where SimCLR's are .8, .8 and .2 at this size.
+    jitter = large.augment.strength * torch.tensor([0.8, 0.8, 0.2])
+    torch.testing.assert_close(jitter, torch.tensor([0.4, 0.4, 0.1]))
+    assert tiny_byol(image_size=96, stem="small", strength=1.0).augment.strength == 1.0
     assert tiny_byol(solarize_prob=0.0, blur_prob=0.5).hparams.blur_prob == 0.5
     images, index = torch.rand(3, 3, 16, 16), torch.arange(3)
     again = BYOL(**{**small.hparams})

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+import simclr.eval.distill as eval_distill
+import simclr.eval.finetune as eval_finetune
 from simclr.checkpoint import load_encoder, read_checkpoint
 from simclr.cli import main
 from simclr.cli.messages import BAD_INPUT
@@ -17,7 +19,7 @@ from simclr.eval import encoder_sha256, extract_features
 from simclr.eval.distill import distill, distillation_loss
 from simclr.eval.evaluation import LoadedImages
 from simclr.eval.few_labels import labelled_part
-from simclr.eval.finetune import finetune, semi_finetune, tune
+from simclr.eval.finetune import finetune, semi_finetune, tune, usual_epochs
 from simclr.eval.linear import TRAINING_VIEW, crop_and_flip
 from simclr.eval.protocol import OF_EVAL, FrozenFeatures
 from simclr.eval.suite import STARTING, evaluate
@@ -148,7 +150,6 @@ def test_fine_tuning_on_few_labels_is_simclrv2s_on_the_labels_of_semi(frozen):
         "labels_per_class=1/draw=0": 10,
         "labels_per_class=2/draw=0": 20,
     }
-    assert semi_finetune(frozen, per_class=[1], draws=1)["labels_per_class=1/draw=0"].settings["epochs"] == 30
 
 
 @pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 1.0), (0.3, 0.7), (2.0, 0.0)])
@@ -175,6 +176,23 @@ def test_the_loss_of_distillation_is_equation_3(temperature, alpha):
 
 
 LITTLE = {"student": "resnet8", "width": 0.25, "fraction": 0.5, "epochs": 2, "teacher_epochs": 2, "batch_size": 16}
+
+
+def test_fine_tuning_has_the_steps_of_simclrv2_however_few_labels_there_are(frozen, monkeypatch):
+    """60 epochs of ten labels are 60 steps, in which LARS moves a weight by half a hundredth of its length."""
+    asked = []
+    tuned = tune(frozen, torch.arange(16), epochs=1, batch_size=16, base_lr=0.1, optimizer="lars")
+    for place in (eval_finetune, eval_distill):
+        monkeypatch.setattr(place, "tune", lambda frozen, part, **given: asked.append(given["epochs"]) or tuned)
+    semi_finetune(frozen, per_class=[1], draws=1)  # a step an epoch
+    semi_finetune(frozen, fractions=[0.5], draws=1, batch_size=15)  # two of 30 images
+    semi_finetune(frozen, fractions=[0.5], draws=1, batch_size=1)  # 30
+    semi_finetune(frozen, fractions=[0.5], draws=1, epochs=3)
+    distill(frozen, **{**LITTLE, "teacher_epochs": None, "batch_size": 15, "epochs": 1})
+    assert asked == [750, 375, 30, 3, 375]
+    assert usual_epochs(12_811, 1_281_167, 1024) == 60  # 1 % of ImageNet
+    assert usual_epochs(128_116, 1_281_167, 1024) == 30
+    assert usual_epochs(500, 50_000, 256) == 375
 
 
 def test_the_student_learns_from_its_teacher_and_from_no_label_but_the_teachers(frozen):

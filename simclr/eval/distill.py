@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from simclr.encoders import Stem, build_encoder
 from simclr.eval.features import check_split
 from simclr.eval.few_labels import labelled_part, labels_per_class
-from simclr.eval.finetune import Crops, descent, score, tune, zero_classifier
+from simclr.eval.finetune import Crops, descent, score, tune, usual_epochs, zero_classifier
 from simclr.eval.protocol import FrozenFeatures, Outcome
 from simclr.eval.training import WithHead, fed_as, train_epochs
 
@@ -54,7 +54,7 @@ def distill(
     batch_size: int = 256,
     base_lr: float = 0.1,
     weight_decay: float = 1e-4,
-    teacher_epochs: int = 60,
+    teacher_epochs: int | None = None,
     teacher_base_lr: float = 0.005,
     from_layer: int = 0,
     seed: int = 0,
@@ -79,7 +79,7 @@ def distill(
         batch_size: images a step.
         base_lr: of the student, per 256 images.
         weight_decay: of the student, L2.
-        teacher_epochs: of fine-tuning, over the labelled images.
+        teacher_epochs: of fine-tuning, over the labelled images. If not given: those of `semi_finetune`.
         teacher_base_lr: of fine-tuning, per image, see `semi_finetune`.
         from_layer: how many layers of the projection head the teacher keeps: 0 for h, 1 as in SimCLRv2.
         seed: of the labels, the student's first weights, the order of the images and their crops.
@@ -97,7 +97,8 @@ def distill(
     scaled = {"width": width, "depth": depth, "phi": phi, "stem": stem}
     body = build_student(student, frozen.encoder, channels, seed=seed, **scaled)
     part = labelled_part(labels, labels_per_class(labels, fraction), seed=seed, draw=0)
-    options: dict[str, Any] = {"epochs": teacher_epochs, "batch_size": batch_size, "base_lr": teacher_base_lr}
+    usual = usual_epochs(len(part), len(labels), batch_size)
+    options: dict[str, Any] = {"epochs": teacher_epochs or usual, "batch_size": batch_size, "base_lr": teacher_base_lr}
     teacher = tune(frozen, part, **options, from_layer=from_layer, optimizer="lars", seed=seed)
     teacher.about["labels"] = len(part)
     of_teacher = teacher.score(frozen)

@@ -61,7 +61,7 @@ def train_linear_sgd(
     weight = torch.zeros(num_classes, feature_dim, device=device, requires_grad=True)
     bias = torch.zeros(num_classes, device=device, requires_grad=True)
     lr = base_lr * batch_size / 256
-    # As in google-research/simclr: the bias of the supervised head is not decayed.
+    # The bias of the supervised head is not decayed (in google-research/simclr it is, by SGD; by LARS it is not).
     groups = [{"params": [weight], "weight_decay": weight_decay}, {"params": [bias], "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True)
     for epoch in range(epochs):
