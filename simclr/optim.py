@@ -1,7 +1,7 @@
 """Optimisation as in google-research/simclr: LARS, parameter groups, learning-rate scaling, warm-up and cosine.
 
-The loss here is a mean over 2N anchors, as in the paper's equation 1; in that code it is a sum of two means over N, twice
-as much. LARS divides by the gradient's length, so that a weight decay there is half of it here, and biases and
+The loss here is a mean over 2N anchors, as in the paper's equation 1; in that code it is a sum of two means over N,
+twice as much. LARS divides by the gradient's length, so that a weight decay there is half of it here, and biases and
 normalisation, which have no trust ratio, have half the rate here.
 """
 
