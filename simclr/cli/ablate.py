@@ -14,7 +14,7 @@ from simclr.ablate.experiment import Experiment, find, read_experiment, rule_in_
 from simclr.ablate.page import write_experiment, write_index, write_page
 from simclr.ablate.probes import ProbeSettings
 from simclr.ablate.supervised import Settings
-from simclr.ablate.verdict import judge
+from simclr.ablate.verdict import ONE_SEED, judge
 from simclr.checks import listed
 from simclr.cli.messages import FAILED, INTERRUPTED, fail, guarded, in_a_line, quiet
 from simclr.cli.parsing import Parser, device_named
@@ -194,4 +194,5 @@ def listing(experiments: list[Experiment]) -> str:
         for name, text in said.items():
             lines += textwrap.wrap(f"{name}: {text}", width, initial_indent="  ", subsequent_indent="    ")
         blocks.append("\n".join(lines))
-    return "\n".join([*blocks, f"{len(blocks)} experiments. Run one: simclr ablate NAME."])
+    one_seed = f"With one seed nothing below {ONE_SEED:g} points is held or reversed."
+    return "\n".join([*blocks, f"{one_seed} {len(blocks)} experiments. Run one: simclr ablate NAME."])
