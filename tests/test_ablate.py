@@ -531,6 +531,21 @@ def test_a_cell_that_measures_another_follows_it_and_falls_with_it(tmp_path, com
     assert found["b", 0].why == "it measures a, which failed"
 
 
+def test_a_run_that_is_gone_is_told_with_what_to_do(tmp_path, commands, monkeypatch):
+    """Its result is there, and skipped; a cell that is added later would measure the run once more."""
+    commands |= {"a": WRITES, "b": WRITES}
+    made = experiment(UP)
+    run_cells(made, 1, Place(tmp_path), lambda text: None)
+    later = Cell("later", "pretrain", None, {}, start="a")
+    monkeypatch.undo()  # the engine's own commands
+    found = run_cells(
+        Experiment(**{**vars(made), "cells": (*made.cells, later)}), 1, Place(tmp_path), lambda text: None
+    )
+    assert (found["a", 0].status, found["later", 0].status) == ("done", "failed")
+    [folder] = tmp_path.glob("cells/a/*")
+    assert found["later", 0].why == f"the run of a is gone. Delete {folder}, and it is trained again."
+
+
 def test_other_settings_have_another_folder_and_fewer_epochs_of_more_images(tmp_path, monkeypatch):
     made = experiment(UP)
     cell = Cell("a/b c", "pretrain", None, {"trainer.max_epochs": 20})

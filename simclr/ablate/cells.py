@@ -254,6 +254,8 @@ class _Runner:
             return [[sys.executable, "-m", "simclr.ablate.supervised", *of_program, *images, given]]
         if cell.start is not None:  # measured in another way, not trained again
             run = folder_of(self.experiment.cell(cell.start), seed, settings["start"], self.place) / "run"
+            if not run.is_dir():
+                raise _CellFailed(f"the run of {cell.start} is gone. Delete {run.parent}, and it is trained again.")
         else:
             run = folder / "run"
         probe = {key.removeprefix("probe."): v for key, v in settings.items() if key.startswith("probe.")}
