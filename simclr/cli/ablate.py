@@ -62,7 +62,7 @@ def ablate(argv: list[str] | None = None) -> None:
     runs = f"{len(experiment.cells)} cells, {seeds} seed{'s' if seeds > 1 else ''} each, {place.jobs} at a time"
     print(f"{runs}, {about(place, experiment)}", flush=True)
     try:
-        results = guarded(lambda: run_cells(experiment, seeds, place, lambda text: print(text, flush=True)))
+        results = guarded(lambda: run_cells(experiment, seeds, place, _say))
     except KeyboardInterrupt:
         fail("stopped. Give the same command again to go on.", INTERRUPTED)
     verdict = judge(experiment, results)
@@ -75,6 +75,12 @@ def ablate(argv: list[str] | None = None) -> None:
     failed = [f"{result.cell}, seed {result.seed}" for result in results.values() if result.status == "failed"]
     if failed:
         fail(f"{len(failed)} of {len(results)} cells failed: {'; '.join(failed)}. The table says why.", FAILED)
+
+
+def _say(text: str) -> None:
+    """A line, written whole: cells that end at the same time say so from threads of their own."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def refuse_unknown_settings(experiment: Experiment) -> None:
