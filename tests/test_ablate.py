@@ -599,6 +599,55 @@ def test_ctrl_c_reaches_the_programs_of_cells_once(tmp_path, commands):
     assert log.read_text().startswith("True")
 
 
+WAITING = """
+import sys
+from pathlib import Path
+from simclr.ablate import cells
+from simclr.ablate.experiment import read_experiment
+child = "import os, time; open('pid', 'w').write(f'{os.getpid()}.'); time.sleep(100)"
+cells._Runner.commands = lambda *given: [[sys.executable, "-c", child]]
+cells.run_cells(read_experiment(Path(sys.argv[1])), 1, cells.Place(Path("out")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_programs_of_cells_end_with_an_engine_that_is_killed(tmp_path):
+    """Else they would hold their runs when the same command is given again."""
+    command = [sys.executable, "-c", WAITING, str(FILES["blur"])]
+    engine_process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    pid = tmp_path / "pid"
+    deadline = time.monotonic() + 60
+    while not (pid.is_file() and pid.read_text().endswith(".")):
+        assert time.monotonic() < deadline
+        assert engine_process.poll() is None
+        time.sleep(0.05)
+    child = Path("/proc", pid.read_text()[:-1])
+    assert child.is_dir()
+    engine_process.kill()
+    engine_process.wait()
+    while child.is_dir() and "(zombie)" not in (child / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_closed_terminal_ends_an_experiment_but_not_one_of_nohup(tmp_path, commands):
+    commands["a"] = WRITES
+    seen = []
+    for before in (signal.SIG_DFL, signal.SIG_IGN):
+        previous = signal.signal(signal.SIGHUP, before)
+        try:
+            run_cells(
+                experiment(UP, ("a",)),
+                1,
+                Place(tmp_path / before.name),
+                lambda text: seen.append(signal.getsignal(signal.SIGHUP)),
+            )
+            assert signal.getsignal(signal.SIGHUP) is before
+        finally:
+            signal.signal(signal.SIGHUP, previous)
+    assert seen == [engine._interrupt, signal.SIG_IGN]
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"verdict": {"effect": null}}', "null", "{"])
 def test_a_verdict_of_another_program_is_left_out(tmp_path, content):
     made = experiment(UP)

@@ -1,5 +1,6 @@
 """Runs the cells of an experiment: by the command line, each in a process and folder of its own, several at a time."""
 
+import ctypes
 import itertools
 import json
 import os
@@ -168,7 +169,9 @@ class _Runner:
         cells = self.experiment.cells
         results: dict[tuple[str, int], Result] = {}
         in_main = threading.current_thread() is threading.main_thread()
-        ends = (signal.SIGTERM, signal.SIGHUP) if in_main else ()  # SIGHUP: of a terminal that is closed
+        # SIGHUP: of a terminal that is closed; nohup has it ignored.
+        known = (signal.SIGTERM, signal.SIGHUP) if in_main else ()
+        ends = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
         previous = {number: signal.signal(number, _interrupt) for number in ends}
         try:
             # Those that measure another cell's run come after it.
@@ -283,6 +286,7 @@ class _Runner:
                     stdin=subprocess.DEVNULL,
                     env=environment,
                     start_new_session=True,  # a Ctrl-C in the terminal reaches it once, by `_stop`: it saves and ends
+                    preexec_fn=_end_with_the_engine,  # one system call, no lock of another thread's
                 )
                 self.running.add(process)
             try:
@@ -294,6 +298,18 @@ class _Runner:
             said = (folder / LOG).read_bytes()[begun:].decode(errors="replace").strip().splitlines()
             errors = [line.partition("error: ")[2] for line in said if line.startswith("error: ")]
             raise _CellFailed((errors or said or [f"exit code {code}"])[-1])
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_the_engine() -> None:
+    """In a program of a cell, before it begins: on Linux it is killed when the thread that waits for it is no more.
+
+    Else one would go on after a kill -9 of the engine, and hold its run when the same command is given again.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class _CellFailed(Exception):
